@@ -1,0 +1,1022 @@
+"""The secure-chat/1 protocol: all that Bob and Alice share, in the order in which it runs.
+
+    Bob                                                               Alice
+    hello_bob = "secure-chat/1", nonce_B, p, g, B = g^b, RSA_bob  ---->
+                <----  hello_alice = "secure-chat/1", nonce_A, A = g^a, RSA_alice
+    both: is the peer's key the pinned one?  Z = g^ab, th, two AES keys
+                <----  record 0: READY, sealed by Alice (sent together with her hello)
+    record 0: READY, sealed by Bob, once hers is verified and decrypted  ---->
+                <----  record n: TEXT, the request
+    record n: TEXT, the reply  ---->
+    either side, whenever it leaves: CLOSE
+
+    symbol    here             bytes         what it is, and where it comes from
+    p, q, g   Group            256 to 512    safe prime p = 2q + 1, generator g of the subgroup of order q
+    a, b      Offer.exponent   len(p) / 8    private exponent, for one session (SP 800-56A, 5.6.1.1)
+    A, B      public_value     len(p)        g^a, g^b mod p, left-padded
+    Z         z                len(p)        shared secret g^ab mod p, left-padded (SP 800-56A, 5.7.1.1)
+    th        th               32            transcript hash: SHA-256 over both hello frames
+    K         key              32            AES-256 key of one direction (SP 800-56C, 4.1)
+    C         commitment       32            commits to K; never sent, in every signature
+    n         number           12            record number in its direction: the GCM nonce (SP 800-38D, 8.2.1)
+
+Bytes go in, bytes come out: a socket is only something to read from and to write to, and nothing
+here prints or asks. Secrets come from the system's CSPRNG, and secret exponents are used in one
+function, `power`. Whatever a peer sends is either a value that passed every check or an exception.
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import enum
+import errno
+import hmac
+import os
+import re
+import secrets
+import shlex
+import socket
+import stat
+import sys
+import time
+import unicodedata
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from math import log, prod
+from pathlib import Path
+from typing import Callable, NamedTuple
+
+from Crypto import IncorrectPassphraseError, PassphraseRequiredError
+from Crypto.Cipher import AES
+from Crypto.Hash import SHA256
+from Crypto.IO import PEM
+from Crypto.Math.Numbers import Integer, _implementation
+from Crypto.Math.Primality import test_probable_prime
+from Crypto.PublicKey import RSA
+from Crypto.PublicKey.RSA import RsaKey as RsaKey
+from Crypto.Signature import pss
+from Crypto.Util.asn1 import DerSequence
+from Crypto.Util.Padding import pad, unpad
+
+if sys.platform == "win32":
+    import msvcrt
+else:
+    import fcntl
+
+VERSION = b"secure-chat/1"
+PORT = 65432
+
+# Sizes in bytes unless the name says bits; every limit holds before anything is allocated or computed.
+NONCE_BYTES = 32
+GROUP_BITS = range(2048, 4096 + 1)
+RSA_BITS = range(2048, 4096 + 1)
+RSA_EXPONENT = 65537
+RSA_DER_LIMIT = 1024
+NEW_RSA_BITS = 3072
+HELLO_LIMIT = 8 * 1024
+READY_LIMIT = 4 * 1024
+TEXT_LIMIT = 1024 * 1024
+PADDING = 256
+GCM_NONCE, GCM_TAG = 12, 16
+RECORD_LIMIT = GCM_NONCE + (TEXT_LIMIT // PADDING + 1) * PADDING + GCM_TAG + RSA_BITS[-1] // 8
+FILE_LIMIT = 1024 * 1024
+
+HANDSHAKE_SECONDS = 10.0  # for the whole handshake, from its first byte
+FIRST_BYTE_SECONDS = 120.0  # Alice's patience with a Bob who is still making his parameters
+GOODBYE_SECONDS = 2.0  # for a CLOSE to reach the other side before we hang up
+
+# A record is one write, sent at once; a dead line is noticed after 30 s, idle (seconds) or sending (ms).
+TCP_OPTIONS = {
+    "TCP_NODELAY": 1,
+    "TCP_KEEPIDLE": 15,
+    "TCP_KEEPALIVE": 15,  # macOS's name for it
+    "TCP_KEEPINTVL": 5,
+    "TCP_KEEPCNT": 3,
+    "TCP_USER_TIMEOUT": 30_000,
+}
+
+Random = Callable[[int], bytes]
+
+
+class ProtocolError(Exception):
+    """The peer, or somebody on the line, broke the protocol. The connection is over."""
+
+
+class TrustError(Exception):
+    """The peer holds a key that is not the one to be trusted: a person has to decide."""
+
+
+class ConnectionCut(Exception):
+    """The connection ended, or stalled, without a goodbye."""
+
+
+class FileError(Exception):
+    """A file or folder in the home folder cannot be used as it is. It was left as it was."""
+
+
+class MessageError(ValueError):
+    """The text cannot be sent as it is. Nothing was sent, and the conversation can go on."""
+
+
+def require(condition: bool, reason: str) -> None:
+    """Raise ProtocolError(reason) unless `condition` holds."""
+    if not condition:
+        raise ProtocolError(reason)
+
+
+class Role(enum.Enum):
+    """Who one is: it orders the transcript and labels the keys."""
+
+    BOB = "bob"
+    ALICE = "alice"
+
+    @property
+    def peer(self) -> Role:
+        return Role.ALICE if self is Role.BOB else Role.BOB
+
+    @property
+    def direction(self) -> bytes:
+        """The label of what this role sends, for example b"bob->alice"."""
+        return f"{self.value}->{self.peer.value}".encode()
+
+
+# ---------------------------------------------------------------- Diffie-Hellman parameters and step 1
+
+
+def power(base: int, exponent: bytes, modulus: int) -> bytes:
+    """Return base^exponent mod modulus, left-padded to the length of the modulus.
+
+    The running time depends on the lengths alone: the exponent is taken as bytes and stays so. This
+    is the one place that touches the library's internal big integers, and it insists on the
+    constant-time ones (the library silently falls back to others where its C code cannot be loaded).
+    """
+    if _implementation.get("library") != "nat":
+        raise RuntimeError("this installation of pycryptodome has no constant-time arithmetic")
+    result = pow(Integer(base), Integer.from_bytes(exponent), Integer(modulus))
+    return result.to_bytes(byte_length(modulus))
+
+
+def is_power_one(base: int, exponent: int, modulus: int) -> bool:
+    """Whether base^exponent = 1 mod modulus, all of them public."""
+    return int.from_bytes(power(base, to_bytes(exponent), modulus), "big") == 1
+
+
+def byte_length(number: int) -> int:
+    return (number.bit_length() + 7) // 8
+
+
+def to_bytes(number: int) -> bytes:
+    """Return the minimal unsigned big-endian encoding."""
+    return number.to_bytes(byte_length(number), "big")
+
+
+@dataclass(frozen=True)
+class Group:
+    """Diffie-Hellman parameters: a safe prime p = 2q + 1, and a generator g of the subgroup of order q."""
+
+    p: int
+    g: int
+
+    @property
+    def q(self) -> int:
+        return (self.p - 1) // 2
+
+    def contains(self, y: int) -> bool:
+        """Whether y is in the subgroup of order q and not 1 (SP 800-56A, 5.6.2.3.1)."""
+        return 2 <= y <= self.p - 2 and is_power_one(y, self.q, self.p)
+
+    def private_exponent(self, random: Random = secrets.token_bytes) -> bytes:
+        """Return len(p) / 8 random bytes: 256 bits for a 2048-bit group, well over twice its strength.
+
+        (SP 800-56A, 5.6.1.1.3 excludes 0. A zero has probability 2^-256, and the peer would refuse g^0.)
+        """
+        return random(byte_length(self.p) // 8)
+
+    def export(self) -> bytes:
+        """Return the group as PKCS#3 PEM, as `openssl dhparam` reads and writes it."""
+        return PEM.encode(DerSequence([self.p, self.g]).encode(), "DH PARAMETERS").encode() + b"\n"
+
+    @classmethod
+    def load(cls, pem: bytes) -> Group:
+        """Read PKCS#3 PEM (an optional private value length is ignored), unchecked.
+
+        Raises ValueError if it is anything else.
+        """
+        der, marker, _ = PEM.decode(pem.decode("ascii"))
+        sequence = DerSequence().decode(der, strict=True, nr_elements=(2, 3), only_ints_expected=True)
+        if marker != "DH PARAMETERS":
+            raise ValueError("not DH PARAMETERS")
+        return cls(sequence[0], sequence[1])
+
+
+# SHA-256 over p of the groups in RFC 7919 (ffdhe) and RFC 3526 (modp): safe primes, known to everybody.
+KNOWN_PRIMES = frozenset(
+    bytes.fromhex(digest)
+    for digest in (
+        "9cd3b7f336872f46c09428d1bbc19877a4d440512cda8d1c1cf0cd6e33698966",  # ffdhe2048
+        "0eaf67db3a839156d5013494a5318a772b5697d270d721f37f092efc69ea5a17",  # ffdhe3072
+        "4648414224ac881b3d0dc59b466f96d06a558278776807797ecf1f66ff397b3e",  # ffdhe4096
+        "d66436f79bbd6b2e38c0ffbd079be904d2641415e2e67140e09448be9a60890e",  # modp 2048
+        "48cf8b092fbce4359d9871abf74f98e25b6163379eaa15cd9087e800c6d1c55c",  # modp 3072
+        "4ee95187682bcb230ad26a95205f6920e84708f6251b3894329b09ec23919e33",  # modp 4096
+    )
+)
+
+
+def check_group(group: Group, checked_before: Group | None = None) -> None:
+    """Raise ProtocolError unless p is a safe prime of 2048 to 4096 bits and g generates the subgroup.
+
+    A p that passed before, or that everybody knows, is not tested again.
+    """
+    p, g = group.p, group.g
+    require(p.bit_length() in GROUP_BITS, f"p has {p.bit_length()} bits, not 2048 to 4096")
+    require(p % 2 == 1, "p is even")
+    known = SHA256.new(to_bytes(p)).digest() in KNOWN_PRIMES
+    if not known and (checked_before is None or p != checked_before.p):
+        require(is_safe_prime(p), "p is not a safe prime")
+    require(group.contains(g), "g does not generate the subgroup of order q")
+
+
+def is_safe_prime(p: int) -> bool:
+    """Whether the odd number p and q = (p - 1) / 2 are both prime.
+
+    q gets the library's test (Miller-Rabin with random bases, and Lucas). For p that settles it:
+    with q > sqrt(p) prime, 4^q = 1 and gcd(4 - 1, p) = 1 prove p prime (Pocklington's theorem).
+    """
+    q = (p - 1) // 2
+    return p % 3 != 0 and is_power_one(4, q, p) and bool(test_probable_prime(q))
+
+
+def generate_group(bits: int = 2048, progress: Callable[[float], None] = lambda _: None) -> Group:
+    """Make fresh parameters: p of exactly `bits` bits, uniformly from p = 23 mod 24, and g = 2.
+
+    p = 24k - 1 makes q = 12k - 1, and 2 a square mod p (p = 7 mod 8), so that it has order q. A run
+    of k from a random start is sieved of small factors of p and q; what survives is tested, a thread
+    a core (the library's arithmetic releases the interpreter lock). `progress` is told after every
+    test what part of all such searches would have ended by then.
+    """
+    bound, run = 1_000_000, 1 << 18
+    small_primes = _small_primes(bound)
+    # Mertens: among numbers without factors below B, one in ln(q) / (e^gamma ln(B)) is prime.
+    chance = (1.781 * log(bound) / (bits * log(2))) ** 2
+    tested = 0
+    pool = ThreadPoolExecutor(max_workers=os.cpu_count())
+    try:
+        while True:
+            start = (secrets.randbelow(1 << (bits - 1)) + (1 << (bits - 1))) // 24
+            candidates = (12 * (start + i) - 1 for i in _survivors(start, run, small_primes))
+            survivors = [q for q in candidates if q.bit_length() == bits - 1]
+            for q, passed in zip(survivors, pool.map(_fermat, survivors)):
+                tested += 1
+                progress(1 - (1 - chance) ** tested)
+                if passed and is_safe_prime(2 * q + 1):
+                    return Group(2 * q + 1, 2)
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _fermat(q: int) -> bool:
+    """Whether 2^(q-1) = 1 mod q: nearly always false for a composite q."""
+    return is_power_one(2, q - 1, q)
+
+
+def _small_primes(bound: int) -> list[int]:
+    """Return the primes from 5 to `bound` (sieve of Eratosthenes)."""
+    is_prime = bytearray([1]) * bound
+    for n in range(2, int(bound**0.5) + 1):
+        if is_prime[n]:
+            is_prime[n * n :: n] = bytes(len(range(n * n, bound, n)))
+    return [n for n in range(5, bound) if is_prime[n]]
+
+
+def _survivors(start: int, run: int, small_primes: list[int]) -> Iterator[int]:
+    """Yield each i < run for which neither 12(start + i) - 1 nor 24(start + i) - 1 has a small factor."""
+    alive = bytearray([1]) * run
+    for at in range(0, len(small_primes), 16):
+        primes = small_primes[at : at + 16]
+        rest = start % prod(primes)  # one long division for sixteen primes
+        for r in primes:
+            inverse = (1 + r * (24 - r % 24)) // 24  # of 24 mod r, since r^2 = 1 mod 24
+            for k in (inverse, 2 * inverse):  # 24k = 1 strikes p, 12k = 1 strikes q
+                first = (k - rest) % r
+                alive[first::r] = bytes(len(range(first, run, r)))
+    return (i for i in range(run) if alive[i])
+
+
+# ------------------------------------------------------------------------ step 2: symmetric encryption
+
+
+class DirectionKeys(NamedTuple):
+    """What SHA-256 makes of the shared secret for one direction: K encrypts, C is signed."""
+
+    key: bytes
+    commitment: bytes
+
+    def __repr__(self) -> str:
+        return "DirectionKeys(...)"
+
+
+def derive_keys(z: bytes, direction: bytes, th: bytes) -> DirectionKeys:
+    """Derive K and C, 32 bytes each (SP 800-56C, 4.1: one-step with SHA-256, two blocks)."""
+    fixed_info = VERSION + b" key " + direction + th
+    key, commitment = (SHA256.new(block.to_bytes(4, "big") + z + fixed_info).digest() for block in (1, 2))
+    return DirectionKeys(key, commitment)
+
+
+def encrypt(key: bytes, nonce: bytes, plaintext: bytes) -> bytes:
+    """AES-256-GCM: return ciphertext || tag[16] for a 12-byte nonce (SP 800-38D)."""
+    ciphertext, tag = AES.new(key, AES.MODE_GCM, nonce=nonce, mac_len=GCM_TAG).encrypt_and_digest(plaintext)
+    return ciphertext + tag
+
+
+def decrypt(key: bytes, nonce: bytes, sealed: bytes) -> bytes:
+    """Undo `encrypt`. Raises ValueError if the tag is not valid: then nothing is returned."""
+    cipher = AES.new(key, AES.MODE_GCM, nonce=nonce, mac_len=GCM_TAG)
+    return cipher.decrypt_and_verify(sealed[:-GCM_TAG], sealed[-GCM_TAG:])
+
+
+# ------------------------------------------------------------------------------ step 3: authentication
+
+
+def sign(key: RsaKey, message: bytes, random: Random = secrets.token_bytes) -> bytes:
+    """RSASSA-PSS with SHA-256, MGF1-SHA-256 and a 32-byte salt (RFC 8017, 8.1.1)."""
+    return pss.new(key, salt_bytes=32, rand_func=random).sign(SHA256.new(message))
+
+
+def verify(key: RsaKey, message: bytes, signature: bytes) -> bool:
+    """Whether `signature` is `key`'s over `message` (RFC 8017, 8.1.2)."""
+    try:
+        pss.new(key, salt_bytes=32).verify(SHA256.new(message), signature)
+    except ValueError:
+        return False
+    return True
+
+
+# DER of the AlgorithmIdentifier { rsaEncryption, NULL } (RFC 8017, A.1), where it stands in every
+# SubjectPublicKeyInfo of the sizes accepted here.
+_RSA_ENCRYPTION = bytes.fromhex("300d06092a864886f70d0101010500")
+
+
+def public_der(key: RsaKey) -> bytes:
+    """Return the public half as DER SubjectPublicKeyInfo, in its one canonical encoding."""
+    return key.public_key().export_key("DER")
+
+
+def load_public_key(der: bytes) -> RsaKey:
+    """Parse and check an RSA public key from a peer: DER SubjectPublicKeyInfo, at most 1 KiB.
+
+    Size first: the library needs 25 s for a key of 131 KB. Raises ProtocolError.
+    """
+    require(len(der) <= RSA_DER_LIMIT, "the RSA key is larger than 1 KiB")
+    require(der[4:19] == _RSA_ENCRYPTION, "the key is not an RSA SubjectPublicKeyInfo")
+    try:
+        key = RSA.import_key(der)
+    except (ValueError, IndexError, TypeError):
+        raise ProtocolError("the RSA key cannot be parsed") from None
+    require(key.size_in_bits() in RSA_BITS, f"the RSA key has {key.size_in_bits()} bits, not 2048 to 4096")
+    require(key.e == RSA_EXPONENT, "the RSA key's public exponent is not 65537")
+    require(public_der(key) == der, "the RSA key is not in its canonical encoding")
+    return key
+
+
+def ssh_line(key: RsaKey) -> str:
+    """Return the public half as OpenSSH writes it: "ssh-rsa AAAA..."."""
+    return key.public_key().export_key("OpenSSH").decode()
+
+
+def fingerprint(key: RsaKey) -> str:
+    """Return OpenSSH's fingerprint, as `ssh-keygen -lf` prints it: "SHA256:" and 43 base64 characters."""
+    blob = base64.b64decode(ssh_line(key).split()[1])
+    return "SHA256:" + base64.b64encode(SHA256.new(blob).digest()).decode().rstrip("=")
+
+
+# ------------------------------------------------------------------------------------ frames and hellos
+
+
+def frame(payload: bytes) -> bytes:
+    """Return uint32 length || payload, big-endian."""
+    return len(payload).to_bytes(4, "big") + payload
+
+
+class Line:
+    """Frames over a connected stream socket. One write a frame, and nothing is read ahead.
+
+    A `deadline` (of time.monotonic) bounds everything until it is set to None again. Whatever the
+    network does ends in ConnectionCut; a peer that announces too long a frame, in ProtocolError.
+    """
+
+    def __init__(self, connected: socket.socket) -> None:
+        self.socket = connected
+        self.deadline: float | None = None
+        with self._network():
+            connected.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+            for option, value in TCP_OPTIONS.items():
+                if hasattr(socket, option):
+                    connected.setsockopt(socket.IPPROTO_TCP, getattr(socket, option), value)
+
+    def send(self, *payloads: bytes) -> None:
+        """Send each payload as a frame, in a single write."""
+        with self._network():
+            self.socket.sendall(b"".join(map(frame, payloads)))
+
+    def receive(self, limit: int) -> bytes:
+        """Return the payload of the next frame, at most `limit` bytes long."""
+        length = int.from_bytes(self._exactly(4, "the connection ended without a goodbye"), "big")
+        require(
+            length <= limit, f"a frame of {length} bytes, over the limit of {limit}: is this secure-chat?"
+        )
+        return self._exactly(length)
+
+    def _exactly(self, count: int, ended: str = "the connection ended in the middle of a message") -> bytes:
+        received = bytearray(count)
+        missing = memoryview(received)
+        while missing:
+            with self._network():
+                got = self.socket.recv_into(missing)
+            if got == 0:
+                raise ConnectionCut(ended)
+            missing, ended = missing[got:], "the connection ended in the middle of a message"
+        return bytes(received)
+
+    def wait_for_first_byte(self, seconds: float) -> None:
+        """Return as soon as there is something to receive, or the connection has ended."""
+        self.deadline = time.monotonic() + seconds
+        with self._network():
+            self.socket.recv(1, socket.MSG_PEEK)
+
+    def hang_up(self, wait: float = 0.0) -> None:
+        """End the connection, at most `wait` seconds after telling the peer that nothing follows.
+
+        Whoever closes a socket with unread bytes resets the connection, and the reset destroys what
+        the peer has not read yet: so read on until he hangs up too.
+        """
+        self.deadline = time.monotonic() + wait
+        with contextlib.suppress(OSError, ConnectionCut):
+            self.socket.shutdown(socket.SHUT_WR)
+            while wait:
+                with self._network():
+                    if not self.socket.recv(65536):
+                        break
+        self.socket.close()
+
+    def abort(self) -> None:
+        """End the connection from another thread: whoever uses it finds it cut."""
+        with contextlib.suppress(OSError):
+            self.socket.shutdown(socket.SHUT_RDWR)
+
+    @contextlib.contextmanager
+    def _network(self) -> Iterator[None]:
+        left = None if self.deadline is None else self.deadline - time.monotonic()
+        try:
+            if left is not None and left <= 0:
+                raise socket.timeout
+            self.socket.settimeout(left)
+            yield
+        except socket.timeout:
+            raise ConnectionCut("the other side did not answer in time") from None
+        except OSError as error:
+            raise ConnectionCut(f"the connection broke ({error.strerror or error})") from None
+
+
+def encode_fields(*fields: bytes) -> bytes:
+    """Return each field as uint16 length || bytes, big-endian, one after the other."""
+    return b"".join(len(data).to_bytes(2, "big") + data for data in fields)
+
+
+def decode_fields(data: bytes) -> list[bytes]:
+    """Undo `encode_fields`. Raises ProtocolError if the last field is cut short."""
+    fields, at = [], 0
+    while at < len(data):
+        end = at + 2 + int.from_bytes(data[at : at + 2], "big")
+        require(at + 2 <= len(data) and end <= len(data), "a field of the hello is cut short")
+        fields.append(data[at + 2 : end])
+        at = end
+    return fields
+
+
+@dataclass(frozen=True)
+class Hello:
+    """The first message of either side. Bob's carries the group, Alice's takes his for granted."""
+
+    group: Group | None
+    nonce: bytes
+    public_value: bytes
+    rsa: bytes
+
+    def encode(self) -> bytes:
+        group = (to_bytes(self.group.p), to_bytes(self.group.g)) if self.group else ()
+        return encode_fields(VERSION, self.nonce, *group, self.public_value, self.rsa)
+
+    @classmethod
+    def decode(cls, sender: Role, data: bytes) -> Hello:
+        """Undo `encode`: sizes and encodings are checked, values not yet. Raises ProtocolError."""
+        fields = decode_fields(data)
+        require(fields[:1] == [VERSION], "the other side does not speak secure-chat/1")
+        require(len(fields) == (6 if sender is Role.BOB else 4), "the hello has too many or too few fields")
+        _, nonce, *integers, public_value, rsa = fields
+        require(len(nonce) == NONCE_BYTES, "the nonce is not 32 bytes long")
+        require(all(len(n) <= GROUP_BITS[-1] // 8 for n in integers), "p or g is over 4096 bits long")
+        require(all(n[:1] != b"\0" for n in integers), "p or g is not in its minimal encoding")
+        group = Group(*(int.from_bytes(n, "big") for n in integers)) if integers else None
+        return cls(group, nonce, public_value, rsa)
+
+
+# -------------------------------------------------------------------------- records, one object a direction
+
+
+class Kind(enum.IntEnum):
+    """What a record carries."""
+
+    READY = 0
+    TEXT = 1
+    CLOSE = 2
+
+
+class Message(NamedTuple):
+    kind: Kind
+    text: str
+
+
+class Direction:
+    """What both ends of one direction know: its keys, the signer's public key, the next record's number.
+
+    The number is taken out while a record is being worked on, and put back, one higher, only when
+    that has succeeded: a direction in which anything failed is dead, and no nonce is used twice.
+    """
+
+    def __init__(self, sender: Role, keys: DirectionKeys, th: bytes, signer: RsaKey) -> None:
+        self.signer = signer
+        self._keys = keys
+        self._context = VERSION + b" signature " + sender.direction + th + keys.commitment
+        self._next: int | None = 0
+
+    @property
+    def number(self) -> int:
+        """The number of the next record. Raises ValueError in a direction that is closed."""
+        if self._next is None:
+            raise ValueError("this direction is closed")
+        return self._next
+
+    @property
+    def is_open(self) -> bool:
+        return self._next is not None
+
+
+class Sealer(Direction):
+    """Makes the records of one direction: nonce[12] || ciphertext || tag[16] || signature."""
+
+    def seal(self, kind: Kind, text: str = "", random: Random = secrets.token_bytes) -> bytes:
+        """Return the next record. Raises MessageError, and nothing has changed, for an unfit text."""
+        try:
+            encoded = text.encode()
+        except UnicodeEncodeError:
+            raise MessageError("the text is not valid Unicode") from None
+        if len(encoded) > TEXT_LIMIT:
+            raise MessageError(f"the text is {len(encoded)} bytes long, over the limit of {TEXT_LIMIT}")
+        number, self._next = self.number, None
+        nonce = number.to_bytes(GCM_NONCE, "big")
+        plaintext = pad(bytes([kind]) + encoded, PADDING, style="iso7816")
+        body = nonce + encrypt(self._keys.key, nonce, plaintext)
+        record = body + sign(self.signer, self._context + body, random)
+        if kind is not Kind.CLOSE:
+            self._next = number + 1
+        return record
+
+
+class Opener(Direction):
+    """Opens the records of one direction: verifies, then decrypts, then looks inside."""
+
+    def open(self, record: bytes) -> Message:
+        """Return what the next record says. Raises ProtocolError, and then for good."""
+        number, self._next = self.number, None
+        nonce = number.to_bytes(GCM_NONCE, "big")
+        split = len(record) - self.signer.size_in_bytes()
+        padded = split - GCM_NONCE - GCM_TAG
+        require(padded >= PADDING and padded % PADDING == 0, "the record has an impossible length")
+        body, signature = record[:split], record[split:]
+        received = int.from_bytes(body[:GCM_NONCE], "big")
+        require(
+            received == number,
+            f"record {received} where record {number} should be: replayed, dropped or reordered",
+        )
+        require(verify(self.signer, self._context + body, signature), "the record's signature is not valid")
+        try:
+            plaintext = decrypt(self._keys.key, nonce, body[GCM_NONCE:])
+        except ValueError:
+            raise ProtocolError("the record's authentication tag is not valid") from None
+        message = self._parse(number, plaintext)
+        if message.kind is not Kind.CLOSE:
+            self._next = number + 1
+        return message
+
+    @staticmethod
+    def _parse(number: int, plaintext: bytes) -> Message:
+        try:
+            unpadded = unpad(plaintext, PADDING, style="iso7816")
+        except ValueError:
+            raise ProtocolError("the record's padding is not valid") from None
+        require(unpadded[:1] in (b"\0", b"\1", b"\2"), "the record is of no known type")
+        kind, encoded = Kind(unpadded[0]), unpadded[1:]
+        require((kind is Kind.READY) == (number == 0), "READY is record 0, and no other")
+        require(len(encoded) <= (0 if kind is Kind.READY else TEXT_LIMIT), "the record's text is too long")
+        try:
+            return Message(kind, encoded.decode())
+        except UnicodeDecodeError:
+            raise ProtocolError("the record's text is not valid UTF-8") from None
+
+
+# ------------------------------------------------------------------------------------------- handshake
+
+
+@dataclass(frozen=True)
+class Offer:
+    """One side's half of the key exchange: its hello, and the private exponent that goes with it."""
+
+    role: Role
+    group: Group
+    hello: bytes
+    identity: RsaKey = field(repr=False)
+    exponent: bytes = field(repr=False)
+
+    @classmethod
+    def make(cls, role: Role, identity: RsaKey, group: Group, random: Random = secrets.token_bytes) -> Offer:
+        """Make an offer for one session, with a nonce and a private exponent of its own."""
+        exponent = group.private_exponent(random)
+        public_value = power(group.g, exponent, group.p)
+        mine = Hello(
+            group if role is Role.BOB else None, random(NONCE_BYTES), public_value, public_der(identity)
+        )
+        return cls(role, group, mine.encode(), identity, exponent)
+
+    def agree(self, hello: bytes) -> tuple[Sealer, Opener]:
+        """Check the peer's hello against this offer, and return both directions.
+
+        The peer's values are checked before the secret exponent meets them. That the peer holds his
+        keys is proven only by the first record that opens. Raises ProtocolError.
+        """
+        peer = Hello.decode(self.role.peer, hello)
+        key = load_public_key(peer.rsa)
+        require(peer.rsa != public_der(self.identity), "the other side presents our own key: a reflection")
+        require(len(peer.public_value) == byte_length(self.group.p), "the public value is not as long as p")
+        y = int.from_bytes(peer.public_value, "big")
+        require(self.group.contains(y), "the public value is not in the subgroup of order q")
+        z = power(y, self.exponent, self.group.p)
+        hellos = (self.hello, hello) if self.role is Role.BOB else (hello, self.hello)
+        th = SHA256.new(b"".join(map(frame, hellos))).digest()
+        mine, theirs = (derive_keys(z, role.direction, th) for role in (self.role, self.role.peer))
+        return Sealer(self.role, mine, th, self.identity), Opener(self.role.peer, theirs, th, key)
+
+
+class Channel:
+    """An authenticated conversation: Alice sends, Bob replies, and so on, until somebody closes."""
+
+    def __init__(self, role: Role, line: Line, sealer: Sealer, opener: Opener, first_contact: bool) -> None:
+        self.role = role
+        self.first_contact = first_contact
+        self.line = line
+        self.peer_key = opener.signer
+        self._sealer = sealer
+        self._opener = opener
+
+    @property
+    def my_turn(self) -> bool:
+        """Whether the next TEXT is ours. Alice's record n is the request, Bob's record n the reply."""
+        ahead = self._sealer.number - self._opener.number
+        return ahead == (0 if self.role is Role.ALICE else -1)
+
+    def send(self, text: str) -> None:
+        """Send a text. Raises MessageError if it cannot be sent as it is, and the turn is still ours."""
+        if not self.my_turn:
+            raise ValueError("it is the other side's turn")
+        self.line.send(self._sealer.seal(Kind.TEXT, text))
+
+    def receive(self) -> Message:
+        """Return the peer's next TEXT, or his CLOSE, which may come at any time."""
+        out_of_turn = self.my_turn
+        message = self._opener.open(self.line.receive(RECORD_LIMIT))
+        require(message.kind is Kind.CLOSE or not out_of_turn, "the other side spoke out of turn")
+        return message
+
+    def close(self, reason: str = "") -> None:
+        """Say goodbye, if that is still possible, and hang up."""
+        self.line.deadline = time.monotonic() + GOODBYE_SECONDS
+        with contextlib.suppress(ConnectionCut):
+            if self._sealer.is_open:
+                self.line.send(self._sealer.seal(Kind.CLOSE, reason))
+        self.line.hang_up(wait=GOODBYE_SECONDS)
+
+
+def bob_handshake(line: Line, identity: RsaKey, group: Group, peer: KnownPeer) -> Channel:
+    """Bob's side: he signs nothing until Alice's key is acceptable and her READY has been opened."""
+    line.deadline = time.monotonic() + HANDSHAKE_SECONDS
+    offer = Offer.make(Role.BOB, identity, group)
+    line.send(offer.hello)
+    sealer, opener = offer.agree(line.receive(HELLO_LIMIT))
+    peer.check(opener.signer)
+    opener.open(line.receive(READY_LIMIT))
+    first_contact = peer.pin(opener.signer)
+    line.send(sealer.seal(Kind.READY))
+    line.deadline = None
+    return Channel(Role.BOB, line, sealer, opener, first_contact)
+
+
+def alice_handshake(
+    line: Line, identity: RsaKey, checked_before: Group | None, peer: KnownPeer
+) -> tuple[Channel, Group]:
+    """Alice's side: she signs nothing until Bob's parameters and his key are acceptable.
+
+    Also returns his group, for her to remember: it need not be tested again.
+    """
+    line.wait_for_first_byte(FIRST_BYTE_SECONDS)
+    line.deadline = time.monotonic() + HANDSHAKE_SECONDS
+    hello = line.receive(HELLO_LIMIT)
+    group = Hello.decode(Role.BOB, hello).group
+    assert group is not None  # Bob's hello has one
+    check_group(group, checked_before)
+    offer = Offer.make(Role.ALICE, identity, group)
+    sealer, opener = offer.agree(hello)
+    peer.check(opener.signer)
+    line.send(offer.hello, sealer.seal(Kind.READY))
+    opener.open(line.receive(READY_LIMIT))
+    first_contact = peer.pin(opener.signer)
+    line.deadline = None
+    return Channel(Role.ALICE, line, sealer, opener, first_contact), group
+
+
+# ---------------------------------------------------------------------------------------- keys on disk
+
+
+class Home:
+    """A person's own folder: `identity.pem`, `dh_parameters.pem`, `known_peers`.
+
+    Files are replaced whole or not at all, and never read through a symbolic link or when somebody
+    else could have written them. Every method may raise FileError, which says what to do.
+    """
+
+    IDENTITY, GROUP, KNOWN_PEERS = "identity.pem", "dh_parameters.pem", "known_peers"
+
+    def __init__(self, folder: Path) -> None:
+        """Open the folder, making it (mode 0700) if it is not there."""
+        self.folder = folder
+        with _disk("make", folder):
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            _check_owner(folder, folder.stat(), 0o022)
+
+    def load_identity(self, ask_passphrase: Callable[[str], str]) -> RsaKey | None:
+        """Return the private RSA key, or None if there is none yet."""
+        path = self.folder / self.IDENTITY
+        pem = self.read(self.IDENTITY, secret=True)
+        if pem is None:
+            return None
+        try:
+            try:
+                key = RSA.import_key(pem)
+            except PassphraseRequiredError:
+                key = RSA.import_key(pem, ask_passphrase(f"Passphrase of {path}: "))
+        except IncorrectPassphraseError:
+            raise FileError(f"that is not the passphrase of {path}") from None
+        except (ValueError, IndexError, TypeError):
+            raise FileError(
+                f"{path} is damaged, or no RSA key; restore it, or move it away for a new one"
+            ) from None
+        if not (key.has_private() and key.size_in_bits() in RSA_BITS and key.e == RSA_EXPONENT):
+            raise FileError(f"{path} is no private RSA key of 2048 to 4096 bits with exponent 65537")
+        return key
+
+    def make_identity(self) -> RsaKey:
+        """Make an RSA key of 3072 bits and keep it, or take the one that another program just made."""
+        key = RSA.generate(NEW_RSA_BITS, e=RSA_EXPONENT)
+        with self.locked():
+            made = self.load_identity(lambda _: "")
+            if made is None:
+                self.write(self.IDENTITY, key.export_key("PEM", pkcs=8) + b"\n")
+        return made or key
+
+    def load_group(self) -> Group | None:
+        """Return the Diffie-Hellman parameters kept here, None if there are none.
+
+        They passed `check_group` when they were saved, and pass the part of it that is quick again.
+        """
+        pem = self.read(self.GROUP)
+        if pem is None:
+            return None
+        path = self.folder / self.GROUP
+        try:
+            group = Group.load(pem)
+            check_group(group, checked_before=group)
+        except (ValueError, IndexError, TypeError):
+            raise FileError(f"{path} holds no Diffie-Hellman parameters; move it away for new ones") from None
+        except ProtocolError as error:
+            raise FileError(f"{path} is damaged ({error}); move it away for new parameters") from None
+        return group
+
+    def save_group(self, group: Group) -> None:
+        if group != self.load_group():
+            with self.locked():
+                self.write(self.GROUP, group.export())
+
+    def read(self, name: str, secret: bool = False) -> bytes | None:
+        """Return a file's bytes, None if there is none. Nobody else may read a `secret` one, or write any."""
+        path = self.folder / name
+        flags = (
+            os.O_RDONLY
+            | getattr(os, "O_NOFOLLOW", 0)
+            | getattr(os, "O_NONBLOCK", 0)
+            | getattr(os, "O_BINARY", 0)
+        )
+        with _disk("read", path):
+            try:
+                descriptor = os.open(path, flags)
+            except FileNotFoundError:
+                return None
+            with os.fdopen(descriptor, "rb") as file:
+                info = os.fstat(descriptor)
+                if not stat.S_ISREG(info.st_mode) or info.st_size > FILE_LIMIT:
+                    raise FileError(
+                        f"{path} is not a regular file of at most {FILE_LIMIT} bytes; move it away"
+                    )
+                _check_owner(path, info, 0o077 if secret else 0o022)
+                return file.read()
+
+    def write(self, name: str, data: bytes) -> None:
+        """Replace a file, mode 0600, so that whatever happens the old one or the new one is there."""
+        path = self.folder / name
+        temporary = self.folder / f".{name}.{secrets.token_hex(8)}"
+        with _disk("write", path):
+            try:
+                with open(temporary, "xb", opener=_private) as file:
+                    file.write(data)
+                    file.flush()
+                    os.fsync(file.fileno())
+                temporary.replace(path)
+            except BaseException:
+                temporary.unlink(missing_ok=True)
+                raise
+            if os.name == "posix":  # elsewhere a folder cannot be opened
+                folder = os.open(self.folder, os.O_RDONLY)
+                try:
+                    os.fsync(folder)
+                finally:
+                    os.close(folder)
+
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keep every other program that uses this folder out while something is read and then written."""
+        with contextlib.ExitStack() as stack:
+            with _disk("lock", self.folder):
+                file = stack.enter_context(open(self.folder / ".lock", "ab", opener=_private))
+                if sys.platform == "win32":
+                    msvcrt.locking(file.fileno(), msvcrt.LK_LOCK, 1)
+                else:
+                    fcntl.flock(file, fcntl.LOCK_EX)
+            yield
+
+
+def _private(file: str, flags: int) -> int:
+    return os.open(file, flags | getattr(os, "O_NOFOLLOW", 0), 0o600)
+
+
+@contextlib.contextmanager
+def _disk(what: str, path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        reason = "it is a symbolic link" if error.errno == errno.ELOOP else error.strerror or str(error)
+        raise FileError(f"cannot {what} {path}: {reason}") from None
+
+
+def _check_owner(path: Path, info: os.stat_result, forbidden: int) -> None:
+    if os.name != "posix":
+        return
+    if info.st_uid != os.geteuid():
+        raise FileError(f"{path} belongs to another user; move it away, or take it over with chown")
+    if info.st_mode & forbidden:
+        mode = stat.S_IMODE(info.st_mode)
+        raise FileError(
+            f"{path} is open to other users (mode {mode:04o}); run: chmod go-rwx {shlex.quote(str(path))}"
+        )
+
+
+class KnownPeer:
+    """Whether a peer's key is to be trusted: trust on first use, in the manner of OpenSSH's known_hosts.
+
+    `known_peers` is text, a line a key: name, "ssh-rsa", base64. A name may have several lines. With
+    `only`, that one fingerprint is accepted and no other, and takes the place of what was pinned.
+    """
+
+    def __init__(self, home: Home, name: str, only: str | None = None) -> None:
+        self.home = home
+        self.name = name
+        self.only = only
+
+    def check(self, key: RsaKey) -> None:
+        """Raise TrustError if the key is not acceptable. Called before anything is signed."""
+        presented = fingerprint(key)
+        if self.only is not None:
+            if not hmac.compare_digest(presented, self.only):
+                raise TrustError(
+                    f"the key of {self.name} is not the one asked for, so nothing was signed or said\n"
+                    f"  asked for: {self.only}\n"
+                    f"  presented: {presented}\n"
+                    "Somebody may be in between; or the fingerprint was not copied whole, or is an older one."
+                )
+            return
+        pinned = [(number, line) for number, line in self._lines() if self._is_mine(line)]
+        if pinned and ssh_line(key) not in (_pinned_key(line) for _, line in pinned):
+            known = "".join(
+                f"  pinned:    {fingerprint(RSA.import_key(_pinned_key(line)))}"
+                f"  ({self.home.folder / Home.KNOWN_PEERS}, line {number})\n"
+                for number, line in pinned
+            )
+            raise TrustError(
+                f"the key of {self.name} is not the one pinned, so nothing was signed or said\n"
+                f"{known}"
+                f"  presented: {presented}\n"
+                "Either somebody is in between, or the other side has a new key. Ask for the fingerprint in\n"
+                "person or by telephone. Only if it is the one presented, run this program again with\n"
+                f"  --peer {presented}"
+            )
+
+    def pin(self, key: RsaKey) -> bool:
+        """Remember the key, once its owner has proven that he holds it; return whether it was new.
+
+        Checks again, under the lock: somebody else may have been pinned since.
+        """
+        with self.home.locked():
+            self.check(key)
+            wanted = f"{self.name} {ssh_line(key)}"
+            lines = [line for _, line in self._lines()]
+            mine = [line for line in lines if self._is_mine(line)]
+            if self.only is not None and any(_pinned_key(line) != ssh_line(key) for line in mine):
+                lines, mine = [line for line in lines if line not in mine], []
+            if not mine:
+                text = "".join(line + "\n" for line in [*lines, wanted])
+                self.home.write(Home.KNOWN_PEERS, text.encode())
+            return not mine
+
+    def _is_mine(self, line: str) -> bool:
+        return line.split()[:1] == [self.name]
+
+    def _lines(self) -> list[tuple[int, str]]:
+        """Return the file's lines, numbered from 1; each is blank, a comment or a well-formed pin."""
+        path = self.home.folder / Home.KNOWN_PEERS
+        try:
+            lines = (self.home.read(Home.KNOWN_PEERS) or b"").decode().splitlines()
+        except UnicodeDecodeError:
+            raise FileError(f"{path} is damaged: it is not UTF-8 text") from None
+        for number, line in enumerate(lines, 1):
+            if line.strip() and not line.lstrip().startswith("#"):
+                try:
+                    RSA.import_key(_pinned_key(line))
+                except (ValueError, IndexError, TypeError):
+                    raise FileError(
+                        f"{path}, line {number}: not NAME ssh-rsa BASE64; mend or delete it"
+                    ) from None
+        return list(enumerate(lines, 1))
+
+
+def _pinned_key(line: str) -> str:
+    """Return "ssh-rsa AAAA..." of a line in known_peers, as `ssh_line` does of a key."""
+    return " ".join(line.split()[1:3])
+
+
+# --------------------------------------------------------------------------------- text from the peer
+
+# What may stand as it is although it is of a class that is escaped: the joiners inside emoji and
+# inside words of scripts that need them, the tags of a flag, number signs of Arabic and its kin.
+_HARMLESS = (
+    "(?<=[^\0-\x7f])[\u200c\u200d](?=[^\0-\x7f])"
+    "|(?<=\U0001f3f4)[\U000e0030-\U000e0039\U000e0061-\U000e007a]{1,6}\U000e007f"
+    "|[\u0600-\u0605\u06dd\u070f\u0890\u0891\u08e2\U000110bd\U000110cd]"
+)
+# Unicode's classes Cc but for the tab, Cf, Cs, Zl, Zp, and the unassigned that are ignored by default.
+_UNSAFE = (
+    "[\0-\x08\x0a-\x1f\x7f-\x9f\xad\u061c\u180e\u200b-\u200f\u2028-\u202e\u2060-\u206f\ud800-\udfff"
+    "\ufeff\ufff0-\ufffb\U00013430-\U0001343f\U0001bca0-\U0001bca3\U0001d173-\U0001d17a\U000e0000-\U000e0fff]"
+)
+_ESCAPE = re.compile(f"(?P<harmless>{_HARMLESS})|{_UNSAFE}")
+
+
+def printable(text: str) -> str:
+    """Return text that cannot drive a terminal: controls, bidi and other format characters escaped."""
+    return _ESCAPE.sub(lambda m: m[0] if m["harmless"] else m[0].encode("unicode_escape").decode(), text)
+
+
+def screen_lines(text: str, columns: int | None = None) -> list[str]:
+    """Return the printable lines of a text, each at most `columns` wide (a wide character counts two).
+
+    Whoever prints them behind a mark of its own leaves no way to imitate a line that has none.
+    """
+    lines = []
+    for line in map(printable, text.split("\n")):
+        width = start = 0
+        for at, char in enumerate(line):
+            wide = 2 if unicodedata.east_asian_width(char) in "WFA" or char > "\uffff" else 1
+            width += 8 if char == "\t" else wide
+            if columns is not None and width > columns and at > start:
+                lines.append(line[start:at])
+                start, width = at, wide
+        lines.append(line[start:])
+    return lines
