@@ -29,8 +29,8 @@ from typing import Callable
 
 try:
     import crypto_utils as chat
-except ModuleNotFoundError as missing:
-    sys.exit(f"{missing.name} is missing; install it with: python3 -m pip install -r requirements.txt")
+except ImportError as missing:
+    sys.exit(f"{missing}; what is needed comes with: python3 -m pip install -r requirements.txt")
 except KeyboardInterrupt:
     sys.exit(130)
 

@@ -1,0 +1,289 @@
+"""What the tests share: groups from their RFCs, keys made once a run, two connected ends, and programs.
+
+Everything goes over loopback sockets with ports the system chose, and waits for an event, never for a
+while. A wait that is not rewarded within DEADLINE is a failure.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import pty
+import re
+import select
+import socket
+import subprocess
+import sys
+import termios
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Callable, NamedTuple
+
+import pytest
+
+import crypto_utils as chat
+from crypto_utils import Group, Home, KnownPeer, Line, RsaKey
+
+ROOT = Path(chat.__file__).parent
+DEADLINE = float(os.environ.get("TEST_DEADLINE", 60))  # seconds, for a loaded machine
+
+
+def ffdhe(bits: int, x: int) -> Group:
+    """RFC 7919, appendix A: p = 2^b - 2^(b-64) + (floor(2^(b-130) e) + X) 2^64 - 1."""
+    one = 1 << (bits + 64)
+    e = term = one
+    for n in range(1, 1000):
+        term //= n
+        e += term
+    return Group(2**bits - 2 ** (bits - 64) + ((e >> 194) + x) * 2**64 - 1, 2)
+
+
+def modp(bits: int, x: int) -> Group:
+    """RFC 3526: p = 2^b - 2^(b-64) - 1 + 2^64 (floor(2^(b-130) pi) + X)."""
+    one = 1 << (bits + 64)
+
+    def arctan_of_inverse(n: int) -> int:
+        total = power = one // n
+        for k in range(3, 10_000, 2):
+            power //= -n * n
+            total += power // k
+            if power in (0, -1):
+                break
+        return total
+
+    pi = 4 * (4 * arctan_of_inverse(5) - arctan_of_inverse(239))
+    return Group(2**bits - 2 ** (bits - 64) - 1 + ((pi >> 194) + x) * 2**64, 2)
+
+
+RFC_GROUPS = {
+    "ffdhe2048": ffdhe(2048, 560316),
+    "ffdhe3072": ffdhe(3072, 2625351),
+    "ffdhe4096": ffdhe(4096, 5736041),
+    "modp_2048": modp(2048, 124476),
+    "modp_3072": modp(3072, 1690314),
+    "modp_4096": modp(4096, 240904),
+}
+GROUP = RFC_GROUPS["ffdhe2048"]
+
+
+class Keys(NamedTuple):
+    bob: RsaKey
+    alice: RsaKey
+    mallory: RsaKey
+
+
+@pytest.fixture(scope="session")
+def keys() -> Keys:
+    """Three people's RSA keys. 2048 bits are enough for a test, and sooner made."""
+    return Keys(*(chat.RSA.generate(2048) for _ in range(3)))
+
+
+@pytest.fixture
+def homes(tmp_path: Path, keys: Keys) -> Path:
+    """Return a SECURE_CHAT_HOME in which both have their keys, and Bob his parameters; nobody is pinned."""
+    for name, key in (("bob", keys.bob), ("alice", keys.alice)):
+        home = Home(tmp_path / name)
+        home.write(Home.IDENTITY, key.export_key("PEM", pkcs=8))
+    Home(tmp_path / "bob").save_group(GROUP)
+    return tmp_path
+
+
+def loopback() -> tuple[socket.socket, socket.socket]:
+    """Return two connected TCP sockets."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        near = socket.create_connection(listener.getsockname())
+        far, _ = listener.accept()
+    for end in (near, far):
+        end.settimeout(DEADLINE)
+    return near, far
+
+
+class Background:
+    """A call in a thread of its own; `result` waits for it, and raises what it raised."""
+
+    def __init__(self, call: Callable[[], object]) -> None:
+        self._call = call
+        self._value: object = None
+        self._error: BaseException | None = None
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread.start()
+
+    def _run(self) -> None:
+        try:
+            self._value = self._call()
+        except BaseException as error:
+            self._error = error
+
+    def result(self) -> object:
+        self._thread.join(DEADLINE)
+        assert not self._thread.is_alive(), "still running"
+        if self._error is not None:
+            raise self._error
+        return self._value
+
+
+class Ends(NamedTuple):
+    bob: chat.Channel
+    alice: chat.Channel
+
+
+@pytest.fixture
+def ends(tmp_path: Path, keys: Keys) -> Iterator[Ends]:
+    """Bob's and Alice's channels, connected over loopback, at Alice's first turn."""
+    near, far = loopback()
+    bob = Background(
+        lambda: chat.bob_handshake(Line(far), keys.bob, GROUP, KnownPeer(Home(tmp_path / "bob"), "alice"))
+    )
+    alice, _ = chat.alice_handshake(Line(near), keys.alice, None, KnownPeer(Home(tmp_path / "alice"), "bob"))
+    channel = bob.result()
+    assert isinstance(channel, chat.Channel)
+    yield Ends(channel, alice)
+    for end in (near, far):
+        end.close()
+
+
+class Program:
+    """One of the two programs as a real process, on pipes, or at a terminal of its own.
+
+    What it prints is collected as it comes: `stdout` and `stderr` from pipes, all in `stdout` at a terminal.
+    """
+
+    def __init__(
+        self,
+        script: str,
+        *arguments: str,
+        home: Path,
+        terminal: bool = False,
+        python: tuple[str, ...] = (sys.executable,),
+        **environment: str,
+    ) -> None:
+        self.home = home
+        self.stdout = self.stderr = ""
+        self._seen = {"stdout": 0, "stderr": 0}
+        self._partial = {"stdout": b"", "stderr": b""}
+        self._sources: dict[int, str] = {}
+        environment = {**os.environ, "SECURE_CHAT_HOME": str(home), "TERM": "dumb", **environment}
+        command = [*python, str(ROOT / script), *arguments]
+        if terminal:
+            self._terminal, theirs = pty.openpty()
+            self._sources[self._terminal] = "stdout"
+            self.process = subprocess.Popen(
+                command,
+                stdin=theirs,
+                stdout=theirs,
+                stderr=theirs,
+                env=environment,
+                start_new_session=True,
+                preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
+            )
+            os.close(theirs)
+            self._input = self._terminal
+        else:
+            self.process = subprocess.Popen(
+                command,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                env=environment,
+                start_new_session=True,
+            )
+            assert self.process.stdin and self.process.stdout and self.process.stderr
+            self._input = self.process.stdin.fileno()
+            self._sources = {self.process.stdout.fileno(): "stdout", self.process.stderr.fileno(): "stderr"}
+
+    def write(self, text: str | bytes) -> None:
+        data = text.encode() if isinstance(text, str) else text
+        while data:
+            data = data[os.write(self._input, data) :]
+
+    def end_input(self) -> None:
+        assert self.process.stdin
+        self.process.stdin.close()
+
+    def forget_stdout(self) -> None:
+        """Stop reading what it prints: it finds the pipe broken."""
+        assert self.process.stdout
+        del self._sources[self.process.stdout.fileno()]
+        self.process.stdout.close()
+
+    def expect(self, pattern: str, stream: str = "stdout") -> re.Match[str]:
+        """Wait until what was printed since the last `expect` on this stream matches; return the match."""
+        deadline = time.monotonic() + DEADLINE
+        while True:
+            seen: str = getattr(self, stream)
+            start = self._seen[stream]
+            found = re.compile(pattern, re.MULTILINE).search(seen, start)
+            if found:
+                self._seen[stream] = found.end()
+                return found
+            assert self._read(deadline), f"{pattern!r} never came in:\n{self.stdout}\n--\n{self.stderr}"
+
+    def wait(self) -> int:
+        """Wait for the end; return the exit status."""
+        deadline = time.monotonic() + DEADLINE
+        while self._read(deadline):
+            pass
+        status = self.process.wait(max(0.1, deadline - time.monotonic()))
+        assert "Traceback" not in self.stdout + self.stderr, self.stdout + self.stderr
+        return status
+
+    def close(self) -> None:
+        if self.process.poll() is None:
+            self.process.kill()
+        self.process.wait()
+        for stream in (self.process.stdin, self.process.stdout, self.process.stderr):
+            if stream is not None:
+                with contextlib.suppress(OSError):
+                    stream.close()
+        if self.process.stdin is None:
+            os.close(self._terminal)
+
+    def _read(self, deadline: float) -> bool:
+        """Take in what is there, or comes before the deadline; False when there is nothing more to come."""
+        if not self._sources:
+            return False
+        ready, _, _ = select.select(list(self._sources), [], [], max(0, deadline - time.monotonic()))
+        for source in ready:
+            try:
+                data = os.read(source, 65536)
+            except OSError:  # a terminal whose other side is gone
+                data = b""
+            name = self._sources[source]
+            if data:
+                self._partial[name] += data
+                setattr(self, name, self._partial[name].decode(errors="replace"))
+            else:
+                del self._sources[source]
+        return bool(ready)
+
+
+@pytest.fixture
+def start(homes: Path) -> Iterator[Callable[..., Program]]:
+    """Return a function that starts a program with `homes` as its home; all are ended with the test."""
+    programs: list[Program] = []
+
+    def run(script: str, *arguments: str, **options: object) -> Program:
+        program = Program(script, *arguments, **{"home": homes, **options})  # type: ignore[arg-type]
+        programs.append(program)
+        return program
+
+    yield run
+    for program in programs:
+        program.close()
+
+
+@pytest.fixture
+def bob(start: Callable[..., Program]) -> Callable[..., tuple[Program, str]]:
+    """Return a function that starts Bob on a free port and returns him and the port, once he is waiting."""
+
+    def run(*arguments: str, **options: object) -> tuple[Program, str]:
+        program = start("bob_server.py", "--port", "0", *arguments, **options)
+        stream = "stdout" if options.get("terminal") else "stderr"
+        port = program.expect(r"Listening on port (\d+)\.", stream)[1]
+        program.expect("Waiting for Alice", stream)
+        return program, port
+
+    return run

