@@ -40,13 +40,13 @@ import socket
 import stat
 import sys
 import time
-import unicodedata
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from math import log, prod
 from pathlib import Path
 from typing import Callable, NamedTuple
+from unicodedata import east_asian_width
 
 from Crypto import IncorrectPassphraseError, PassphraseRequiredError
 from Crypto.Cipher import AES
@@ -82,6 +82,9 @@ PADDING = 256
 GCM_NONCE, GCM_TAG = 12, 16
 RECORD_LIMIT = GCM_NONCE + (TEXT_LIMIT // PADDING + 1) * PADDING + GCM_TAG + RSA_BITS[-1] // 8
 FILE_LIMIT = 1024 * 1024
+NO_TRICKS = getattr(os, "O_NOFOLLOW", 0) | getattr(
+    os, "O_NONBLOCK", 0
+)  # no symbolic link, no waiting for a pipe
 
 HANDSHAKE_SECONDS = 10.0  # for the whole handshake, from its first byte
 FIRST_BYTE_SECONDS = 120.0  # Alice's patience with a Bob who is still making his parameters
@@ -98,6 +101,7 @@ TCP_OPTIONS = {
 }
 
 Random = Callable[[int], bytes]
+UNPARSABLE = (ValueError, IndexError, TypeError, ArithmeticError)  # what the library raises for damaged keys
 
 
 class ProtocolError(Exception):
@@ -204,10 +208,13 @@ class Group:
 
         Raises ValueError if it is anything else.
         """
-        der, marker, _ = PEM.decode(pem.decode("ascii"))
-        sequence = DerSequence().decode(der, strict=True, nr_elements=(2, 3), only_ints_expected=True)
+        try:
+            der, marker, _ = PEM.decode(pem.decode("ascii"))
+            sequence = DerSequence().decode(der, strict=True, nr_elements=(2, 3), only_ints_expected=True)
+        except (IndexError, TypeError):
+            raise ValueError("this is not DER") from None
         if marker != "DH PARAMETERS":
-            raise ValueError("not DH PARAMETERS")
+            raise ValueError("these are not DH PARAMETERS")
         return cls(sequence[0], sequence[1])
 
 
@@ -354,8 +361,7 @@ def verify(key: RsaKey, message: bytes, signature: bytes) -> bool:
     return True
 
 
-# DER of the AlgorithmIdentifier { rsaEncryption, NULL } (RFC 8017, A.1), where it stands in every
-# SubjectPublicKeyInfo of the sizes accepted here.
+# DER of AlgorithmIdentifier { rsaEncryption, NULL } (RFC 8017, A.1): a SubjectPublicKeyInfo begins with it.
 _RSA_ENCRYPTION = bytes.fromhex("300d06092a864886f70d0101010500")
 
 
@@ -370,10 +376,10 @@ def load_public_key(der: bytes) -> RsaKey:
     Size first: the library needs 25 s for a key of 131 KB. Raises ProtocolError.
     """
     require(len(der) <= RSA_DER_LIMIT, "the RSA key is larger than 1 KiB")
-    require(der[4:19] == _RSA_ENCRYPTION, "the key is not an RSA SubjectPublicKeyInfo")
+    require(_RSA_ENCRYPTION in der[:19], "the key is not an RSA SubjectPublicKeyInfo")
     try:
         key = RSA.import_key(der)
-    except (ValueError, IndexError, TypeError):
+    except UNPARSABLE:
         raise ProtocolError("the RSA key cannot be parsed") from None
     require(key.size_in_bits() in RSA_BITS, f"the RSA key has {key.size_in_bits()} bits, not 2048 to 4096")
     require(key.e == RSA_EXPONENT, "the RSA key's public exponent is not 65537")
@@ -490,7 +496,7 @@ def decode_fields(data: bytes) -> list[bytes]:
     fields, at = [], 0
     while at < len(data):
         end = at + 2 + int.from_bytes(data[at : at + 2], "big")
-        require(at + 2 <= len(data) and end <= len(data), "a field of the hello is cut short")
+        require(end <= len(data), "a field of the hello is cut short")
         fields.append(data[at + 2 : end])
         at = end
     return fields
@@ -760,9 +766,10 @@ class Home:
     def __init__(self, folder: Path) -> None:
         """Open the folder, making it (mode 0700) if it is not there."""
         self.folder = folder
-        with _disk("make", folder):
-            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            _check_owner(folder, folder.stat(), 0o022)
+        for part in (folder.parent, folder):
+            with _disk("make", part):
+                part.mkdir(mode=0o700, parents=True, exist_ok=True)
+        _check_owner(folder, folder.stat(), 0o022)
 
     def load_identity(self, ask_passphrase: Callable[[str], str]) -> RsaKey | None:
         """Return the private RSA key, or None if there is none yet."""
@@ -774,10 +781,10 @@ class Home:
             try:
                 key = RSA.import_key(pem)
             except PassphraseRequiredError:
-                key = RSA.import_key(pem, ask_passphrase(f"Passphrase of {path}: "))
-        except IncorrectPassphraseError:
+                key = RSA.import_key(pem, os.fsencode(ask_passphrase(f"Passphrase of {path}: ")))
+        except (PassphraseRequiredError, IncorrectPassphraseError):
             raise FileError(f"that is not the passphrase of {path}") from None
-        except (ValueError, IndexError, TypeError):
+        except UNPARSABLE:
             raise FileError(
                 f"{path} is damaged, or no RSA key; restore it, or move it away for a new one"
             ) from None
@@ -806,7 +813,8 @@ class Home:
         try:
             group = Group.load(pem)
             check_group(group, checked_before=group)
-        except (ValueError, IndexError, TypeError):
+            require(_fermat(group.q), "p is not a safe prime")
+        except ValueError:
             raise FileError(f"{path} holds no Diffie-Hellman parameters; move it away for new ones") from None
         except ProtocolError as error:
             raise FileError(f"{path} is damaged ({error}); move it away for new parameters") from None
@@ -820,31 +828,25 @@ class Home:
     def read(self, name: str, secret: bool = False) -> bytes | None:
         """Return a file's bytes, None if there is none. Nobody else may read a `secret` one, or write any."""
         path = self.folder / name
-        flags = (
-            os.O_RDONLY
-            | getattr(os, "O_NOFOLLOW", 0)
-            | getattr(os, "O_NONBLOCK", 0)
-            | getattr(os, "O_BINARY", 0)
-        )
         with _disk("read", path):
             try:
-                descriptor = os.open(path, flags)
+                with open(path, "rb", opener=_private) as file:
+                    info = os.fstat(file.fileno())
+                    if not stat.S_ISREG(info.st_mode) or info.st_size > FILE_LIMIT:
+                        raise FileError(
+                            f"{path} is not a regular file of at most {FILE_LIMIT} bytes; move it away"
+                        )
+                    _check_owner(path, info, 0o077 if secret else 0o022)
+                    return file.read()
             except FileNotFoundError:
                 return None
-            with os.fdopen(descriptor, "rb") as file:
-                info = os.fstat(descriptor)
-                if not stat.S_ISREG(info.st_mode) or info.st_size > FILE_LIMIT:
-                    raise FileError(
-                        f"{path} is not a regular file of at most {FILE_LIMIT} bytes; move it away"
-                    )
-                _check_owner(path, info, 0o077 if secret else 0o022)
-                return file.read()
 
     def write(self, name: str, data: bytes) -> None:
-        """Replace a file, mode 0600, so that whatever happens the old one or the new one is there."""
+        """Replace a file (mode 0600): whatever happens, the old or the new one is there. Needs the lock."""
         path = self.folder / name
-        temporary = self.folder / f".{name}.{secrets.token_hex(8)}"
+        temporary = self.folder / f".{name}.new"
         with _disk("write", path):
+            temporary.unlink(missing_ok=True)  # of a program that crashed here
             try:
                 with open(temporary, "xb", opener=_private) as file:
                     file.write(data)
@@ -852,21 +854,23 @@ class Home:
                     os.fsync(file.fileno())
                 temporary.replace(path)
             except BaseException:
-                temporary.unlink(missing_ok=True)
+                with contextlib.suppress(OSError):
+                    temporary.unlink(missing_ok=True)
                 raise
-            if os.name == "posix":  # elsewhere a folder cannot be opened
-                folder = os.open(self.folder, os.O_RDONLY)
-                try:
-                    os.fsync(folder)
-                finally:
-                    os.close(folder)
+        with contextlib.suppress(OSError):  # not every system can do that to a folder
+            folder = os.open(self.folder, os.O_RDONLY)
+            try:
+                os.fsync(folder)
+            finally:
+                os.close(folder)
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
         """Keep every other program that uses this folder out while something is read and then written."""
         with contextlib.ExitStack() as stack:
-            with _disk("lock", self.folder):
-                file = stack.enter_context(open(self.folder / ".lock", "ab", opener=_private))
+            path = self.folder / ".lock"
+            with _disk("lock", path):
+                file = stack.enter_context(open(path, "ab", opener=_private))
                 if sys.platform == "win32":
                     msvcrt.locking(file.fileno(), msvcrt.LK_LOCK, 1)
                 else:
@@ -875,7 +879,7 @@ class Home:
 
 
 def _private(file: str, flags: int) -> int:
-    return os.open(file, flags | getattr(os, "O_NOFOLLOW", 0), 0o600)
+    return os.open(file, flags | NO_TRICKS, 0o600)
 
 
 @contextlib.contextmanager
@@ -917,7 +921,7 @@ class KnownPeer:
         if self.only is not None:
             if not hmac.compare_digest(presented, self.only):
                 raise TrustError(
-                    f"the key of {self.name} is not the one asked for, so nothing was signed or said\n"
+                    f"the key of {self.name} is not the one asked for\n"
                     f"  asked for: {self.only}\n"
                     f"  presented: {presented}\n"
                     "Somebody may be in between; or the fingerprint was not copied whole, or is an older one."
@@ -931,7 +935,7 @@ class KnownPeer:
                 for number, line in pinned
             )
             raise TrustError(
-                f"the key of {self.name} is not the one pinned, so nothing was signed or said\n"
+                f"the key of {self.name} is not the one pinned\n"
                 f"{known}"
                 f"  presented: {presented}\n"
                 "Either somebody is in between, or the other side has a new key. Ask for the fingerprint in\n"
@@ -963,18 +967,18 @@ class KnownPeer:
         """Return the file's lines, numbered from 1; each is blank, a comment or a well-formed pin."""
         path = self.home.folder / Home.KNOWN_PEERS
         try:
-            lines = (self.home.read(Home.KNOWN_PEERS) or b"").decode().splitlines()
+            lines = (self.home.read(Home.KNOWN_PEERS) or b"").decode("utf-8-sig").split("\n")
         except UnicodeDecodeError:
             raise FileError(f"{path} is damaged: it is not UTF-8 text") from None
         for number, line in enumerate(lines, 1):
             if line.strip() and not line.lstrip().startswith("#"):
                 try:
-                    RSA.import_key(_pinned_key(line))
-                except (ValueError, IndexError, TypeError):
+                    require(ssh_line(RSA.import_key(_pinned_key(line))) == _pinned_key(line), "not canonical")
+                except (*UNPARSABLE, ProtocolError):
                     raise FileError(
                         f"{path}, line {number}: not NAME ssh-rsa BASE64; mend or delete it"
                     ) from None
-        return list(enumerate(lines, 1))
+        return list(enumerate(lines[:-1] if lines[-1] == "" else lines, 1))
 
 
 def _pinned_key(line: str) -> str:
@@ -994,7 +998,7 @@ _HARMLESS = (
 # Unicode's classes Cc but for the tab, Cf, Cs, Zl, Zp, and the unassigned that are ignored by default.
 _UNSAFE = (
     "[\0-\x08\x0a-\x1f\x7f-\x9f\xad\u061c\u180e\u200b-\u200f\u2028-\u202e\u2060-\u206f\ud800-\udfff"
-    "\ufeff\ufff0-\ufffb\U00013430-\U0001343f\U0001bca0-\U0001bca3\U0001d173-\U0001d17a\U000e0000-\U000e0fff]"
+    "\ufeff\ufff0-\ufffb\U00013430-\U0001343f\U0001bca0-\U0001bca3\U0001d173-\U0001d17a\U000e0000-\U000e00ff\U000e01f0-\U000e0fff]"
 )
 _ESCAPE = re.compile(f"(?P<harmless>{_HARMLESS})|{_UNSAFE}")
 
@@ -1005,7 +1009,7 @@ def printable(text: str) -> str:
 
 
 def screen_lines(text: str, columns: int | None = None) -> list[str]:
-    """Return the printable lines of a text, each at most `columns` wide (a wide character counts two).
+    """Return the printable lines of a text, each at most `columns` wide: what may be wide counts as wide.
 
     Whoever prints them behind a mark of its own leaves no way to imitate a line that has none.
     """
@@ -1013,8 +1017,8 @@ def screen_lines(text: str, columns: int | None = None) -> list[str]:
     for line in map(printable, text.split("\n")):
         width = start = 0
         for at, char in enumerate(line):
-            wide = 2 if unicodedata.east_asian_width(char) in "WFA" or char > "\uffff" else 1
-            width += 8 if char == "\t" else wide
+            wide = 8 if char == "\t" else 2 if char >= "\u2600" or east_asian_width(char) in "WFA" else 1
+            width += wide
             if columns is not None and width > columns and at > start:
                 lines.append(line[start:at])
                 start, width = at, wide

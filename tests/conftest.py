@@ -190,7 +190,9 @@ class Program:
                 env=environment,
                 start_new_session=True,
             )
-            assert self.process.stdin and self.process.stdout and self.process.stderr
+            assert self.process.stdin is not None
+            assert self.process.stdout is not None
+            assert self.process.stderr is not None
             self._input = self.process.stdin.fileno()
             self._sources = {self.process.stdout.fileno(): "stdout", self.process.stderr.fileno(): "stderr"}
 

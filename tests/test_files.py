@@ -103,7 +103,7 @@ def refuses(home: Home, keys: Keys, monkeypatch: pytest.MonkeyPatch) -> Callable
 
 
 @posix
-@pytest.mark.parametrize("umask", [0o000, 0o022, 0o077])
+@pytest.mark.parametrize("umask", [0o000, 0o022, 0o077], ids=oct)
 def test_home_is_private_whatever_the_umask(tmp_path: Path, umask: int) -> None:
     folder = tmp_path / "a" / "b" / "home"
     before = os.umask(umask)
@@ -120,13 +120,13 @@ def test_home_is_refused_where_a_file_is_in_the_way(tmp_path: Path) -> None:
     file.write_bytes(b"mine")
     with refusal(file, ": File exists"):
         Home(file)
-    with refusal(file / "home", ": Not a directory"):
+    with refusal(file, ": File exists"):
         Home(file / "home")
     assert file.read_bytes() == b"mine"
 
 
 @posix
-@pytest.mark.parametrize("mode", [0o770, 0o720, 0o702, 0o777])
+@pytest.mark.parametrize("mode", [0o770, 0o720, 0o702, 0o777], ids=oct)
 def test_home_is_refused_when_others_can_write_to_it(tmp_path: Path, mode: int) -> None:
     folder = tmp_path / "my home"
     folder.mkdir()
@@ -182,7 +182,7 @@ def test_what_is_no_file_of_ones_own_is_refused(home: Home, refuses: Callable, n
 
 
 @posix
-@pytest.mark.parametrize("mode", [0o644, 0o640, 0o604])
+@pytest.mark.parametrize("mode", [0o644, 0o640, 0o604], ids=oct)
 def test_only_the_identity_must_not_be_readable(home: Home, refuses: Callable, mode: int) -> None:
     home.write("dh_parameters.pem", GROUP.export())
     (home.folder / "dh_parameters.pem").chmod(mode)
@@ -231,7 +231,8 @@ def by_library(key: RsaKey, path: Path, secret: str) -> None:
 def by_openssl(key: RsaKey, path: Path, secret: str) -> None:
     plain = path.with_name("plain.pem")
     plain.write_bytes(pem_of(key))
-    run(*["openssl", "pkcs8", "-topk8", "-v2", "aes256", "-in"], plain, "-out", path, "-passout", f"pass:{secret}")
+    command = ["openssl", "pkcs8", "-topk8", "-v2", "aes256", "-passout", f"pass:{secret}"]
+    run(*command, "-in", plain, "-out", path)
 
 
 def by_ssh_keygen(key: RsaKey, path: Path, secret: str) -> None:
@@ -480,7 +481,7 @@ while status:
 """
     (said,) = race(code, (home.folder,))
     assert re.fullmatch("(old ){10,}(new ?){4,}", said), "old before it is replaced, new ever after"
-    assert {mode_of(file) for file in home.folder.glob(".file.*")} == {0o600}, "left by the dead: for no eyes"
+    assert not list(home.folder.glob(".file.*")), "what a dead program left went with the next write"
 
 
 # --------------------------------------------------------------------------------------- the parameters
@@ -582,15 +583,10 @@ def test_what_others_wrote_survives_byte_for_byte(
 ) -> None:
     lines = [comment, "", " \t", f"  carol\t{ssh_line(keys.alice)}  a comment", f"bobby {ssh_line(keys.bob)}"]
     before = "".join(line + end for line in lines).encode()
-    known.write_bytes(before)
-    assert bob(home).pin(keys.bob) is True
-    assert known.read_bytes() == before + pin_of("bob", keys.bob).encode()
-
-
-def test_a_last_line_without_an_end_gets_one(home: Home, keys: Keys, known: Path) -> None:
-    known.write_text(pin_of("carol", keys.alice).rstrip())
-    bob(home).pin(keys.bob)
-    assert known.read_text() == pin_of("carol", keys.alice) + pin_of("bob", keys.bob)
+    for written in (before, before[:-1]):  # a last line without an end gets one
+        known.write_bytes(written)
+        assert bob(home).pin(keys.bob) is True
+        assert known.read_bytes() == before + pin_of("bob", keys.bob).encode()
 
 
 def test_a_byte_order_mark_does_not_hide_a_pin(home: Home, keys: Keys, known: Path) -> None:
@@ -615,7 +611,7 @@ def test_any_key_but_the_one_asked_for_is_refused(home: Home, keys: Keys, known:
     known.write_text(before)
     both = f": {fingerprint(keys.alice)}\n  presented: {fingerprint(keys.bob)}\n"
     for use in (bob(home, only=keys.alice).check, bob(home, only=keys.alice).pin):
-        with pytest.raises(TrustError, match=f"(?s)not the one asked for, .*{re.escape(both)}"):
+        with pytest.raises(TrustError, match=f"(?s)not the one asked for.*{re.escape(both)}"):
             use(keys.bob)
     assert known.read_text() == before
 

@@ -1,0 +1,621 @@
+"""Every attack on the wire, and the check that must refuse it.
+
+The tables name the reason that the victim gives: another check refusing first would hide that the one
+meant for the attack is gone. Whoever is not the victim sees the connection cut, and neither shows a thing.
+"""
+
+from __future__ import annotations
+
+import functools
+import secrets
+from pathlib import Path
+from typing import Callable
+
+import pytest
+from conftest import GROUP, Ends, Keys
+from Crypto.PublicKey import ECC
+from mallory import CLOSE, HELLO, READY, REPLY, REQUEST, TEXT, Exchange, Tamper, exchange, only
+
+import crypto_utils as chat
+from crypto_utils import Direction, DirectionKeys, Kind, Offer, Opener, Role, RsaKey, Sealer
+
+BOB, ALICE = Role.BOB, Role.ALICE
+
+
+def refused(
+    result: Exchange,
+    victim: Role,
+    reason: str,
+    error: type[Exception] = chat.ProtocolError,
+    shown: tuple[list[str], list[str]] = ([], []),
+) -> None:
+    """Assert that `victim` gave this reason, that the other side was cut, and what each had been shown."""
+    assert type(result.of(victim).error) is error, result
+    assert reason in str(result.of(victim).error)
+    other = result.of(victim.peer)
+    assert isinstance(other.error, chat.ConnectionCut), result
+    assert not other.goodbye
+    assert not result.of(victim).goodbye
+    assert (result.bob.shown, result.alice.shown) == shown
+
+
+def test_without_mallory_everything_arrives(keys: Keys, tmp_path: Path) -> None:
+    assert exchange(keys, tmp_path).went_well()
+
+
+# ------------------------------------------------------------------------ values in the two hellos
+
+VERSION, NONCE = 0, 1
+P, G, B, BOB_RSA = 2, 3, 4, 5
+A, ALICE_RSA = 2, 3
+
+
+def hello_with(index: int, value: bytes) -> Callable[[bytes], bytes]:
+    """Replace one field of a hello."""
+
+    def change(data: bytes) -> bytes:
+        fields = chat.decode_fields(data[4:])
+        fields[index] = value
+        return chat.frame(chat.encode_fields(*fields))
+
+    return change
+
+
+def number(value: int, length: int = 0) -> bytes:
+    return value.to_bytes(max(length, chat.byte_length(value)), "big")
+
+
+def rsa_der(bits: int, e: int = 65537) -> bytes:
+    """A public key of any size, made without looking for primes."""
+    n = 3
+    while n % 3 == 0:
+        n = secrets.randbits(bits) | 1 << (bits - 1) | 1
+    return chat.RSA.construct((n, e), consistency_check=False).export_key("DER")
+
+
+p = GROUP.p
+SUBGROUP = "the public value is not in the subgroup of order q"
+PUBLIC_VALUES = {
+    "0": (0, SUBGROUP),
+    "1": (1, SUBGROUP),
+    "p-1": (p - 1, SUBGROUP),
+    "p": (p, SUBGROUP),
+    "p+1": (p + 1, SUBGROUP),
+    "outside the subgroup": (p - 4, SUBGROUP),  # 4 is a square, -1 is none
+}
+
+
+@pytest.mark.parametrize("name", PUBLIC_VALUES)
+@pytest.mark.parametrize("sender", Role)
+def test_public_value(keys: Keys, tmp_path: Path, sender: Role, name: str) -> None:
+    value, reason = PUBLIC_VALUES[name]
+    change = hello_with(B if sender is BOB else A, number(value, 256))
+    refused(exchange(keys, tmp_path, only(sender, HELLO, change)), sender.peer, reason)
+
+
+@pytest.mark.parametrize("length", [0, 1, 255, 257])
+@pytest.mark.parametrize("sender", Role)
+def test_public_value_of_another_length(keys: Keys, tmp_path: Path, sender: Role, length: int) -> None:
+    change = hello_with(B if sender is BOB else A, b"\0" * (length - 1) + b"\4" if length else b"")
+    reason = "the public value is not as long as p"
+    refused(exchange(keys, tmp_path, only(sender, HELLO, change)), sender.peer, reason)
+
+
+PRIME_WITHOUT_SAFETY = 2**2203 - 1  # a Mersenne prime: (p - 1) / 2 is divisible by 3
+BOTH_RULES = {
+    "p even": (P, number(p - 1), "p is even"),
+    "p tiny": (P, number(23), "p has 5 bits, not 2048 to 4096"),
+    "p zero": (P, b"", "p has 0 bits, not 2048 to 4096"),
+    "p of 2047 bits": (P, number(p >> 1), "p has 2047 bits, not 2048 to 4096"),
+    "p of 4097 bits": (P, number(1 << 4096 | 1), "p or g is over 4096 bits long"),
+    "p composite": (P, number(p - 2), "p is not a safe prime"),
+    "p smooth": (P, number(3**1300), "p is not a safe prime"),
+    "p prime, q composite": (P, number(PRIME_WITHOUT_SAFETY), "p is not a safe prime"),
+    "q prime, p composite": (P, number(2 * (2**2203 - 1) + 1), "p is not a safe prime"),
+    "p padded": (P, b"\0" + number(p), "p or g is not in its minimal encoding"),
+    "g padded": (G, b"\0\2", "p or g is not in its minimal encoding"),
+    "g = 0": (G, b"", "g does not generate the subgroup of order q"),
+    "g = 1": (G, b"\1", "g does not generate the subgroup of order q"),
+    "g = p-1": (G, number(p - 1), "g does not generate the subgroup of order q"),
+    "g = p": (G, number(p), "g does not generate the subgroup of order q"),
+    "g outside the subgroup": (G, number(p - 2), "g does not generate the subgroup of order q"),
+}
+
+
+@pytest.mark.parametrize("name", BOTH_RULES)
+def test_parameters(keys: Keys, tmp_path: Path, name: str) -> None:
+    field, value, reason = BOTH_RULES[name]
+    refused(exchange(keys, tmp_path, only(BOB, HELLO, hello_with(field, value))), ALICE, reason)
+
+
+RSA_KEYS: dict[str, tuple[Callable[[Keys], bytes], str]] = {
+    "512 bits": (lambda _: rsa_der(512), "the RSA key has 512 bits, not 2048 to 4096"),
+    "1024 bits": (lambda _: rsa_der(1024), "the RSA key has 1024 bits, not 2048 to 4096"),
+    "2047 bits": (lambda _: rsa_der(2047), "the RSA key has 2047 bits, not 2048 to 4096"),
+    "4097 bits": (lambda _: rsa_der(4097), "the RSA key has 4097 bits, not 2048 to 4096"),
+    "8192 bits": (lambda _: rsa_der(8192), "the RSA key is larger than 1 KiB"),
+    "e = 3": (lambda _: rsa_der(2048, 3), "the RSA key's public exponent is not 65537"),
+    "e huge": (lambda _: rsa_der(2048, 2**2000 + 1), "the RSA key's public exponent is not 65537"),
+    "trailing byte": (lambda keys: chat.public_der(keys.mallory) + b"\0", "the RSA key "),
+    "another type": (
+        lambda _: ECC.generate(curve="P-256").public_key().export_key(format="DER"),
+        "the key is not an RSA SubjectPublicKeyInfo",
+    ),
+    "nothing": (lambda _: b"", "the key is not an RSA SubjectPublicKeyInfo"),
+    "even modulus": (
+        lambda keys: chat.RSA.construct((keys.bob.n - 1, 65537), consistency_check=False).export_key("DER"),
+        "the RSA key cannot be parsed",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", RSA_KEYS)
+@pytest.mark.parametrize("sender", Role)
+def test_rsa_key(keys: Keys, tmp_path: Path, sender: Role, name: str) -> None:
+    make, reason = RSA_KEYS[name]
+    change = hello_with(BOB_RSA if sender is BOB else ALICE_RSA, make(keys))
+    refused(exchange(keys, tmp_path, only(sender, HELLO, change)), sender.peer, reason)
+
+
+def add_field(data: bytes) -> bytes:
+    return chat.frame(data[4:] + b"\0\0")
+
+
+def drop_field(data: bytes) -> bytes:
+    return chat.frame(chat.encode_fields(*chat.decode_fields(data[4:])[:-1]))
+
+
+FORMS: dict[str, tuple[Callable[[bytes], bytes], str]] = {
+    "another version": (
+        hello_with(VERSION, b"secure-chat/2"),
+        "the other side does not speak secure-chat/1",
+    ),
+    "no version": (hello_with(VERSION, b""), "the other side does not speak secure-chat/1"),
+    "short nonce": (hello_with(NONCE, b"n" * 31), "the nonce is not 32 bytes long"),
+    "long nonce": (hello_with(NONCE, b"n" * 33), "the nonce is not 32 bytes long"),
+    "one field more": (add_field, "the hello has too many or too few fields"),
+    "one field less": (drop_field, "the hello has too many or too few fields"),
+    "a byte more": (lambda data: chat.frame(data[4:] + b"\0"), "a field of the hello is cut short"),
+    "a byte less": (lambda data: chat.frame(data[4:-1]), "a field of the hello is cut short"),
+    "nothing": (lambda _: chat.frame(b""), "the other side does not speak secure-chat/1"),
+    "too long": (lambda _: chat.frame(b"x" * 8193), "a frame of 8193 bytes, over the limit of 8192"),
+    "4 GiB": (lambda _: b"\xff" * 100, "a frame of 4294967295 bytes, over the limit of 8192"),
+}
+
+
+@pytest.mark.parametrize("name", FORMS)
+@pytest.mark.parametrize("sender", Role)
+def test_form_of_a_hello(keys: Keys, tmp_path: Path, sender: Role, name: str) -> None:
+    change, reason = FORMS[name]
+    refused(exchange(keys, tmp_path, only(sender, HELLO, change)), sender.peer, reason)
+
+
+def test_a_ready_over_4_kib_is_refused_before_it_is_read(keys: Keys, tmp_path: Path) -> None:
+    result = exchange(keys, tmp_path, only(ALICE, READY, lambda _: (4097).to_bytes(4, "big")))
+    refused(result, BOB, "a frame of 4097 bytes, over the limit of 4096")
+
+
+# --------------------------------------------------------------------------------- who is at the other end
+
+
+@pytest.mark.parametrize("impostor", Role)
+def test_man_in_the_middle_with_his_own_key_is_refused_by_the_pin(
+    keys: Keys, tmp_path: Path, impostor: Role
+) -> None:
+    assert exchange(keys, tmp_path).went_well()
+    result = exchange(keys, tmp_path, **{f"{impostor.value}_key": keys.mallory})
+    refused(result, impostor.peer, f"the key of {impostor.value} is not the one pinned", chat.TrustError)
+    assert len(result.frames[impostor.peer]) == (1 if impostor is ALICE else 0)  # nothing of his was signed
+
+
+@pytest.mark.parametrize("impostor", Role)
+def test_man_in_the_middle_at_first_contact_is_refused_by_the_fingerprint(
+    keys: Keys, tmp_path: Path, impostor: Role
+) -> None:
+    genuine = chat.fingerprint(keys.bob if impostor is BOB else keys.alice)
+    options = {f"{impostor.value}_key": keys.mallory, f"{impostor.peer.value}_pins": genuine}
+    result = exchange(keys, tmp_path, **options)  # type: ignore[arg-type]
+    refused(result, impostor.peer, f"the key of {impostor.value} is not the one asked for", chat.TrustError)
+    assert not (tmp_path / impostor.peer.value / "known_peers").exists()
+
+
+@pytest.mark.parametrize("thief", Role)
+def test_a_stolen_key_does_not_pose_as_the_peer_to_its_owner(keys: Keys, tmp_path: Path, thief: Role) -> None:
+    stolen = hello_with(BOB_RSA, chat.public_der(keys.alice))
+    if thief is ALICE:
+        stolen = hello_with(ALICE_RSA, chat.public_der(keys.bob))
+    result = exchange(keys, tmp_path, only(thief, HELLO, stolen))
+    refused(result, thief.peer, "the other side presents our own key: a reflection")
+
+
+def test_a_key_is_pinned_only_after_its_owner_has_proven_to_hold_it(keys: Keys, tmp_path: Path) -> None:
+    """Mallory presents Alice's key, which is public, and cannot sign with it."""
+
+    def swap(data: bytes) -> bytes:
+        return hello_with(ALICE_RSA, chat.public_der(keys.alice))(data)
+
+    result = exchange(keys, tmp_path, only(ALICE, HELLO, swap), alice_key=keys.mallory)
+    refused(result, BOB, "the record's signature is not valid")
+    assert not (tmp_path / "bob" / "known_peers").exists()
+    assert not (tmp_path / "alice" / "known_peers").exists()
+
+
+def test_misbinding_bob_does_not_take_alices_words_for_mallorys(keys: Keys, tmp_path: Path) -> None:
+    """Mallory puts her own key into Alice's hello, and signs Alice's READY anew, with all she could know.
+
+    She is given even the commitment. Both identities are in the transcript hash, so Bob's AES key is
+    not the one that Alice encrypted with.
+    """
+    seen: list[bytes] = []
+    offers: list[Offer] = []
+    make = Offer.make
+
+    def spy(*arguments: object, **options: object) -> Offer:
+        offers.append(make(*arguments, **options))  # type: ignore[arg-type]
+        return offers[-1]
+
+    def swap(sender: Role, n: int, data: bytes) -> bytes:
+        if sender is ALICE and n == HELLO:
+            data = hello_with(ALICE_RSA, chat.public_der(keys.mallory))(data)
+            seen.append(data)
+        if sender is ALICE and n == READY:
+            (bob,) = (offer for offer in offers if offer.role is BOB)
+            context = bob.agree(seen[0][4:])[1]._context
+            body = data[4:-256]
+            data = chat.frame(body + chat.sign(keys.mallory, context + body))
+        return data
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Offer, "make", spy)
+        result = exchange(keys, tmp_path, swap)
+    refused(result, BOB, "the record's authentication tag is not valid")
+
+
+# ------------------------------------------------------------------------------------------- records
+
+
+def resigned(sealer: Sealer, body: bytes, key: RsaKey | None = None) -> bytes:
+    """Sign a record's body as its sender would: an insider who holds his RSA key."""
+    return body + chat.sign(key or sealer.signer, sealer._context + body)
+
+
+def sealed_by_insider(sealer: Sealer, plaintext: bytes) -> bytes:
+    """A record with any plaintext, everything else being right: an insider who holds all keys."""
+    nonce = sealer.number.to_bytes(12, "big")
+    return resigned(sealer, nonce + chat.encrypt(sealer._keys.key, nonce, plaintext))
+
+
+def reflected(sealer: Sealer, other: Sealer) -> bytes:
+    """What the victim said, or will say, under the number that he expects."""
+    other._next = sealer.number
+    return other.seal(Kind.TEXT, "x")
+
+
+def flip(data: bytes, at: int, bit: int = 1) -> bytes:
+    at %= len(data)
+    return data[:at] + bytes([data[at] ^ bit]) + data[at + 1 :]
+
+
+def padded(data: bytes) -> bytes:
+    return chat.pad(data, 256, style="iso7816")
+
+
+Forgery = Callable[[Keys, Sealer, Sealer], bytes]
+SIGNATURE, TAG, LENGTH = (
+    "the record's signature is not valid",
+    "the record's authentication tag is not valid",
+    "the record has an impossible length",
+)
+RECORDS: dict[str, tuple[Forgery, str]] = {
+    # the wire alone
+    "number changed": (lambda k, s, t: flip(s.seal(Kind.TEXT, "x"), 11), "record 0 where record 1 should be"),
+    "ciphertext changed": (lambda k, s, t: flip(s.seal(Kind.TEXT, "x"), 12), SIGNATURE),
+    "tag changed": (lambda k, s, t: flip(s.seal(Kind.TEXT, "x"), -257), SIGNATURE),
+    "signature changed": (lambda k, s, t: flip(s.seal(Kind.TEXT, "x"), -1), SIGNATURE),
+    "signature stripped": (lambda k, s, t: s.seal(Kind.TEXT, "x")[:-256], LENGTH),
+    "signature shortened": (lambda k, s, t: s.seal(Kind.TEXT, "x")[:-1], LENGTH),
+    "byte added": (lambda k, s, t: s.seal(Kind.TEXT, "x") + b"\0", LENGTH),
+    "empty": (lambda k, s, t: b"", LENGTH),
+    "block taken out": (lambda k, s, t: (r := s.seal(Kind.TEXT, "x" * 300))[:12] + r[268:], SIGNATURE),
+    "dropped": (
+        lambda k, s, t: (s.seal(Kind.TEXT, "x"), s.seal(Kind.TEXT, "y"))[1],
+        "record 2 where record 1",
+    ),
+    "reflected": (lambda k, s, t: reflected(s, t), SIGNATURE),
+    "signed by Mallory": (
+        lambda k, s, t: resigned(s, s.seal(Kind.TEXT, "x")[:-256], k.mallory),
+        SIGNATURE,
+    ),
+    # an insider who holds the AES key, but not the RSA key
+    "encrypted anew": (
+        lambda k, s, t: (
+            (r := s.seal(Kind.TEXT, "x"))[:12] + chat.encrypt(s._keys.key, r[:12], padded(b"\1y")) + r[-256:]
+        ),
+        SIGNATURE,
+    ),
+    # an insider who holds the RSA key, but not the AES key
+    "ciphertext changed and signed": (
+        lambda k, s, t: resigned(s, flip(s.seal(Kind.TEXT, "x")[:-256], 12)),
+        TAG,
+    ),
+    "tag changed and signed": (lambda k, s, t: resigned(s, flip(s.seal(Kind.TEXT, "x")[:-256], -1)), TAG),
+    "number changed and signed": (
+        lambda k, s, t: resigned(s, flip(s.seal(Kind.TEXT, "x")[:-256], 10)),
+        "record 257 where record 1 should be",
+    ),
+    # the peer himself, breaking the rules with all of his keys
+    "no padding": (
+        lambda k, s, t: sealed_by_insider(s, b"\1" + b"x" * 255),
+        "the record's padding is not valid",
+    ),
+    "padding of zeros": (
+        lambda k, s, t: sealed_by_insider(s, b"\0" * 256),
+        "the record's padding is not valid",
+    ),
+    "padding too long": (
+        lambda k, s, t: sealed_by_insider(s, b"\1x\x80" + b"\0" * 509),
+        "the record's padding is not valid",
+    ),
+    "not a whole block": (lambda k, s, t: sealed_by_insider(s, b"\1x\x80"), LENGTH),
+    "no type": (lambda k, s, t: sealed_by_insider(s, padded(b"")), "the record is of no known type"),
+    "unknown type": (lambda k, s, t: sealed_by_insider(s, padded(b"\3x")), "the record is of no known type"),
+    "READY again": (lambda k, s, t: s.seal(Kind.READY), "READY is record 0, and no other"),
+    "not UTF-8": (
+        lambda k, s, t: sealed_by_insider(s, padded(b"\1\xff")),
+        "the record's text is not valid UTF-8",
+    ),
+    "a surrogate": (
+        lambda k, s, t: sealed_by_insider(s, padded(b"\1\xed\xa0\x80")),
+        "the record's text is not valid UTF-8",
+    ),
+    "a byte over the limit": (
+        lambda k, s, t: sealed_by_insider(s, padded(b"\1" + b"x" * (chat.TEXT_LIMIT + 1))),
+        "the record's text is too long",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", RECORDS)
+@pytest.mark.parametrize("sender", Role)
+def test_record(ends: Ends, keys: Keys, sender: Role, name: str) -> None:
+    forge, reason = RECORDS[name]
+    if sender is BOB:  # after a request, so that it is his turn
+        ends.alice.send(REQUEST)
+        assert ends.bob.receive().text == REQUEST
+    near, far = (ends.alice, ends.bob) if sender is ALICE else (ends.bob, ends.alice)
+    near.line.send(forge(keys, near._sealer, far._sealer))
+    with pytest.raises(chat.ProtocolError, match=reason):
+        far.receive()
+    with pytest.raises(ValueError, match="this direction is closed"):
+        far.receive()
+
+
+def test_a_forged_record_leaves_the_number_as_it_was(ends: Ends) -> None:
+    """And dead is dead: not even the genuine record opens in a direction in which one has failed."""
+    record = ends.alice._sealer.seal(Kind.TEXT, "x")
+    opener = ends.bob._opener
+    with pytest.raises(chat.ProtocolError, match=SIGNATURE):
+        opener.open(flip(record, 100))
+    with pytest.raises(ValueError, match="this direction is closed"):
+        opener.open(record)
+
+
+@pytest.mark.parametrize("n", [READY, TEXT, CLOSE])
+def test_a_record_of_another_session_is_refused(keys: Keys, tmp_path: Path, n: int) -> None:
+    earlier = exchange(keys, tmp_path)
+    result = exchange(keys, tmp_path, only(ALICE, n, lambda _: earlier.frames[ALICE][n]))
+    shown = ([REQUEST], [REPLY]) if n == CLOSE else ([], [])
+    assert isinstance(result.bob.error, chat.ProtocolError)
+    assert SIGNATURE in str(result.bob.error)
+    assert (result.bob.shown, result.alice.shown) == shown
+
+
+def test_a_whole_session_replayed_to_bob_is_refused(keys: Keys, tmp_path: Path) -> None:
+    earlier = exchange(keys, tmp_path)
+
+    def replay(sender: Role, n: int, data: bytes) -> bytes:
+        return earlier.frames[ALICE][n] if sender is ALICE else data
+
+    refused(exchange(keys, tmp_path, replay), BOB, SIGNATURE)
+
+
+def test_a_record_repeated_is_refused(keys: Keys, tmp_path: Path) -> None:
+    result = exchange(keys, tmp_path, only(ALICE, TEXT, lambda data: data + data))
+    assert str(result.bob.error).startswith("record 1 where record 2 should be")
+    assert result.bob.shown == [REQUEST]
+
+
+def test_a_record_of_the_other_direction_is_refused_even_if_all_keys_were_the_same(keys: Keys) -> None:
+    th, same = b"t" * 32, DirectionKeys(b"k" * 32, b"c" * 32)
+    record = Sealer(BOB, same, th, keys.bob).seal(Kind.READY)
+    with pytest.raises(chat.ProtocolError, match=SIGNATURE):
+        Opener(ALICE, same, th, keys.bob).open(record)
+    assert Opener(BOB, same, th, keys.bob).open(record).kind is Kind.READY
+
+
+@pytest.mark.parametrize("part", ["th", "commitment"])
+def test_the_signature_covers_what_is_never_sent(keys: Keys, part: str) -> None:
+    th, same = b"t" * 32, DirectionKeys(b"k" * 32, b"c" * 32)
+    record = Sealer(BOB, same, th, keys.bob).seal(Kind.READY)
+    opener = (
+        Opener(BOB, same, b"T" * 32, keys.bob)
+        if part == "th"
+        else Opener(BOB, DirectionKeys(same.key, b"C" * 32), th, keys.bob)
+    )
+    with pytest.raises(chat.ProtocolError, match=SIGNATURE):
+        opener.open(record)
+
+
+@pytest.mark.parametrize("role", Role)
+def test_the_first_record_is_ready_and_nothing_else(keys: Keys, role: Role) -> None:
+    th, same = b"t" * 32, DirectionKeys(b"k" * 32, b"c" * 32)
+    for kind in (Kind.TEXT, Kind.CLOSE):
+        record = Sealer(role, same, th, keys.bob).seal(kind, "too soon")
+        with pytest.raises(chat.ProtocolError, match="READY is record 0, and no other"):
+            Opener(role, same, th, keys.bob).open(record)
+    record = sealed_by_insider(Sealer(role, same, th, keys.bob), padded(b"\0text"))
+    with pytest.raises(chat.ProtocolError, match="the record's text is too long"):
+        Opener(role, same, th, keys.bob).open(record)
+
+
+def test_speaking_out_of_turn_is_refused(ends: Ends) -> None:
+    ends.bob.line.send(ends.bob._sealer.seal(Kind.TEXT, "before Alice said anything"))
+    with pytest.raises(chat.ProtocolError, match="the other side spoke out of turn"):
+        ends.alice.receive()
+
+
+def test_one_cannot_speak_out_of_turn(ends: Ends) -> None:
+    with pytest.raises(ValueError, match="it is the other side's turn"):
+        ends.bob.send("before Alice said anything")
+    ends.alice.send(REQUEST)
+    with pytest.raises(ValueError, match="it is the other side's turn"):
+        ends.alice.send("once more")
+
+
+# ------------------------------------------------------------------------------- what is on the wire
+
+
+def test_nothing_on_the_wire_depends_on_the_text_but_its_length_class(keys: Keys) -> None:
+    """Same keys, number and salt: texts of one class differ in ciphertext, and in what follows from it."""
+    th, same = b"t" * 32, DirectionKeys(b"k" * 32, b"c" * 32)
+
+    def salt(length: int) -> bytes:
+        return b"s" * length
+
+    records = [
+        Sealer(BOB, same, th, keys.bob).seal(Kind.TEXT, text, salt) for text in ("yes", "no", "", "x" * 254)
+    ]
+    assert len({len(record) for record in records}) == 1
+    assert len(Sealer(BOB, same, th, keys.bob).seal(Kind.TEXT, "x" * 255, salt)) == len(records[0]) + 256
+    for (
+        record
+    ) in records:  # who guesses the text cannot test the guess: what is signed is what is on the wire
+        body, signature = record[:-256], record[-256:]
+        context = Direction(BOB, same, th, keys.bob)._context
+        assert chat.verify(keys.bob, context + body, signature)
+
+
+def test_no_two_records_share_a_nonce_and_a_key(keys: Keys, tmp_path: Path) -> None:
+    used: set[tuple[bytes, bytes]] = set()
+    encrypt = chat.encrypt
+
+    def spy(key: bytes, nonce: bytes, plaintext: bytes) -> bytes:
+        assert (key, nonce) not in used
+        used.add((key, nonce))
+        return encrypt(key, nonce, plaintext)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(chat, "encrypt", spy)
+        for _ in range(3):
+            assert exchange(keys, tmp_path).went_well()
+    assert len(used) == 3 * 6  # READY, TEXT and CLOSE, each way
+
+
+def test_every_session_has_fresh_values_so_that_stolen_keys_open_no_recording(
+    keys: Keys, tmp_path: Path
+) -> None:
+    hellos = [exchange(keys, tmp_path).frames for _ in range(2)]
+    for sender, secret_fields in ((BOB, (NONCE, B)), (ALICE, (NONCE, A))):
+        first, second = (chat.decode_fields(frames[sender][HELLO][4:]) for frames in hellos)
+        for index in secret_fields:
+            assert first[index] != second[index]
+
+
+def test_public_values_are_checked_before_a_secret_exponent_meets_them(keys: Keys) -> None:
+    offer = Offer.make(ALICE, keys.alice, GROUP)
+    hello = hello_with(B, number(p - 4, 256))(chat.frame(Offer.make(BOB, keys.bob, GROUP).hello))[4:]
+    power = chat.power
+
+    def spy(base: int, exponent: bytes, modulus: int) -> bytes:
+        assert exponent != offer.exponent, "a secret exponent met an unchecked value"
+        return power(base, exponent, modulus)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(chat, "power", spy)
+        with pytest.raises(chat.ProtocolError, match=SUBGROUP):
+            offer.agree(hello)
+
+
+def test_no_secret_in_any_representation(keys: Keys, ends: Ends) -> None:
+    offer = Offer.make(BOB, keys.bob, GROUP)
+    keys_of_direction = ends.bob._sealer._keys
+    for thing in (offer, keys_of_direction, ends.bob, ends.bob._sealer, ends.bob._opener, ends.bob.line):
+        for text in (repr(thing), str(thing), f"{[thing]}"):
+            assert str(keys.bob.d) not in text
+            for secret in (offer.exponent, *keys_of_direction):
+                assert repr(secret)[2:20] not in text
+                assert secret.hex()[:16] not in text
+
+
+# ---------------------------------------------------------------------- every byte, every point to cut at
+
+
+def lengths(keys: Keys, tmp_path: Path) -> dict[tuple[Role, int], int]:
+    frames = exchange(keys, tmp_path).frames
+    return {(role, n): len(data) for role in Role for n, data in enumerate(frames[role])}
+
+
+FRAMES = [
+    (BOB, HELLO),
+    (ALICE, HELLO),
+    (ALICE, READY),
+    (BOB, READY),
+    (ALICE, TEXT),
+    (BOB, TEXT),
+    (ALICE, CLOSE),
+]
+NOBODY_WAS_SHOWN = {
+    (ALICE, TEXT): ([], []),
+    (BOB, TEXT): ([REQUEST], []),
+    (ALICE, CLOSE): ([REQUEST], [REPLY]),
+}
+
+
+@pytest.mark.parametrize(("sender", "n"), FRAMES)
+def test_every_byte_changed(
+    keys: Keys, tmp_path: Path, sender: Role, n: int, record_property: Callable[[str, object], None]
+) -> None:
+    """Alone, each ends in one error on one side, a cut on the other, and shows nothing of the message.
+
+    A length made longer starves the victim: whoever waits for the rest is cut off, not answered.
+    """
+    length = lengths(keys, tmp_path)[sender, n]
+    for at in range(4, length):
+        bit = 1 << secrets.randbelow(8)
+        result = exchange(keys, tmp_path, only(sender, n, functools.partial(flip, at=at, bit=bit)))
+        assert (result.bob.shown, result.alice.shown) == NOBODY_WAS_SHOWN.get((sender, n), ([], [])), at
+        errors = {type(result.bob.error), type(result.alice.error)} - {type(None)}
+        assert chat.ProtocolError in errors, (at, result.bob.error, result.alice.error)
+        assert errors <= {chat.ProtocolError, chat.ConnectionCut}, (at, result.bob.error, result.alice.error)
+        assert not result.bob.goodbye
+    record_property("cases", length - 4)
+
+
+@pytest.mark.parametrize(("sender", "n"), FRAMES)
+def test_every_point_to_cut_at(keys: Keys, tmp_path: Path, sender: Role, n: int) -> None:
+    """A cut is told from a goodbye, and inside a message from between two."""
+    length = lengths(keys, tmp_path)[sender, n]
+
+    def cut_after(at: int) -> Tamper:
+        gone = False
+
+        def tamper(who: Role, number: int, data: bytes) -> bytes | None:
+            nonlocal gone
+            if gone:
+                return None
+            if (who, number) == (sender, n):
+                gone = True
+                return data[:at] or None
+            return data
+
+        return tamper
+
+    for at in range(length):
+        result = exchange(keys, tmp_path, cut_after(at))
+        victim = result.of(sender.peer)
+        assert isinstance(victim.error, chat.ConnectionCut), (at, victim)
+        expected = "without a goodbye" if at == 0 else "in the middle of a message"
+        assert expected in str(victim.error), at
+        assert not result.bob.goodbye
+        assert not result.alice.goodbye
+        assert (result.bob.shown, result.alice.shown) == NOBODY_WAS_SHOWN.get((sender, n), ([], [])), at
