@@ -11,15 +11,20 @@ import socket
 import threading
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Callable, Optional
+from typing import Callable
 
 from conftest import DEADLINE, GROUP, Background, Keys, loopback
 
 import crypto_utils as chat
 from crypto_utils import Channel, Group, Home, Kind, KnownPeer, Line, Role, RsaKey
 
-# What goes on the wire in the place of a sender's n-th frame (length and payload): bytes, or None to cut.
-Tamper = Callable[[Role, int, bytes], Optional[bytes]]
+# What goes on the wire in the place of a sender's n-th frame (length and payload).
+Tamper = Callable[[Role, int, bytes], bytes]
+
+
+class Last(bytes):
+    """The last bytes that Mallory lets through: then she cuts the wire."""
+
 
 REQUEST, REPLY = "the request, which nobody else may read", "the reply, which nobody else may read"
 
@@ -31,7 +36,7 @@ def honest(sender: Role, number: int, data: bytes) -> bytes:
     return data
 
 
-def only(sender: Role, number: int, change: Callable[[bytes], bytes | None]) -> Tamper:
+def only(sender: Role, number: int, change: Callable[[bytes], bytes]) -> Tamper:
     """Tamper with one frame, and pass on all others."""
     return lambda who, n, data: change(data) if (who, n) == (sender, number) else data
 
@@ -56,12 +61,16 @@ class Wire:
                     break
                 self.frames[sender].append(data)
                 passed_on = self._tamper(sender, len(self.frames[sender]) - 1, data)
-                if passed_on is None:
-                    break
                 sink.sendall(passed_on)
-        for end in (sink, source):
-            with contextlib.suppress(OSError):
-                end.shutdown(socket.SHUT_WR if end is sink else socket.SHUT_RD)
+                if isinstance(passed_on, Last):
+                    self._end(source)
+                    break
+        self._end(sink)
+
+    @staticmethod
+    def _end(connected: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            connected.shutdown(socket.SHUT_WR)
 
     @staticmethod
     def _frame(source: socket.socket) -> bytes:

@@ -7,17 +7,36 @@ meant for the attack is gone. Whoever is not the victim sees the connection cut,
 from __future__ import annotations
 
 import functools
+import hashlib
+import importlib
+import random
 import secrets
+import socket
 from pathlib import Path
 from typing import Callable
 
 import pytest
-from conftest import GROUP, Ends, Keys
+from conftest import GROUP, Ends, Keys, Program, loopback
+from Crypto.Cipher import AES
+from Crypto.Hash import SHA256
 from Crypto.PublicKey import ECC
-from mallory import CLOSE, HELLO, READY, REPLY, REQUEST, TEXT, Exchange, Tamper, exchange, only
+from Crypto.Signature import pss
+from mallory import CLOSE, HELLO, READY, REPLY, REQUEST, TEXT, Exchange, Last, exchange, only
 
 import crypto_utils as chat
-from crypto_utils import Direction, DirectionKeys, Kind, Offer, Opener, Role, RsaKey, Sealer
+from crypto_utils import (
+    Direction,
+    DirectionKeys,
+    Home,
+    Kind,
+    KnownPeer,
+    Line,
+    Offer,
+    Opener,
+    Role,
+    RsaKey,
+    Sealer,
+)
 
 BOB, ALICE = Role.BOB, Role.ALICE
 
@@ -195,6 +214,38 @@ def test_a_ready_over_4_kib_is_refused_before_it_is_read(keys: Keys, tmp_path: P
     refused(result, BOB, "a frame of 4097 bytes, over the limit of 4096")
 
 
+LIMITS = {  # of a frame, and what both have been shown by then
+    (ALICE, READY): (4096, ([], [])),
+    (BOB, READY): (4096, ([], [])),
+    (ALICE, TEXT): (12 + 4097 * 256 + 16 + 512, ([], [])),
+    (BOB, TEXT): (12 + 4097 * 256 + 16 + 512, ([REQUEST], [])),
+}
+
+
+@pytest.mark.parametrize(("sender", "n"), LIMITS)
+def test_a_record_over_its_limit_is_refused(keys: Keys, tmp_path: Path, sender: Role, n: int) -> None:
+    limit, shown = LIMITS[sender, n]
+    result = exchange(keys, tmp_path, only(sender, n, lambda _: chat.frame(bytes(limit + 1))))
+    refused(result, sender.peer, f"a frame of {limit + 1} bytes, over the limit of {limit}", shown=shown)
+
+
+@pytest.mark.parametrize("role", Role)
+def test_the_handshake_has_one_deadline(
+    keys: Keys, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, role: Role
+) -> None:
+    """It is over before it begins; who does not notice finds a line that was cut."""
+    monkeypatch.setattr(chat, "HANDSHAKE_SECONDS", 0.0)
+    near, far = loopback()
+    far.sendall(b"\0")
+    far.shutdown(socket.SHUT_WR)
+    peer = KnownPeer(Home(tmp_path), "somebody")
+    with near, far, pytest.raises(chat.ConnectionCut, match="the other side did not answer in time"):
+        if role is BOB:
+            chat.bob_handshake(Line(near), keys.bob, GROUP, peer)
+        else:
+            chat.alice_handshake(Line(near), keys.alice, None, peer)
+
+
 # --------------------------------------------------------------------------------- who is at the other end
 
 
@@ -238,6 +289,36 @@ def test_a_key_is_pinned_only_after_its_owner_has_proven_to_hold_it(keys: Keys, 
     refused(result, BOB, "the record's signature is not valid")
     assert not (tmp_path / "bob" / "known_peers").exists()
     assert not (tmp_path / "alice" / "known_peers").exists()
+
+
+def test_bob_signs_nothing_before_he_opened_alices_ready(keys: Keys, tmp_path: Path) -> None:
+    result = exchange(keys, tmp_path, only(ALICE, READY, lambda data: flip(data, -1)))
+    refused(result, BOB, SIGNATURE)
+    assert len(result.frames[BOB]) == 1
+
+
+@pytest.mark.parametrize("script", ["bob_server.py", "alice_client.py"])
+def test_the_option_peer_accepts_no_other_key(
+    bob: Callable[..., tuple[Program, str]], start: Callable[..., Program], keys: Keys, script: str
+) -> None:
+    only_mallory = ("--peer", chat.fingerprint(keys.mallory))
+    server, port = bob(*only_mallory if script == "bob_server.py" else ())
+    client = start(
+        "alice_client.py", "127.0.0.1", "--port", port, *only_mallory if script == "alice_client.py" else ()
+    )
+    victim = server if script == "bob_server.py" else client
+    victim.expect("Refused: the key of .* is not the one asked for", "stderr")
+
+
+@pytest.mark.parametrize(
+    ("sender", "index"), [(BOB, NONCE), (BOB, BOB_RSA), (ALICE, NONCE)], ids=["nonce_B", "RSA_bob", "nonce_A"]
+)
+def test_a_field_that_makes_no_other_secret_is_in_the_transcript_hash(
+    keys: Keys, tmp_path: Path, sender: Role, index: int
+) -> None:
+    """What is in Alice's RSA field, Bob verifies with: see misbinding, below."""
+    value = b"n" * 32 if index == NONCE else chat.public_der(keys.mallory)
+    refused(exchange(keys, tmp_path, only(sender, HELLO, hello_with(index, value))), BOB, SIGNATURE)
 
 
 def test_misbinding_bob_does_not_take_alices_words_for_mallorys(keys: Keys, tmp_path: Path) -> None:
@@ -321,6 +402,10 @@ RECORDS: dict[str, tuple[Forgery, str]] = {
         lambda k, s, t: (s.seal(Kind.TEXT, "x"), s.seal(Kind.TEXT, "y"))[1],
         "record 2 where record 1",
     ),
+    "dropped, the next one in its place": (
+        lambda k, s, t: s.seal(Kind.TEXT, "x")[:12] + s.seal(Kind.TEXT, "y")[12:],
+        SIGNATURE,
+    ),
     "reflected": (lambda k, s, t: reflected(s, t), SIGNATURE),
     "signed by Mallory": (
         lambda k, s, t: resigned(s, s.seal(Kind.TEXT, "x")[:-256], k.mallory),
@@ -398,6 +483,58 @@ def test_a_forged_record_leaves_the_number_as_it_was(ends: Ends) -> None:
         opener.open(flip(record, 100))
     with pytest.raises(ValueError, match="this direction is closed"):
         opener.open(record)
+
+
+def test_nothing_is_decrypted_before_it_is_verified(ends: Ends, monkeypatch: pytest.MonkeyPatch) -> None:
+    record = flip(ends.alice._sealer.seal(Kind.TEXT, "x"), -1)
+    monkeypatch.setattr(chat, "decrypt", lambda *_: pytest.fail("decrypted, though not verified"))
+    with pytest.raises(chat.ProtocolError, match=SIGNATURE):
+        ends.bob._opener.open(record)
+
+
+def test_no_second_record_under_a_number_of_which_the_first_failed(keys: Keys) -> None:
+    """What was encrypted, or even sent, before it failed must not meet the same key and nonce again."""
+
+    def broken(_: int) -> bytes:
+        raise OSError
+
+    sealer = Sealer(BOB, DirectionKeys(b"k" * 32, b"c" * 32), b"t" * 32, keys.bob)
+    with pytest.raises(OSError):
+        sealer.seal(Kind.READY, "", broken)
+    with pytest.raises(ValueError, match="this direction is closed"):
+        sealer.seal(Kind.READY)
+
+
+def test_nothing_follows_a_goodbye(keys: Keys) -> None:
+    th, same = b"t" * 32, DirectionKeys(b"k" * 32, b"c" * 32)
+    sealer, opener = Sealer(BOB, same, th, keys.bob), Opener(BOB, same, th, keys.bob)
+    opener.open(sealer.seal(Kind.READY))
+    assert opener.open(sealer.seal(Kind.CLOSE)).kind is Kind.CLOSE
+    for more in (lambda: sealer.seal(Kind.TEXT, "x"), lambda: opener.open(b"")):
+        with pytest.raises(ValueError, match="this direction is closed"):
+            more()
+
+
+def test_a_cut_in_the_place_of_a_goodbye_is_none(keys: Keys, tmp_path: Path) -> None:
+    result = exchange(keys, tmp_path, only(ALICE, CLOSE, lambda _: Last(b"")))
+    assert isinstance(result.bob.error, chat.ConnectionCut)
+    assert "without a goodbye" in str(result.bob.error)
+    assert not result.bob.goodbye
+
+
+UNFIT = {
+    "too long": ("x" * (chat.TEXT_LIMIT - 1) + "\xe9", "the text is 1048577 bytes long"),
+    "a surrogate": ("\ud800", "the text is not valid Unicode"),
+}
+
+
+@pytest.mark.parametrize("name", UNFIT)
+def test_an_unfit_text_is_refused_at_home_and_the_chat_goes_on(ends: Ends, name: str) -> None:
+    text, reason = UNFIT[name]
+    with pytest.raises(chat.MessageError, match=reason):
+        ends.alice.send(text)
+    ends.alice.send(REQUEST)
+    assert ends.bob.receive().text == REQUEST
 
 
 @pytest.mark.parametrize("n", [READY, TEXT, CLOSE])
@@ -495,6 +632,44 @@ def test_nothing_on_the_wire_depends_on_the_text_but_its_length_class(keys: Keys
         assert chat.verify(keys.bob, context + body, signature)
 
 
+def test_a_session_is_what_the_design_says_byte_by_byte(keys: Keys) -> None:
+    """Computed once more without the functions under test. A = 2, B = Z = 2^100: zeros lead, and count."""
+    a, b, nonce_a, nonce_b, salt = bytes(31) + b"\1", bytes(31) + b"\x64", b"A" * 32, b"B" * 32, b"s" * 32
+
+    def framed(*fields: bytes) -> bytes:
+        hello = b"".join(len(data).to_bytes(2, "big") + data for data in fields)
+        return len(hello).to_bytes(4, "big") + hello
+
+    def random_from(*values: bytes) -> chat.Random:
+        return lambda _, left=list(values): left.pop(0)  # type: ignore[misc]
+
+    bob = Offer.make(BOB, keys.bob, GROUP, random_from(b, nonce_b))
+    alice = Offer.make(ALICE, keys.alice, GROUP, random_from(a, nonce_a))
+    ders = {role: getattr(keys, role.value).public_key().export_key("DER") for role in Role}
+    z = number(2**100, 256)
+    hello_bob = framed(b"secure-chat/1", nonce_b, number(p), b"\2", z, ders[BOB])
+    hello_alice = framed(b"secure-chat/1", nonce_a, number(2, 256), ders[ALICE])
+    assert (chat.frame(bob.hello), chat.frame(alice.hello)) == (hello_bob, hello_alice)
+
+    th = hashlib.sha256(hello_bob + hello_alice).digest()
+    (bob_sealer, bob_opener), (alice_sealer, alice_opener) = bob.agree(alice.hello), alice.agree(bob.hello)
+    for label, sealer, opener in (
+        (b"bob->alice", bob_sealer, alice_opener),
+        (b"alice->bob", alice_sealer, bob_opener),
+    ):
+        fixed = z + b"secure-chat/1 key " + label + th
+        key, commitment = (hashlib.sha256(bytes([0, 0, 0, block]) + fixed).digest() for block in (1, 2))
+        for n, text in enumerate([b"", b"x" * 255]):
+            record = sealer.seal(Kind(n), text.decode(), lambda _: salt)
+            nonce, body, signature = bytes(11) + bytes([n]), record[:-256], record[-256:]
+            plaintext = bytes([n]) + text + b"\x80" + bytes(254 if n == 0 else 255)
+            cipher = AES.new(key, AES.MODE_GCM, nonce=nonce)
+            assert body == nonce + b"".join(cipher.encrypt_and_digest(plaintext))
+            signed = SHA256.new(b"secure-chat/1 signature " + label + th + commitment + body)
+            assert signature == pss.new(sealer.signer, salt_bytes=32, rand_func=lambda _: salt).sign(signed)
+            assert opener.open(record) == (Kind(n), text.decode())
+
+
 def test_no_two_records_share_a_nonce_and_a_key(keys: Keys, tmp_path: Path) -> None:
     used: set[tuple[bytes, bytes]] = set()
     encrypt = chat.encrypt
@@ -521,6 +696,17 @@ def test_every_session_has_fresh_values_so_that_stolen_keys_open_no_recording(
             assert first[index] != second[index]
 
 
+def test_no_secret_comes_from_a_generator_that_can_be_seeded(keys: Keys) -> None:
+    seen = set()
+    for _ in range(2):
+        random.seed(1)
+        offer = Offer.make(BOB, keys.bob, GROUP)
+        record = Sealer(BOB, DirectionKeys(b"k" * 32, b"c" * 32), b"t" * 32, keys.bob).seal(Kind.READY)
+        nonce = chat.decode_fields(offer.hello)[NONCE]
+        seen |= {GROUP.private_exponent(), offer.exponent, nonce, record[-256:]}
+    assert len(seen) == 2 * 4
+
+
 def test_public_values_are_checked_before_a_secret_exponent_meets_them(keys: Keys) -> None:
     offer = Offer.make(ALICE, keys.alice, GROUP)
     hello = hello_with(B, number(p - 4, 256))(chat.frame(Offer.make(BOB, keys.bob, GROUP).hello))[4:]
@@ -545,6 +731,24 @@ def test_no_secret_in_any_representation(keys: Keys, ends: Ends) -> None:
             for secret in (offer.exponent, *keys_of_direction):
                 assert repr(secret)[2:20] not in text
                 assert secret.hex()[:16] not in text
+
+
+# ----------------------------------------------------------------------------------- what is on the screen
+
+
+@pytest.mark.parametrize("script", ["bob_server", "alice_client"])
+def test_a_text_of_the_peers_neither_drives_the_terminal_nor_imitates_the_program(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, script: str
+) -> None:
+    program = importlib.import_module(script)
+    monkeypatch.setattr(program, "at_terminal", lambda: False)
+    program.show("\x1b[2J\u202e\nRefused: no")
+    mark = program.PEER + ": "
+    shown, told = capsys.readouterr()
+    assert shown == f"{mark}\\x1b[2J\\u202e\n{'| ':>{len(mark)}}Refused: no\n"
+    program.say("\x1b]52;c;cm0gLXJm\x07")
+    shown, told = capsys.readouterr()
+    assert (shown, told) == ("", "\\x1b]52;c;cm0gLXJm\\x07\n")
 
 
 # ---------------------------------------------------------------------- every byte, every point to cut at
@@ -579,7 +783,7 @@ def test_every_byte_changed(
 
     A length made longer starves the victim: whoever waits for the rest is cut off, not answered.
     """
-    length = lengths(keys, tmp_path)[sender, n]
+    length = lengths(keys, tmp_path / "measured")[sender, n]
     for at in range(4, length):
         bit = 1 << secrets.randbelow(8)
         result = exchange(keys, tmp_path, only(sender, n, functools.partial(flip, at=at, bit=bit)))
@@ -594,24 +798,10 @@ def test_every_byte_changed(
 @pytest.mark.parametrize(("sender", "n"), FRAMES)
 def test_every_point_to_cut_at(keys: Keys, tmp_path: Path, sender: Role, n: int) -> None:
     """A cut is told from a goodbye, and inside a message from between two."""
-    length = lengths(keys, tmp_path)[sender, n]
-
-    def cut_after(at: int) -> Tamper:
-        gone = False
-
-        def tamper(who: Role, number: int, data: bytes) -> bytes | None:
-            nonlocal gone
-            if gone:
-                return None
-            if (who, number) == (sender, n):
-                gone = True
-                return data[:at] or None
-            return data
-
-        return tamper
+    length = lengths(keys, tmp_path / "measured")[sender, n]
 
     for at in range(length):
-        result = exchange(keys, tmp_path, cut_after(at))
+        result = exchange(keys, tmp_path, only(sender, n, lambda data: Last(data[:at])))  # noqa: B023
         victim = result.of(sender.peer)
         assert isinstance(victim.error, chat.ConnectionCut), (at, victim)
         expected = "without a goodbye" if at == 0 else "in the middle of a message"
