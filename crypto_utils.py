@@ -40,9 +40,11 @@ import socket
 import stat
 import sys
 import time
+from array import array
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from itertools import compress
 from math import log, prod
 from pathlib import Path
 from typing import Callable, NamedTuple
@@ -162,6 +164,11 @@ def power(base: int, exponent: bytes, modulus: int) -> bytes:
     return result.to_bytes(byte_length(modulus))
 
 
+def is_square(y: int, p: int) -> bool:
+    """Whether y is a square modulo the odd prime p: the Jacobi symbol, for public values."""
+    return Integer.jacobi_symbol(y, p) == 1
+
+
 def is_power_one(base: int, exponent: int, modulus: int) -> bool:
     """Whether base^exponent = 1 mod modulus, all of them public."""
     return int.from_bytes(power(base, to_bytes(exponent), modulus), "big") == 1
@@ -188,8 +195,11 @@ class Group:
         return (self.p - 1) // 2
 
     def contains(self, y: int) -> bool:
-        """Whether y is in the subgroup of order q and not 1 (SP 800-56A, 5.6.2.3.1)."""
-        return 2 <= y <= self.p - 2 and is_power_one(y, self.q, self.p)
+        """Whether y is in the subgroup of order q and not 1 (SP 800-56A, 5.6.2.3.1).
+
+        Modulo a safe prime, that subgroup is the squares: y^q = 1 by Euler's criterion.
+        """
+        return 2 <= y <= self.p - 2 and is_square(y, self.p)
 
     def private_exponent(self, random: Random = secrets.token_bytes) -> bytes:
         """Return len(p) / 8 random bytes: 256 bits for a 2048-bit group, well over twice its strength.
@@ -264,7 +274,7 @@ def generate_group(bits: int = 2048, progress: Callable[[float], None] = lambda 
     a core (the library's arithmetic releases the interpreter lock). `progress` is told after every
     test what part of all such searches would have ended by then.
     """
-    bound, run = 1_000_000, 1 << 18
+    bound, run = 5_000_000 if bits < 2560 else 16_000_000, 1 << 20
     small_primes = _small_primes(bound)
     # Mertens: among numbers without factors below B, one in ln(q) / (e^gamma ln(B)) is prime.
     chance = (1.781 * log(bound) / (bits * log(2))) ** 2
@@ -289,16 +299,17 @@ def _fermat(q: int) -> bool:
     return is_power_one(2, q - 1, q)
 
 
-def _small_primes(bound: int) -> list[int]:
-    """Return the primes from 5 to `bound` (sieve of Eratosthenes)."""
+def _small_primes(bound: int) -> array[int]:
+    """Return the primes from 5 up to, not including, `bound` (sieve of Eratosthenes)."""
     is_prime = bytearray([1]) * bound
     for n in range(2, int(bound**0.5) + 1):
         if is_prime[n]:
             is_prime[n * n :: n] = bytes(len(range(n * n, bound, n)))
-    return [n for n in range(5, bound) if is_prime[n]]
+    is_prime[:5] = bytes(5)
+    return array("I", compress(range(bound), is_prime))
 
 
-def _survivors(start: int, run: int, small_primes: list[int]) -> Iterator[int]:
+def _survivors(start: int, run: int, small_primes: array[int]) -> Iterator[int]:
     """Yield each i < run for which neither 12(start + i) - 1 nor 24(start + i) - 1 has a small factor."""
     alive = bytearray([1]) * run
     for at in range(0, len(small_primes), 16):
@@ -309,7 +320,7 @@ def _survivors(start: int, run: int, small_primes: list[int]) -> Iterator[int]:
             for k in (inverse, 2 * inverse):  # 24k = 1 strikes p, 12k = 1 strikes q
                 first = (k - rest) % r
                 alive[first::r] = bytes(len(range(first, run, r)))
-    return (i for i in range(run) if alive[i])
+    return compress(range(run), alive)
 
 
 # ------------------------------------------------------------------------ step 2: symmetric encryption
@@ -813,7 +824,7 @@ class Home:
         try:
             group = Group.load(pem)
             check_group(group, checked_before=group)
-            require(_fermat(group.q), "p is not a safe prime")
+            require(is_power_one(4, group.q, group.p) and _fermat(group.q), "p is not a safe prime")
         except ValueError:
             raise FileError(f"{path} holds no Diffie-Hellman parameters; move it away for new ones") from None
         except ProtocolError as error:
