@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import getpass
+import logging
 import os
 import re
 import select
@@ -79,15 +80,19 @@ def interrupted_by(channel: chat.Channel) -> Iterator[None]:
     if not hasattr(signal, "pthread_kill"):  # Windows: it will be noticed after the person pressed Enter
         yield
         return
-    body, person, waiting = threading.main_thread(), channel.line.socket, True
+    body, peer, waiting = threading.main_thread(), channel.line.socket, True
 
     def interrupt(*_: object) -> None:
+        nonlocal waiting
         if waiting:
+            waiting = False
             raise PeerSpoke
 
     def watch() -> None:
-        if person in select.select([person, stopped], [], [])[0]:
+        arrived = peer in select.select([peer, stopped], [], [])[0]
+        while arrived:  # again and again: a signal just before the body falls asleep would not wake it
             signal.pthread_kill(body.ident or 0, signal.SIGUSR1)
+            arrived = not select.select([stopped], [], [], 0.1)[0]
 
     signal.signal(signal.SIGUSR1, interrupt)
     stopped, stop = socket.socketpair()
@@ -137,7 +142,6 @@ def converse(channel: chat.Channel) -> bool:
                 pass  # he may have said goodbye: what there is to receive will tell
         message = channel.receive()
         if message.kind is chat.Kind.CLOSE:
-            channel.close()
             say(f"{PEER} left" + (f": {message.text}" if message.text else "."))
             return True
         show(message.text)
@@ -208,6 +212,9 @@ def parse() -> argparse.Namespace:
         metavar="FINGERPRINT",
         help=f"accept {PEER}'s key with this fingerprint, and no other",
     )
+    parser.add_argument(
+        "-v", "--verbose", action="count", default=0, help="show the steps as they happen; -vv whole values"
+    )
     return parser.parse_args()
 
 
@@ -266,6 +273,17 @@ def run(options: argparse.Namespace) -> int:
     return 0
 
 
+def tell_steps(verbosity: int) -> None:
+    """Show the steps of the protocol as they happen, once or twice as much of them."""
+
+    class Teller(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            say(record.getMessage())
+
+    chat.log.addHandler(Teller())
+    chat.log.setLevel((logging.WARNING, logging.INFO, logging.DEBUG)[min(verbosity, 2)])
+
+
 def main() -> None:
     """Run the program and exit. What a user, a peer or the disk can cause gets a line, never a traceback."""
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
@@ -276,7 +294,9 @@ def main() -> None:
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), signal.default_int_handler)
     try:
-        sys.exit(run(parse()))
+        options = parse()
+        tell_steps(options.verbose)
+        sys.exit(run(options))
     except KeyboardInterrupt:
         sys.exit(130)
     except tuple(FAILURES) as error:

@@ -13,6 +13,7 @@ import contextlib
 import errno
 import getpass
 import ipaddress
+import logging
 import os
 import queue
 import re
@@ -85,15 +86,19 @@ def interrupted_by(channel: chat.Channel) -> Iterator[None]:
     if not hasattr(signal, "pthread_kill"):  # Windows: it will be noticed after the person pressed Enter
         yield
         return
-    body, person, waiting = threading.main_thread(), channel.line.socket, True
+    body, peer, waiting = threading.main_thread(), channel.line.socket, True
 
     def interrupt(*_: object) -> None:
+        nonlocal waiting
         if waiting:
+            waiting = False
             raise PeerSpoke
 
     def watch() -> None:
-        if person in select.select([person, stopped], [], [])[0]:
+        arrived = peer in select.select([peer, stopped], [], [])[0]
+        while arrived:  # again and again: a signal just before the body falls asleep would not wake it
             signal.pthread_kill(body.ident or 0, signal.SIGUSR1)
+            arrived = not select.select([stopped], [], [], 0.1)[0]
 
     signal.signal(signal.SIGUSR1, interrupt)
     stopped, stop = socket.socketpair()
@@ -143,7 +148,6 @@ def converse(channel: chat.Channel) -> bool:
                 pass  # he may have said goodbye: what there is to receive will tell
         message = channel.receive()
         if message.kind is chat.Kind.CLOSE:
-            channel.close()
             say(f"{PEER} left" + (f": {message.text}" if message.text else "."))
             return True
         show(message.text)
@@ -223,11 +227,18 @@ def parse() -> argparse.Namespace:
         help=f"accept {PEER}'s key with this fingerprint, and no other",
     )
     parser.add_argument("--once", action="store_true", help="end after the first conversation")
-    parser.add_argument(
+    parameters = parser.add_mutually_exclusive_group()
+    parameters.add_argument(
         "--dh-bits",
         type=group_bits,
         metavar="N",
         help="size of the Diffie-Hellman parameters, 2048 to 4096 (default: those kept, or 2048)",
+    )
+    parameters.add_argument(
+        "--dh-parameters", type=Path, metavar="FILE", help="take and keep those that `openssl dhparam` wrote"
+    )
+    parser.add_argument(
+        "-v", "--verbose", action="count", default=0, help="show the steps as they happen; -vv whole values"
     )
     return parser.parse_args()
 
@@ -272,9 +283,13 @@ def own_address(listener: socket.socket) -> str:
     return "127.0.0.1"
 
 
-def load_group(home: chat.Home, bits: int | None) -> chat.Group:
-    """Return Bob's Diffie-Hellman parameters, made on the first run, or when he asks for another size."""
+def load_group(home: chat.Home, bits: int | None, file: Path | None) -> chat.Group:
+    """Return Bob's Diffie-Hellman parameters, made on the first run, or when he asks for others."""
     group = home.load_group()
+    if file is not None:
+        group = chat.load_group_file(file, group)
+        home.save_group(group)
+        return group
     if group is not None and bits in (None, group.p.bit_length()):
         return group
     size = bits or 2048
@@ -368,7 +383,7 @@ def run(options: argparse.Namespace) -> int:
     say(f"Listening on port {number}.")
     home = chat.Home(options.home.expanduser() / "bob")
     identity = load_identity(home)
-    group = load_group(home, options.dh_bits)
+    group = load_group(home, options.dh_bits, options.dh_parameters)
     at = "" if number == chat.PORT else f" --port {number}"
     say(f"You are Bob, {chat.fingerprint(identity)}. Alice runs:\n")
     say(f"  python3 alice_client.py {own_address(listener)}{at} --peer {chat.fingerprint(identity)}\n")
@@ -391,6 +406,17 @@ def run(options: argparse.Namespace) -> int:
             return status
 
 
+def tell_steps(verbosity: int) -> None:
+    """Show the steps of the protocol as they happen, once or twice as much of them."""
+
+    class Teller(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            say(record.getMessage())
+
+    chat.log.addHandler(Teller())
+    chat.log.setLevel((logging.WARNING, logging.INFO, logging.DEBUG)[min(verbosity, 2)])
+
+
 def main() -> None:
     """Run the program and exit. What a user, a peer or the disk can cause gets a line, never a traceback."""
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
@@ -401,7 +427,9 @@ def main() -> None:
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), signal.default_int_handler)
     try:
-        sys.exit(run(parse()))
+        options = parse()
+        tell_steps(options.verbose)
+        sys.exit(run(options))
     except KeyboardInterrupt:
         sys.exit(130)
     except tuple(FAILURES) as error:

@@ -32,6 +32,8 @@ import contextlib
 import enum
 import errno
 import hmac
+import logging
+import math
 import os
 import re
 import secrets
@@ -41,11 +43,10 @@ import stat
 import sys
 import time
 from array import array
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import compress
-from math import log, prod
 from pathlib import Path
 from typing import Callable, NamedTuple
 from unicodedata import east_asian_width
@@ -66,6 +67,8 @@ if sys.platform == "win32":
     import msvcrt
 else:
     import fcntl
+
+log = logging.getLogger("secure_chat")  # tells the steps as they happen; never a secret
 
 VERSION = b"secure-chat/1"
 PORT = 65432
@@ -132,6 +135,20 @@ def require(condition: bool, reason: str) -> None:
         raise ProtocolError(reason)
 
 
+def narrate(where: str, what: str, public: Mapping[str, int | bytes | str]) -> None:
+    """Log a step with its public values: shortened at level INFO, whole at DEBUG."""
+    if not log.isEnabledFor(logging.INFO):
+        return
+    lines = [where, "    " + what]
+    for name, value in public.items():
+        data = to_bytes(value) if isinstance(value, int) else value
+        shown = data.hex() if isinstance(data, bytes) else data
+        if len(shown) > 64 and not log.isEnabledFor(logging.DEBUG):
+            shown = f"{shown[:24]}...{shown[-24:]} ({len(data)} bytes)"
+        lines.append(f"    {name:10} {shown}")
+    log.info("\n".join(lines))
+
+
 class Role(enum.Enum):
     """Who one is: it orders the transcript and labels the keys."""
 
@@ -146,6 +163,11 @@ class Role(enum.Enum):
     def direction(self) -> bytes:
         """The label of what this role sends, for example b"bob->alice"."""
         return f"{self.value}->{self.peer.value}".encode()
+
+    @property
+    def symbol(self) -> str:
+        """The name of this role's public value."""
+        return self.value[0].upper()
 
 
 # ---------------------------------------------------------------- Diffie-Hellman parameters and step 1
@@ -277,7 +299,7 @@ def generate_group(bits: int = 2048, progress: Callable[[float], None] = lambda 
     bound, run = 5_000_000 if bits < 2560 else 16_000_000, 1 << 20
     small_primes = _small_primes(bound)
     # Mertens: among numbers without factors below B, one in ln(q) / (e^gamma ln(B)) is prime.
-    chance = (1.781 * log(bound) / (bits * log(2))) ** 2
+    chance = (1.781 * math.log(bound) / (bits * math.log(2))) ** 2
     tested = 0
     pool = ThreadPoolExecutor(max_workers=os.cpu_count())
     try:
@@ -314,7 +336,7 @@ def _survivors(start: int, run: int, small_primes: array[int]) -> Iterator[int]:
     alive = bytearray([1]) * run
     for at in range(0, len(small_primes), 16):
         primes = small_primes[at : at + 16]
-        rest = start % prod(primes)  # one long division for sixteen primes
+        rest = start % math.prod(primes)  # one long division for sixteen primes
         for r in primes:
             inverse = (1 + r * (24 - r % 24)) // 24  # of 24 mod r, since r^2 = 1 mod 24
             for k in (inverse, 2 * inverse):  # 24k = 1 strikes p, 12k = 1 strikes q
@@ -580,6 +602,20 @@ class Direction:
     def is_open(self) -> bool:
         return self._next is not None
 
+    def _narrate(self, what: str, record: bytes) -> None:
+        split = len(record) - self.signer.size_in_bytes()
+        nonce, ciphertext = record[:GCM_NONCE], record[GCM_NONCE : split - GCM_TAG]
+        narrate(
+            f"step 3, authentication ({type(self).__name__})",
+            what,
+            {
+                "nonce": nonce,
+                "ciphertext": ciphertext,
+                "tag": record[:split][-GCM_TAG:],
+                "signature": record[split:],
+            },
+        )
+
 
 class Sealer(Direction):
     """Makes the records of one direction: nonce[12] || ciphertext || tag[16] || signature."""
@@ -597,6 +633,7 @@ class Sealer(Direction):
         plaintext = pad(bytes([kind]) + encoded, PADDING, style="iso7816")
         body = nonce + encrypt(self._keys.key, nonce, plaintext)
         record = body + sign(self.signer, self._context + body, random)
+        self._narrate(f"record {number}, {kind.name}, is encrypted, then signed. On the wire:", record)
         if kind is not Kind.CLOSE:
             self._next = number + 1
         return record
@@ -624,6 +661,9 @@ class Opener(Direction):
         except ValueError:
             raise ProtocolError("the record's authentication tag is not valid") from None
         message = self._parse(number, plaintext)
+        self._narrate(
+            f"record {number} was verified, then decrypted: {message.kind.name}. On the wire:", record
+        )
         if message.kind is not Kind.CLOSE:
             self._next = number + 1
         return message
@@ -665,7 +705,19 @@ class Offer:
         mine = Hello(
             group if role is Role.BOB else None, random(NONCE_BYTES), public_value, public_der(identity)
         )
-        return cls(role, group, mine.encode(), identity, exponent)
+        hello, symbol = mine.encode(), role.symbol
+        narrate(
+            "step 1, key exchange (Offer.make)",
+            f"{symbol.lower()} is drawn, {8 * len(exponent)} secret bits. The rest is for everybody to read:",
+            {
+                "p": group.p,
+                "g": group.g,
+                symbol: public_value,
+                "RSA": fingerprint(identity),
+                "nonce": mine.nonce,
+            },
+        )
+        return cls(role, group, hello, identity, exponent)
 
     def agree(self, hello: bytes) -> tuple[Sealer, Opener]:
         """Check the peer's hello against this offer, and return both directions.
@@ -679,9 +731,20 @@ class Offer:
         require(len(peer.public_value) == byte_length(self.group.p), "the public value is not as long as p")
         y = int.from_bytes(peer.public_value, "big")
         require(self.group.contains(y), "the public value is not in the subgroup of order q")
+        symbol = self.role.peer.symbol
+        narrate(
+            "step 1, key exchange (Offer.agree)",
+            f"The other hello is here: {symbol} is in the subgroup of order q, the RSA key is sound.",
+            {symbol: peer.public_value, "RSA": fingerprint(key), "nonce": peer.nonce},
+        )
         z = power(y, self.exponent, self.group.p)
         hellos = (self.hello, hello) if self.role is Role.BOB else (hello, self.hello)
         th = SHA256.new(b"".join(map(frame, hellos))).digest()
+        narrate(
+            "step 2, encryption (derive_keys)",
+            "g^ab, which both have now and nobody else, and th make an AES-256 key for each direction.",
+            {"th": th},
+        )
         mine, theirs = (derive_keys(z, role.direction, th) for role in (self.role, self.role.peer))
         return Sealer(self.role, mine, th, self.identity), Opener(self.role.peer, theirs, th, key)
 
@@ -891,6 +954,18 @@ class Home:
 
 def _private(file: str, flags: int) -> int:
     return os.open(file, flags | NO_TRICKS, 0o600)
+
+
+def load_group_file(path: Path, checked_before: Group | None) -> Group:
+    """Return the group in a file from anywhere, checked as a peer's would be. Raises FileError."""
+    with _disk("read", path):
+        pem = path.read_bytes()[:FILE_LIMIT]
+    try:
+        group = Group.load(pem)
+        check_group(group, checked_before)
+    except (ValueError, ProtocolError) as error:
+        raise FileError(f"{path} holds no usable Diffie-Hellman parameters: {error}") from None
+    return group
 
 
 @contextlib.contextmanager

@@ -160,7 +160,6 @@ def exchange(
                 message = channel.receive()
                 if message.kind is Kind.CLOSE:
                     outcome.goodbye = True
-                    channel.close()
                     break
                 outcome.shown.append(message.text)
         except (chat.ProtocolError, chat.TrustError, chat.ConnectionCut) as error:

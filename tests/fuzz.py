@@ -1,0 +1,591 @@
+"""Throw bytes at every parser: guided by coverage where atheris is installed, else at random.
+
+`python tests/fuzz.py --runs 20000` starts from valid encodings and prints the input that breaks the
+invariant, if any; `--input HEX` runs that one again. test_parsers.py uses the same targets.
+"""
+
+# The invariant: any bytes, split anywhere, give a value or the one documented error (ProtocolError, and
+# ConnectionCut where the line ended; of files FileError, ValueError or TrustError, each where it is
+# documented), and never anything else. To decode and encode again changes nothing, where there is an
+# encoder. What `printable` returns holds no unsafe character, and no line of `screen_lines` is wider than
+# it may be.
+
+from __future__ import annotations
+
+import argparse
+import collections
+import contextlib
+import errno
+import itertools
+import math
+import os
+import shutil
+import sys
+import tempfile
+import time
+import traceback
+import unicodedata
+from collections.abc import Iterator
+from pathlib import Path
+from random import Random
+from typing import Any, Callable
+
+atheris: Any = None
+if __name__ == "__main__":
+    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+    with contextlib.suppress(ImportError):
+        import atheris
+
+with atheris.instrument_imports(include=["crypto_utils", "Crypto"]) if atheris else contextlib.nullcontext():
+    from conftest import GROUP
+    from Crypto.IO import _PBES, PEM, PKCS8
+    from Crypto.PublicKey import RSA, _openssh
+    from Crypto.Util.asn1 import DerSequence
+    from Crypto.Util.Padding import pad
+
+    import crypto_utils as chat
+    from crypto_utils import (
+        ConnectionCut,
+        FileError,
+        Group,
+        Hello,
+        Home,
+        Kind,
+        ProtocolError,
+        Role,
+        TrustError,
+    )
+
+LONGEST = 4096  # bytes of an input
+
+# The same in every run, so that an input found in one breaks the invariant in the next: nobody's secrets.
+OWN = RSA.generate(2048, randfunc=Random(1).randbytes)
+STRANGER = RSA.construct((2**2047 + 2**2046 + 45 * 2**64 + 1, chat.RSA_EXPONENT))
+SMALL = Group(0xFFFFFFFFFFFFDED7, 2)  # the exponentiations of a handshake, in microseconds
+OFFERS = {role: chat.Offer.make(role, OWN, SMALL, Random(2).randbytes) for role in Role}
+KEYS, TH = chat.DirectionKeys(bytes(32), bytes(range(32))), bytes(range(32, 64))
+
+Target = Callable[[bytes], Any]
+TARGETS: dict[str, Target] = {}
+
+
+def target(check: Target) -> Target:
+    TARGETS[check.__name__] = check
+    return check
+
+
+def value_or(error: type[Exception] | tuple[type[Exception], ...], call: Callable, *arguments: Any) -> Any:
+    """Return what the call returns, or None if it raises the error that is documented."""
+    try:
+        return call(*arguments)
+    except error:
+        return None
+
+
+@contextlib.contextmanager
+def replaced(module: Any, **names: Any) -> Iterator[None]:
+    """Give names in a module other values for a while."""
+    before = {name: vars(module)[name] for name in names}
+    vars(module).update(names)
+    try:
+        yield
+    finally:
+        vars(module).update(before)
+
+
+# --------------------------------------------------------------------------------------------- the wire
+
+
+class Stream:
+    """A socket that hands out bytes in pieces of the given sizes, over and over; a piece of 0 breaks it."""
+
+    def __init__(self, data: bytes, sizes: bytes | list[int]) -> None:
+        self.data = data
+        self.read = 0
+        self.largest = 0  # buffer that was to be filled
+        self.broken = False
+        self._sizes = itertools.cycle(sizes or [len(data) + 1])
+
+    def setsockopt(self, *_: int) -> None:
+        pass
+
+    def settimeout(self, _: float | None) -> None:
+        pass
+
+    def recv_into(self, buffer: memoryview) -> int:
+        self.largest = max(self.largest, len(buffer))
+        size = next(self._sizes)
+        if not size:
+            self.broken = True
+            raise OSError(errno.ECONNRESET, "Connection reset by peer")
+        piece = self.data[self.read : self.read + min(size, len(buffer))]
+        buffer[: len(piece)] = piece
+        self.read += len(piece)
+        return len(piece)
+
+
+def split_frames(data: bytes, limit: int) -> tuple[list[bytes], type[Exception], int]:
+    """Return the whole frames, what ends them, and how many bytes that takes: `Line.receive`, naively."""
+    frames, at = [], 0
+    while len(data) >= at + 4:
+        end = at + 4 + int.from_bytes(data[at : at + 4], "big")
+        if end > at + 4 + limit:
+            return frames, ProtocolError, at + 4
+        if end > len(data):
+            break
+        frames.append(data[at + 4 : end])
+        at = end
+    return frames, ConnectionCut, len(data)
+
+
+def check_frames(data: bytes, limit: int, sizes: bytes | list[int]) -> list[bytes]:
+    """Receive all there is, in pieces of these sizes, and return the frames."""
+    expected, end, read = split_frames(data, limit)
+    stream = Stream(data, sizes)
+    line = chat.Line(stream)  # type: ignore[arg-type]
+    frames = []
+    try:
+        while True:
+            frames.append(line.receive(limit))
+    except (ProtocolError, ConnectionCut) as error:
+        refusal = error
+    if stream.broken:
+        assert frames == expected[: len(frames)], "the frames before the line broke"
+        assert isinstance(refusal, ConnectionCut)
+    else:
+        assert (frames, type(refusal), stream.read) == (expected, end, read)
+        at_an_end = end is ConnectionCut and read == sum(4 + len(payload) for payload in frames)
+        assert at_an_end == ("without a goodbye" in str(refusal)), "cut between two frames, or inside one"
+    assert stream.largest <= max(4, limit), "allocated before the limit was looked at"
+    return frames
+
+
+@target
+def frames(data: bytes) -> None:
+    """A limit, the number of sizes, the sizes, and the stream."""
+    limit, count = (*data[:2], 0, 0)[:2]
+    check_frames(data[2 + count % 8 :], 16 * limit, data[2 : 2 + count % 8])
+
+
+@target
+def fields(data: bytes) -> None:
+    decoded = value_or(ProtocolError, chat.decode_fields, data)
+    assert decoded is None or chat.encode_fields(*decoded) == data
+
+
+@target
+def hello(data: bytes) -> None:
+    """The sender, and his hello: decoded, and agreed upon in a group that is quick."""
+    sender, data = list(Role)[data[0] % 2 if data else 0], data[1:]
+    peer = value_or(ProtocolError, Hello.decode, sender, data)
+    agreed = value_or(ProtocolError, OFFERS[sender.peer].agree, data)
+    if peer is not None:
+        assert peer.encode() == data
+        assert (peer.group is None) == (sender is Role.ALICE)
+    if agreed is not None:
+        assert peer is not None, "agreed upon a hello that cannot be decoded"
+        y = int.from_bytes(peer.public_value, "big")
+        assert 1 < y < SMALL.p - 1
+        assert pow(y, SMALL.q, SMALL.p) == 1
+        assert chat.public_der(agreed[1].signer) == peer.rsa != chat.public_der(OWN)
+
+
+def power_one_at_once(base: int, *_: int) -> bool:
+    """Stand for `is_power_one`: an exponentiation that takes no time, and says yes and no."""
+    return base % 7 != 3
+
+
+@target
+def group(data: bytes) -> None:
+    """The length of p (of three bytes each), p, and g.
+
+    A p of up to 16 bits is checked as if it were long enough, against arithmetic that is obviously right. A
+    longer one meets exponentiations and tests that take no time, and say yes and no.
+    """
+    size = 3 * data[0] if data else 0
+    p, g = (int.from_bytes(part, "big") for part in (data[1 : 1 + size], data[1 + size :]))
+    checked_before = GROUP if g % 3 == 0 else None
+    if p < 1 << 16:
+        with replaced(chat, GROUP_BITS=range(2, 17)):
+            taken = value_or(ProtocolError, lambda: chat.check_group(Group(p, g)) or True)
+        q = p // 2
+        safe = p % 2 == 1 and all(n > 1 and all(n % d for d in range(2, math.isqrt(n) + 1)) for n in (p, q))
+        assert bool(taken) == (safe and 1 < g < p - 1 and pow(g, q, p) == 1), f"p = {p}, g = {g}"
+    else:
+        with replaced(chat, is_power_one=power_one_at_once, test_probable_prime=lambda q: q % 4 == 1):
+            taken = value_or(ProtocolError, lambda: chat.check_group(Group(p, g), checked_before) or True)
+        assert not taken or (2048 <= p.bit_length() <= 4096 and p % 2 and 1 < g < p - 1)
+
+
+@target
+def public_key(data: bytes) -> None:
+    key = value_or(ProtocolError, chat.load_public_key, data)
+    if key is not None:
+        assert chat.public_der(key) == data
+        assert (key.e, key.has_private()) == (65537, False)
+        assert 2048 <= key.size_in_bits() <= 4096
+
+
+# ------------------------------------------------------------------------------------------- the records
+
+
+def opener_at(number: int) -> chat.Opener:
+    opener = chat.Opener(Role.BOB, KEYS, TH, OWN.public_key())
+    opener._next = number
+    return opener
+
+
+def sealed() -> list[bytes]:
+    sealer = chat.Sealer(Role.BOB, KEYS, TH, OWN)
+    texts = ((Kind.READY, ""), (Kind.TEXT, "a\u00e4\u6f22\U0001f600"), (Kind.CLOSE, "bye"))
+    return [sealer.seal(kind, text, Random(3).randbytes) for kind, text in texts]
+
+
+RECORDS = sealed()
+
+
+def check_open(number: int, record: bytes) -> chat.Message | None:
+    opener = opener_at(number)
+    message = value_or(ProtocolError, opener.open, record)
+    assert opener.is_open == (message is not None and message.kind is not Kind.CLOSE)
+    assert not opener.is_open or opener.number == number + 1
+    return message
+
+
+@target
+def record(data: bytes) -> None:
+    """The number that is expected, and a record: nothing opens but what was sealed."""
+    number = data[0] % 3 if data else 0
+    assert (check_open(number, data[1:]) is not None) == (data[1:] == RECORDS[number])
+
+
+def insider(number: int, plaintext: bytes) -> chat.Message | None:
+    """Open a plaintext as if its owner had encrypted and signed it."""
+    body = number.to_bytes(12, "big") + plaintext + bytes(16)
+    with replaced(chat, verify=lambda *_: True, decrypt=lambda *arguments: arguments[2][:-16]):
+        message = check_open(number, body + bytes(OWN.size_in_bytes()))
+    if message is not None:
+        assert pad(bytes([message.kind]) + message.text.encode(), 256, "iso7816") == plaintext
+        assert (message.kind is Kind.READY) == (number == 0)
+        assert len(message.text.encode()) <= (0 if number == 0 else chat.TEXT_LIMIT)
+    return message
+
+
+@target
+def plaintext(data: bytes) -> None:
+    """The number of a record, and whether to pad as it should be, with zeros, or not; and what is in it."""
+    number, how, data = (data[0] % 3, data[0] // 3 % 3, data[1:]) if data else (0, 0, b"")
+    insider(number, (pad(data, 256, "iso7816"), data + bytes(-len(data) % 256), data)[how])
+
+
+# --------------------------------------------------------------------------------------------- the files
+
+
+class Disk(Home):
+    """A home folder that holds one file, in memory."""
+
+    def __init__(self, content: bytes) -> None:
+        self.folder = Path("home")
+        self.content = content
+
+    def read(self, name: str, secret: bool = False) -> bytes:
+        return self.content
+
+    def write(self, name: str, data: bytes) -> None:
+        self.content = data
+
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        yield
+
+
+MARKERS = (None, "DH PARAMETERS", "PRIVATE KEY", "OPENSSH PRIVATE KEY")
+
+
+def as_pem(data: bytes) -> bytes:
+    """A marker, and the DER; or the file as it is."""
+    marker = MARKERS[data[0] % len(MARKERS) if data else 0]
+    return PEM.encode(data[1:], marker).encode() if marker else data[1:]
+
+
+@target
+def group_file(data: bytes) -> None:
+    pem = as_pem(data)
+    loaded = value_or(ValueError, Group.load, pem)
+    assert loaded is None or Group.load(loaded.export()) == loaded
+    with replaced(chat, is_power_one=power_one_at_once):
+        kept = value_or(FileError, Disk(pem).load_group)
+    assert kept in (None, loaded)
+
+
+@contextlib.contextmanager
+def quick() -> Iterator[None]:
+    """Make the library test primes, and derive keys from passphrases, in no time instead of a minute."""
+
+    def derive(passphrase: bytes, salt: bytes, size: int, *_: object, **__: object) -> bytes:
+        return bytes(size)
+
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(replaced(_PBES, PBKDF1=derive, PBKDF2=derive, scrypt=derive))
+        stack.enter_context(replaced(_openssh, _bcrypt_pbkdf=lambda *_: bytes(48)))
+        stack.enter_context(replaced(RSA, test_probable_prime=lambda n: n % 3 != 0))
+        yield
+
+
+@target
+def identity(data: bytes) -> None:
+    with quick():
+        key = value_or(FileError, Disk(as_pem(data)).load_identity, lambda _: "passphrase")
+        if key is not None:
+            assert (key.has_private(), key.e) == (True, 65537)
+            assert 2048 <= key.size_in_bits() <= 4096
+            assert Disk(key.export_key("PEM", pkcs=8)).load_identity(str) == key
+
+
+@target
+def known_peers(data: bytes) -> None:
+    """Read, trust and pin: nothing that was there is lost, and what was pinned is trusted from then on."""
+    disk = Disk(data)
+    peer = chat.KnownPeer(disk, "bob")
+    numbered = value_or(FileError, peer._lines)
+    trusted = value_or((FileError, TrustError), lambda: peer.check(OWN) or True)
+    if numbered is None:
+        assert not trusted, "trusted in spite of a damaged file"
+        return
+    lines = [line for _, line in numbered]
+    text = "".join(line + "\n" for line in lines)
+    assert [number for number, _ in numbered] == list(range(1, len(lines) + 1))
+    assert text.encode().rstrip(b"\n") == data[3 * data.startswith(b"\xef\xbb\xbf") :].rstrip(b"\n")
+    pinned = [line.split()[1:3] for line in lines if line.split()[:1] == ["bob"]]
+    assert bool(trusted) == (not pinned or chat.ssh_line(OWN).split() in pinned)
+    if trusted:
+        assert peer.pin(OWN) == (not pinned)
+        assert disk.content == (data if pinned else f"{text}bob {chat.ssh_line(OWN)}\n".encode())
+        assert peer.pin(OWN) is False
+    else:
+        peer = chat.KnownPeer(disk, "bob", only=chat.fingerprint(OWN))
+        assert peer.pin(OWN) is True
+        kept = [line for line in lines if line.split()[:1] != ["bob"]]
+        assert [line for _, line in peer._lines()] == [*kept, f"bob {chat.ssh_line(OWN)}"]
+
+
+# ----------------------------------------------------------------------------------------------- the text
+
+NUMBER_SIGNS = "\u0600\u0601\u0602\u0603\u0604\u0605\u06dd\u070f\u0890\u0891\u08e2\U000110bd\U000110cd"
+JOINERS = "\u200c\u200d"
+
+
+def is_unsafe(text: str, at: int) -> bool:
+    """Whether a character can drive a terminal or hide, by its class and by what is beside it."""
+    char = text[at]
+    if (
+        char == "\t"
+        or char in NUMBER_SIGNS
+        or unicodedata.category(char) not in ("Cc", "Cf", "Cs", "Zl", "Zp")
+    ):
+        return False
+    if char in JOINERS:
+        return not (0 < at < len(text) - 1 and text[at - 1] > "\x7f" < text[at + 1])
+    return not ("\U000e0030" <= char <= "\U000e007f" and "\U0001f3f4" in text[max(0, at - 7) : at])
+
+
+def columns_of(char: str) -> int:
+    return 8 if char == "\t" else 2 if unicodedata.east_asian_width(char) in "WFA" or char > "\uffff" else 1
+
+
+def check_text(received: str, columns: int) -> None:
+    shown = chat.printable(received)
+    assert not any(is_unsafe(shown, at) for at in range(len(shown))), f"unsafe: {shown!a}"
+    assert chat.printable(shown) == shown, f"escaped twice: {shown!a}"
+    lines = chat.screen_lines(received, columns)
+    assert all(sum(map(columns_of, line)) <= columns for line in lines), "wider than the screen"
+    assert "".join(lines) == "".join(map(chat.printable, received.split("\n"))), "lost"
+    assert chat.screen_lines(received) == list(map(chat.printable, received.split("\n")))
+
+
+@target
+def text(data: bytes) -> None:
+    """The width, what it is encoded in, and a text."""
+    columns, data = data[0] if data else 0, data[1:]
+    utf16 = data[: len(data) // 2 * 2].decode("utf-16-le", "surrogatepass") if columns % 2 else None
+    check_text(data.decode("utf-8", "surrogateescape") if utf16 is None else utf16, 8 + columns // 2)
+
+
+# ---------------------------------------------------------------------------------- valid, to start from
+
+
+def openssh_key(cipher: bytes, kdf: bytes, options: bytes, checks: bytes = bytes(8)) -> bytes:
+    """Return OWN as ssh-keygen keeps it (PROTOCOL.key), but for an encryption."""
+    numbers = (OWN.n, OWN.e, OWN.d, OWN.u, OWN.q, OWN.p)
+    private = checks + b"".join(
+        map(chat.frame, (b"ssh-rsa", *(b"\0" + chat.to_bytes(int(n)) for n in numbers), b""))
+    )
+    private += bytes(range(1, -len(private) % 8 + 1))
+    head = b"".join(map(chat.frame, (cipher, kdf, options)))
+    return b"openssh-key-v1\0" + head + bytes([0, 0, 0, 1]) + chat.frame(b"public") + chat.frame(private)
+
+
+def seeds() -> dict[str, list[bytes]]:
+    """Return valid inputs of each target, and some that are nearly so."""
+    value = pow(2, 99, SMALL.p).to_bytes(8, "big")
+    ssh = f"bob {chat.ssh_line(OWN)}\n"
+    alice, bob, large = (
+        Hello(parameters, bytes(32), value, chat.public_der(STRANGER)).encode()
+        for parameters in (None, SMALL, GROUP)
+    )
+    der, key = DerSequence([GROUP.p, 2]).encode(), OWN.export_key("DER", pkcs=8)
+    with quick():
+        encrypted = [
+            OWN.export_key("DER", pkcs=8, passphrase="passphrase", protection=protection)
+            for protection in ("PBKDF2WithHMAC-SHA512AndAES256-CBC", "scryptAndAES128-GCM")
+        ]
+    texts = [
+        "a\tb\n\u6f22\x1b[2J \u202e\u05d0",
+        "\u0645\u06cc\u200c\u062e \U0001f468\u200d\U0001f469 \u0600\u0661",
+    ]
+    texts.append("\U0001f3f4\U000e0067\U000e0062\U000e0065\U000e006e\U000e0067\U000e007f\u2028")
+    stream = chat.frame(b"hello") + chat.frame(b"") + chat.frame(bytes(20))
+    return {
+        "frames": [b"\x02\0" + stream, b"\x02\3\1\7\2" + stream, b"\1\1\5" + stream, b"\2\3\4\5\0" + stream],
+        "fields": [chat.encode_fields(b"a", b"", b"b" * 300), bob],
+        "hello": [b"\0" + bob, b"\1" + alice, b"\0" + large, b"\0" + OFFERS[Role.BOB].hello],
+        "group": [
+            b"\x56" + bytes(2) + chat.to_bytes(GROUP.p) + b"\2",
+            *(b"\1" + p.to_bytes(3, "big") + b"\4" for p in (23, 47, 65267, 91, 341)),
+        ],
+        "public_key": [chat.public_der(STRANGER), chat.public_der(OWN)],
+        "record": [bytes([number]) + made for number, made in enumerate(RECORDS)],
+        "plaintext": [b"\0\0", b"\1\1" + texts[1].encode(), b"\2\2bye", b"\7" + pad(b"\1a", 256, "iso7816")],
+        "group_file": [b"\0" + GROUP.export(), b"\1" + der, b"\1" + DerSequence([GROUP.p, 2, 256]).encode()],
+        "identity": [
+            b"\0" + OWN.export_key("PEM", pkcs=8),
+            b"\0" + OWN.export_key("PEM", pkcs=1),
+            b"\0" + OWN.export_key("PEM", pkcs=1, passphrase="passphrase"),
+            *(b"\2" + made for made in (key, *encrypted, PKCS8.unwrap(key)[1], chat.public_der(OWN))),
+            b"\3" + openssh_key(b"none", b"none", b""),
+            b"\3" + openssh_key(b"aes256-ctr", b"bcrypt", chat.frame(bytes(16)) + b"\0\0\0\1"),
+        ],
+        "known_peers": [
+            b"",
+            ssh.encode(),
+            f"# friends\n\n  carol\t{ssh[4:]}bob {chat.ssh_line(STRANGER)} him\r\n".encode(),
+            b"\xef\xbb\xbf" + ssh.encode() * 2,
+        ],
+        "text": [
+            *(b"\0" + each.encode() for each in texts),
+            *(b"\1" + each.encode("utf-16-le") for each in texts),
+        ],
+    }
+
+
+def corpus(names: list[str]) -> list[bytes]:
+    """Return the seeds of these targets as inputs."""
+    made = seeds()
+    return [bytes([list(TARGETS).index(name)]) + seed for name in names for seed in made[name]]
+
+
+def run(data: bytes) -> str:
+    """Run one input, and return the target's name; whatever else it raises breaks the invariant."""
+    name = list(TARGETS)[data[0] % len(TARGETS) if data else 0]
+    TARGETS[name](data[1:])
+    return name
+
+
+# ------------------------------------------------------------------------------------------- two drivers
+
+
+def mutated(random: Random, valid: list[bytes]) -> bytes:
+    """Return a seed in which some parts are replaced: cut, repeated, overwritten, or taken from another."""
+    seed = random.choice(valid)
+    others = [other for other in valid if other[0] == seed[0]]
+    data = bytearray(seed)
+    for _ in range(random.choice((1, 1, 2, 4, 8))):
+        at, cut, new = random.randrange(1, len(data) + 1), *random.choices((0, 1, 2, 4, 8, 32), k=2)
+        other = random.choice(others)
+        start = random.randrange(len(other))
+        data[at : at + cut] = random.choice(
+            (
+                random.randbytes(cut),
+                random.randbytes(new),
+                other[start : start + new],
+                bytes([random.choice((0, 1, 0x7F, 0x80, 0xFF))]) * cut,
+                bytes(byte ^ 1 << random.randrange(8) for byte in data[at : at + cut]),
+            )
+        )
+    return bytes(data[:LONGEST])
+
+
+class Session:
+    """Counts the inputs, and remembers the one that broke the invariant."""
+
+    def __init__(self, options: argparse.Namespace) -> None:
+        self.names = [options.target] if options.target else list(TARGETS)
+        self.counts: collections.Counter[str] = collections.Counter()
+        self.finding: bytes | None = None
+
+    def run(self, data: bytes) -> bool:
+        """Run one input, in the target asked for if there is one; return whether all is well."""
+        if len(self.names) == 1:
+            data = bytes([list(TARGETS).index(self.names[0])]) + data[1:]
+        try:
+            self.counts[run(data)] += 1
+        except Exception:  # whatever it is: that is the finding
+            self.finding = data
+            traceback.print_exc()
+        return self.finding is None
+
+    def by_chance(self, options: argparse.Namespace) -> None:
+        random, valid = Random(options.seed), corpus(self.names)
+        stop = time.monotonic() + options.seconds
+        for number in range(options.runs):
+            data = valid[number] if number < len(valid) else mutated(random, valid)
+            if not self.run(data) or time.monotonic() > stop:
+                break
+
+    def by_coverage(self, options: argparse.Namespace) -> None:
+        stop = time.monotonic() + options.seconds
+        with tempfile.TemporaryDirectory() as folder:
+
+            def check(data: bytes) -> None:
+                if not self.run(data) or time.monotonic() > stop:
+                    shutil.rmtree(folder)
+                    os._exit(self.report())  # libFuzzer would report more, and keep files
+
+            for number, seed in enumerate(corpus(self.names)):
+                (Path(folder) / str(number)).write_bytes(seed)
+            limits = [f"-atheris_runs={options.runs}", f"-max_len={LONGEST}", "-timeout=30"]
+            places = [f"-artifact_prefix={folder}/", folder]
+            atheris.Setup([sys.argv[0], *limits, f"-seed={options.seed}", *places], check)
+            with contextlib.suppress(SystemExit):
+                atheris.Fuzz()
+
+    def report(self) -> int:
+        print(*(f"{name} {self.counts[name]}" for name in self.names), sep=", ")
+        if self.finding is not None:
+            print(f"the invariant does not hold: python tests/fuzz.py --input {self.finding.hex()}")
+        print(f"{sum(self.counts.values())} inputs, {int(self.finding is not None)} findings", flush=True)
+        return int(self.finding is not None)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description="Fuzz the parsers of crypto_utils.")
+    parser.add_argument("--runs", type=int, default=20_000, help="inputs in all")
+    parser.add_argument("--seconds", type=float, default=math.inf, help="stop after that many")
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--target", choices=TARGETS, help="only this one")
+    parser.add_argument("--input", type=bytes.fromhex, help="run this one input, in hex")
+    options = parser.parse_args()
+    session = Session(options)
+    if options.input is not None:
+        session.run(options.input)
+    elif atheris:
+        print("driver: atheris, guided by coverage", flush=True)
+        session.by_coverage(options)
+    else:
+        print("driver: random mutation (atheris is not installed)", flush=True)
+        session.by_chance(options)
+    return session.report()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
