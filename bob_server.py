@@ -69,9 +69,9 @@ def tell(error: Exception) -> int:
     return status
 
 
-def show(text: str) -> None:
-    """Show a message of the peer's."""
-    mark, bar = f"{PEER}: ", f"{'|':>{len(PEER) + 1}} "
+def show(text: str, name: str = PEER) -> None:
+    """Show a message, the peer's unless another name is given."""
+    mark, bar = f"{name}: ", f"{'|':>{len(name) + 1}} "
     columns = shutil.get_terminal_size().columns - len(mark) if at_terminal() else None
     print(mark + f"\n{bar}".join(chat.screen_lines(text, columns)), flush=True)
 
@@ -153,13 +153,18 @@ def converse(channel: chat.Channel) -> bool:
         show(message.text)
 
 
-def talk(channel: chat.Channel) -> bool:
+def talk(channel: chat.Channel, transcript: chat.Transcript | None) -> bool:
     """Converse, and hang up whatever happens; return whether it was the peer who left."""
     try:
+        if transcript:
+            channel.keep(transcript)
         return converse(channel)
     except KeyboardInterrupt:
         channel.close()
         return False
+    except chat.FileError:
+        channel.close()
+        raise
     except OSError as error:
         channel.close()
         with contextlib.suppress(
@@ -237,6 +242,13 @@ def parse() -> argparse.Namespace:
     parameters.add_argument(
         "--dh-parameters", type=Path, metavar="FILE", help="take and keep those that `openssl dhparam` wrote"
     )
+    parser.add_argument(
+        "--transcript",
+        type=Path,
+        metavar="FILE",
+        help="add the conversation to FILE, as evidence of who said what",
+    )
+    parser.add_argument("--verify", type=Path, metavar="FILE", help="check and show a transcript, and end")
     parser.add_argument(
         "-v", "--verbose", action="count", default=0, help="show the steps as they happen; -vv whole values"
     )
@@ -381,6 +393,7 @@ def run(options: argparse.Namespace) -> int:
     listener = listen(options.host, options.port)
     number = listener.getsockname()[1]
     say(f"Listening on port {number}.")
+    transcript = chat.Transcript(options.transcript) if options.transcript else None
     home = chat.Home(options.home.expanduser() / "bob")
     identity = load_identity(home)
     group = load_group(home, options.dh_bits, options.dh_parameters)
@@ -396,7 +409,7 @@ def run(options: argparse.Namespace) -> int:
         introduce(channel, home)
         status, bob_left = 0, False
         try:
-            bob_left = not talk(channel)
+            bob_left = not talk(channel, transcript)
         except (chat.ConnectionCut, chat.ProtocolError) as error:
             status = tell(error)
         back = door.done(channel)
@@ -417,6 +430,29 @@ def tell_steps(verbosity: int) -> None:
     chat.log.setLevel((logging.WARNING, logging.INFO, logging.DEBUG)[min(verbosity, 2)])
 
 
+def verify(file: Path, expected: str | None) -> int:
+    """Show what a transcript proves. Raises what is wrong with it."""
+    try:
+        data = file.read_bytes()
+    except OSError as error:
+        raise chat.FileError(f"cannot read {file}: {error.strerror}") from None
+    goodbye = True
+    for sender, signer, message in chat.verify_transcript(data):
+        name, key = sender.value.title(), chat.fingerprint(signer)
+        goodbye = message.kind is chat.Kind.CLOSE
+        if message.kind is chat.Kind.TEXT:
+            show(message.text, name)
+        else:
+            say(f"{name}, {key}, {'left' if goodbye else 'is here'}." + (" " + message.text).rstrip())
+        if name == PEER and expected not in (None, key):
+            raise chat.TrustError(f"{PEER}'s key is not the one asked for, {expected}")
+    if not goodbye:
+        say("There is no goodbye: more may have been said.")
+    say("Every signature is valid: the owners of these keys said this to each other, in this order.")
+    say("It is not proven when, who they are, or that nothing was said after the last line.")
+    return 0
+
+
 def main() -> None:
     """Run the program and exit. What a user, a peer or the disk can cause gets a line, never a traceback."""
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
@@ -429,7 +465,7 @@ def main() -> None:
     try:
         options = parse()
         tell_steps(options.verbose)
-        sys.exit(run(options))
+        sys.exit(verify(options.verify, options.peer) if options.verify else run(options))
     except KeyboardInterrupt:
         sys.exit(130)
     except tuple(FAILURES) as error:

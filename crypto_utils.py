@@ -48,7 +48,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import compress
 from pathlib import Path
-from typing import Callable, NamedTuple
+from typing import Callable, NamedTuple, TypeVar
 from unicodedata import east_asian_width
 
 from Crypto import IncorrectPassphraseError, PassphraseRequiredError
@@ -135,16 +135,17 @@ def require(condition: bool, reason: str) -> None:
         raise ProtocolError(reason)
 
 
-def narrate(where: str, what: str, public: Mapping[str, int | bytes | str]) -> None:
+def narrate(where: str, what: str, public: Mapping[str, int | bytes | RsaKey]) -> None:
     """Log a step with its public values: shortened at level INFO, whole at DEBUG."""
     if not log.isEnabledFor(logging.INFO):
         return
     lines = [where, "    " + what]
     for name, value in public.items():
-        data = to_bytes(value) if isinstance(value, int) else value
-        shown = data.hex() if isinstance(data, bytes) else data
+        if isinstance(value, int):
+            value = to_bytes(value)
+        shown = value.hex() if isinstance(value, bytes) else fingerprint(value)
         if len(shown) > 64 and not log.isEnabledFor(logging.DEBUG):
-            shown = f"{shown[:24]}...{shown[-24:]} ({len(data)} bytes)"
+            shown = f"{shown[:24]}...{shown[-24:]} ({len(shown) // 2} bytes)"
         lines.append(f"    {name:10} {shown}")
     log.info("\n".join(lines))
 
@@ -168,6 +169,11 @@ class Role(enum.Enum):
     def symbol(self) -> str:
         """The name of this role's public value."""
         return self.value[0].upper()
+
+    @property
+    def tag(self) -> bytes:
+        """What marks this role's records in a transcript."""
+        return self.symbol.encode()
 
 
 # ---------------------------------------------------------------- Diffie-Hellman parameters and step 1
@@ -561,6 +567,14 @@ class Hello:
         group = Group(*(int.from_bytes(n, "big") for n in integers)) if integers else None
         return cls(group, nonce, public_value, rsa)
 
+    def check(self, group: Group) -> tuple[RsaKey, int]:
+        """Check the RSA key, and the public value against `group`; return them. Raises ProtocolError."""
+        key = load_public_key(self.rsa)
+        require(len(self.public_value) == byte_length(group.p), "the public value is not as long as p")
+        y = int.from_bytes(self.public_value, "big")
+        require(group.contains(y), "the public value is not in the subgroup of order q")
+        return key, y
+
 
 # -------------------------------------------------------------------------- records, one object a direction
 
@@ -586,6 +600,7 @@ class Direction:
     """
 
     def __init__(self, sender: Role, keys: DirectionKeys, th: bytes, signer: RsaKey) -> None:
+        self.sender = sender
         self.signer = signer
         self._keys = keys
         self._context = VERSION + b" signature " + sender.direction + th + keys.commitment
@@ -615,6 +630,9 @@ class Direction:
                 "signature": record[split:],
             },
         )
+
+
+End = TypeVar("End", bound=Direction)
 
 
 class Sealer(Direction):
@@ -688,6 +706,28 @@ class Opener(Direction):
 
 
 @dataclass(frozen=True)
+class Agreement:
+    """What both sides know once their hellos are exchanged: the hellos, and the secret z."""
+
+    hello_bob: bytes
+    hello_alice: bytes
+    z: bytes = field(repr=False)
+
+    @property
+    def th(self) -> bytes:
+        return SHA256.new(frame(self.hello_bob) + frame(self.hello_alice)).digest()
+
+    def opening(self, ready_alice: bytes, ready_bob: bytes) -> list[bytes]:
+        """Return how a transcript of the conversation begins."""
+        hellos = [b"b" + self.hello_bob, b"a" + self.hello_alice]
+        return [*hellos, b"z" + self.z, Role.ALICE.tag + ready_alice, Role.BOB.tag + ready_bob]
+
+    def direction(self, end: type[End], sender: Role, signer: RsaKey) -> End:
+        """Return the sealing or the opening end of what `sender` sends, and `signer` signs."""
+        return end(sender, derive_keys(self.z, sender.direction, self.th), self.th, signer)
+
+
+@dataclass(frozen=True)
 class Offer:
     """One side's half of the key exchange: its hello, and the private exponent that goes with it."""
 
@@ -713,70 +753,90 @@ class Offer:
                 "p": group.p,
                 "g": group.g,
                 symbol: public_value,
-                "RSA": fingerprint(identity),
+                "RSA": identity,
                 "nonce": mine.nonce,
             },
         )
         return cls(role, group, hello, identity, exponent)
 
-    def agree(self, hello: bytes) -> tuple[Sealer, Opener]:
+    def agree(self, hello: bytes) -> tuple[Sealer, Opener, Agreement]:
         """Check the peer's hello against this offer, and return both directions.
 
         The peer's values are checked before the secret exponent meets them. That the peer holds his
         keys is proven only by the first record that opens. Raises ProtocolError.
         """
         peer = Hello.decode(self.role.peer, hello)
-        key = load_public_key(peer.rsa)
+        key, y = peer.check(self.group)
         require(peer.rsa != public_der(self.identity), "the other side presents our own key: a reflection")
-        require(len(peer.public_value) == byte_length(self.group.p), "the public value is not as long as p")
-        y = int.from_bytes(peer.public_value, "big")
-        require(self.group.contains(y), "the public value is not in the subgroup of order q")
         symbol = self.role.peer.symbol
         narrate(
             "step 1, key exchange (Offer.agree)",
             f"The other hello is here: {symbol} is in the subgroup of order q, the RSA key is sound.",
-            {symbol: peer.public_value, "RSA": fingerprint(key), "nonce": peer.nonce},
+            {symbol: peer.public_value, "RSA": key, "nonce": peer.nonce},
         )
         z = power(y, self.exponent, self.group.p)
         hellos = (self.hello, hello) if self.role is Role.BOB else (hello, self.hello)
-        th = SHA256.new(b"".join(map(frame, hellos))).digest()
+        agreement = Agreement(*hellos, z)
         narrate(
             "step 2, encryption (derive_keys)",
             "g^ab, which both have now and nobody else, and th make an AES-256 key for each direction.",
-            {"th": th},
+            {"th": agreement.th},
         )
-        mine, theirs = (derive_keys(z, role.direction, th) for role in (self.role, self.role.peer))
-        return Sealer(self.role, mine, th, self.identity), Opener(self.role.peer, theirs, th, key)
+        return (
+            agreement.direction(Sealer, self.role, self.identity),
+            agreement.direction(Opener, self.role.peer, key),
+            agreement,
+        )
+
+
+OUT_OF_TURN = "the other side spoke out of turn"
+
+
+def may_speak(one: Direction, other: Direction) -> bool:
+    """Whether the next TEXT is `one`'s: Alice's record n is a request, and Bob's record n the reply."""
+    return one.number - other.number == (0 if one.sender is Role.ALICE else -1)
 
 
 class Channel:
     """An authenticated conversation: Alice sends, Bob replies, and so on, until somebody closes."""
 
-    def __init__(self, role: Role, line: Line, sealer: Sealer, opener: Opener, first_contact: bool) -> None:
-        self.role = role
+    def __init__(
+        self, line: Line, sealer: Sealer, opener: Opener, first_contact: bool, opening: list[bytes]
+    ) -> None:
+        self.role = sealer.sender
         self.first_contact = first_contact
         self.line = line
         self.peer_key = opener.signer
         self._sealer = sealer
         self._opener = opener
+        self._opening = opening
+        self._transcript: Transcript | None = None
+
+    def keep(self, transcript: Transcript) -> None:
+        """From here on, add to a transcript everything that is said, and what proves it."""
+        for entry in self._opening:
+            transcript.add(entry)
+        self._transcript = transcript
 
     @property
     def my_turn(self) -> bool:
-        """Whether the next TEXT is ours. Alice's record n is the request, Bob's record n the reply."""
-        ahead = self._sealer.number - self._opener.number
-        return ahead == (0 if self.role is Role.ALICE else -1)
+        """Whether the next TEXT is ours."""
+        return may_speak(self._sealer, self._opener)
 
     def send(self, text: str) -> None:
         """Send a text. Raises MessageError if it cannot be sent as it is, and the turn is still ours."""
         if not self.my_turn:
             raise ValueError("it is the other side's turn")
-        self.line.send(self._sealer.seal(Kind.TEXT, text))
+        self._send(Kind.TEXT, text)
 
     def receive(self) -> Message:
         """Return the peer's next TEXT, or his CLOSE, which may come at any time."""
         out_of_turn = self.my_turn
-        message = self._opener.open(self.line.receive(RECORD_LIMIT))
-        require(message.kind is Kind.CLOSE or not out_of_turn, "the other side spoke out of turn")
+        record = self.line.receive(RECORD_LIMIT)
+        message = self._opener.open(record)
+        require(message.kind is Kind.CLOSE or not out_of_turn, OUT_OF_TURN)
+        if self._transcript:
+            self._transcript.add(self.role.peer.tag + record)
         return message
 
     def close(self, reason: str = "") -> None:
@@ -784,8 +844,14 @@ class Channel:
         self.line.deadline = time.monotonic() + GOODBYE_SECONDS
         with contextlib.suppress(ConnectionCut):
             if self._sealer.is_open:
-                self.line.send(self._sealer.seal(Kind.CLOSE, reason))
+                self._send(Kind.CLOSE, reason)
         self.line.hang_up(wait=GOODBYE_SECONDS)
+
+    def _send(self, kind: Kind, text: str) -> None:
+        record = self._sealer.seal(kind, text)
+        if self._transcript:
+            self._transcript.add(self.role.tag + record)
+        self.line.send(record)
 
 
 def bob_handshake(line: Line, identity: RsaKey, group: Group, peer: KnownPeer) -> Channel:
@@ -793,13 +859,15 @@ def bob_handshake(line: Line, identity: RsaKey, group: Group, peer: KnownPeer) -
     line.deadline = time.monotonic() + HANDSHAKE_SECONDS
     offer = Offer.make(Role.BOB, identity, group)
     line.send(offer.hello)
-    sealer, opener = offer.agree(line.receive(HELLO_LIMIT))
+    sealer, opener, agreement = offer.agree(line.receive(HELLO_LIMIT))
     peer.check(opener.signer)
-    opener.open(line.receive(READY_LIMIT))
+    hers = line.receive(READY_LIMIT)
+    opener.open(hers)
     first_contact = peer.pin(opener.signer)
-    line.send(sealer.seal(Kind.READY))
+    his = sealer.seal(Kind.READY)
+    line.send(his)
     line.deadline = None
-    return Channel(Role.BOB, line, sealer, opener, first_contact)
+    return Channel(line, sealer, opener, first_contact, agreement.opening(hers, his))
 
 
 def alice_handshake(
@@ -816,13 +884,89 @@ def alice_handshake(
     assert group is not None  # Bob's hello has one
     check_group(group, checked_before)
     offer = Offer.make(Role.ALICE, identity, group)
-    sealer, opener = offer.agree(hello)
+    sealer, opener, agreement = offer.agree(hello)
     peer.check(opener.signer)
-    line.send(offer.hello, sealer.seal(Kind.READY))
-    opener.open(line.receive(READY_LIMIT))
+    hers = sealer.seal(Kind.READY)
+    line.send(offer.hello, hers)
+    his = line.receive(READY_LIMIT)
+    opener.open(his)
     first_contact = peer.pin(opener.signer)
     line.deadline = None
-    return Channel(Role.ALICE, line, sealer, opener, first_contact), group
+    return Channel(line, sealer, opener, first_contact, agreement.opening(hers, his)), group
+
+
+# ------------------------------------------------------------------------------------------- evidence
+
+
+class Transcript:
+    """A file that proves who said what: the frames as they were on the wire, and z to open them with.
+
+    An entry is a frame that begins with a tag: the hello of Bob (`b`) or of Alice (`a`), z (`z`), a record
+    of his (`B`) or hers (`A`). Every signature covers C, which commits to the key that z makes, so that no
+    other text can be claimed. A file may hold several conversations, one after the other. Mode 0600.
+    """
+
+    def __init__(self, path: Path) -> None:
+        """Open a file to append to, or make it. Raises FileError."""
+        self._path = path
+        with _disk("write", path):
+            self._file = open(path, "ab", buffering=0, opener=_private)  # noqa: SIM115
+            _check_owner(path, os.fstat(self._file.fileno()), 0o077)
+
+    def add(self, entry: bytes) -> None:
+        """Add an entry, at once: a crash loses at most the record in flight. Raises FileError."""
+        with _disk("write", self._path):
+            self._file.write(frame(entry))
+
+
+class Statement(NamedTuple):
+    """What a transcript proves: the owner of the RSA key said this, after what was said before."""
+
+    sender: Role
+    signer: RsaKey
+    message: Message
+
+
+def verify_transcript(data: bytes) -> Iterator[Statement]:
+    """Yield what a transcript proves, trusting nobody; READY begins a conversation. Raises ProtocolError."""
+    entries = _entries(data)
+    ends: dict[bytes, Opener] = {}
+    for tag, payload in entries:
+        if tag == b"b":
+            (tag_a, hello_alice), (tag_z, z) = next(entries, (b"", b"")), next(entries, (b"", b""))
+            require((tag_a, tag_z) == (b"a", b"z"), "a conversation does not begin with both hellos and z")
+            ends = _openers(Agreement(payload, hello_alice, z))
+            continue
+        require(tag in ends, "an entry is of no known kind, or not where it belongs")
+        opener, other = ends[tag], ends[b"B" if tag == b"A" else b"A"]
+        in_turn = may_speak(opener, other)
+        message = opener.open(payload)
+        require(in_turn or message.kind is Kind.CLOSE, OUT_OF_TURN)
+        yield Statement(opener.sender, opener.signer, message)
+        if message.kind is Kind.CLOSE:
+            ends = {}
+
+
+def _entries(data: bytes) -> Iterator[tuple[bytes, bytes]]:
+    at = 0
+    while at < len(data):
+        end = at + 4 + int.from_bytes(data[at : at + 4], "big")
+        require(at + 4 < end <= len(data), "the transcript ends in the middle of an entry")
+        yield data[at + 4 : at + 5], data[at + 5 : end]
+        at = end
+
+
+def _openers(agreement: Agreement) -> dict[bytes, Opener]:
+    """Check both hellos as their receivers did, and return the opening end of each direction by its tag."""
+    bob = Hello.decode(Role.BOB, agreement.hello_bob)
+    alice = Hello.decode(Role.ALICE, agreement.hello_alice)
+    assert bob.group is not None
+    check_group(bob.group)
+    (bob_key, _), (alice_key, _) = bob.check(bob.group), alice.check(bob.group)
+    require(bob.rsa != alice.rsa, "both sides present the same key: a reflection")
+    require(len(agreement.z) == len(bob.public_value), "z is not as long as p")
+    ends = agreement.direction(Opener, Role.BOB, bob_key), agreement.direction(Opener, Role.ALICE, alice_key)
+    return {end.sender.tag: end for end in ends}
 
 
 # ---------------------------------------------------------------------------------------- keys on disk
