@@ -7,6 +7,11 @@
 
 from __future__ import annotations
 
+import signal
+
+if __name__ == "__main__":  # Ctrl-C during the imports: end without a traceback
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
 import argparse
 import contextlib
 import getpass
@@ -15,10 +20,10 @@ import os
 import re
 import select
 import shutil
-import signal
 import socket
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -26,10 +31,14 @@ try:
     import crypto_utils as chat
 except ImportError as missing:
     sys.exit(f"{missing}; what is needed comes with: python3 -m pip install -r requirements.txt")
-except KeyboardInterrupt:
-    sys.exit(130)
+try:
+    import readline
+    import termios
+except ImportError:  # Windows: no line editing but the terminal's own
+    readline = termios = None  # type: ignore[assignment]
 
 ME, PEER = "Alice", "Bob"
+LINE_LIMIT = chat.TEXT_LIMIT + 3  # characters: the longest text, and the end of its line
 CONNECT_SECONDS = 20
 
 
@@ -53,7 +62,8 @@ def at_terminal() -> bool:
 def say(text: object) -> None:
     """Tell the person something that is not part of the conversation."""
     with contextlib.suppress(OSError):
-        print("\n".join(chat.screen_lines(str(text))), file=sys.stderr, flush=True)
+        sys.stderr.write("\n".join(chat.screen_lines(str(text))) + "\n")
+        sys.stderr.flush()
 
 
 def tell(error: Exception) -> int:
@@ -63,11 +73,59 @@ def tell(error: Exception) -> int:
     return status
 
 
-def show(text: str, name: str = PEER) -> None:
-    """Show a message, the peer's unless another name is given."""
-    mark, bar = f"{name}: ", f"{'|':>{len(name) + 1}} "
+def marked(mark: str, text: str) -> str:
+    """Put a mark before the peer's text and a bar before each further line: none passes for the program's."""
     columns = shutil.get_terminal_size().columns - len(mark) if at_terminal() else None
-    print(mark + f"\n{bar}".join(chat.screen_lines(text, columns)), flush=True)
+    return mark + f"\n{'|':>{len(mark) - 1}} ".join(chat.screen_lines(text, columns))
+
+
+def show(text: str, name: str = PEER) -> None:
+    """Show a message, the peer's unless another name is given. At a terminal, it is marked as verified."""
+    if not at_terminal():
+        print(marked(f"{name}: ", text), flush=True)
+        return
+    mark = f"{name} \N{CHECK MARK} " if "utf" in sys.stdout.encoding.lower() else f"{name} + "
+    lines = marked(mark, text)
+    if "NO_COLOR" not in os.environ and os.environ.get("TERM", "dumb") != "dumb":
+        lines = f"\x1b[32m{mark}\x1b[0m" + lines[len(mark) :]
+    print(lines, flush=True)
+
+
+typed_ahead = ""
+
+
+@contextlib.contextmanager
+def waiting() -> Iterator[None]:
+    """Tell at a terminal that the peer has the word; keep what is typed meanwhile for the next prompt."""
+    global typed_ahead
+    if not at_terminal() or termios is None:
+        yield
+        return
+    keyboard, notice = sys.stdin.fileno(), f"({PEER} has the word)"
+    usual = termios.tcgetattr(keyboard)
+    quiet = termios.tcgetattr(keyboard)
+    quiet[3] &= ~(termios.ECHO | termios.ICANON)
+    termios.tcsetattr(keyboard, termios.TCSANOW, quiet)
+    print(notice, end="", flush=True)
+    try:
+        yield
+    finally:
+        typed = b""
+        while select.select([keyboard], [], [], 0)[0] and (more := os.read(keyboard, 4096)):
+            typed += more
+        typed_ahead += "".join(c for c in typed.decode(errors="ignore") if c.isprintable() or c == "\n")
+        termios.tcsetattr(keyboard, termios.TCSANOW, usual)
+        print("\r" + " " * len(notice) + "\r", end="", flush=True)
+
+
+def ask(prompt: str) -> str:
+    """Return a line typed at the terminal, which begins as what was typed ahead. Raises EOFError."""
+    global typed_ahead
+    if readline is not None:
+        begin = typed_ahead.rstrip("\n")
+        readline.set_startup_hook(lambda: readline.insert_text(begin))
+        typed_ahead = ""
+    return input(prompt)
 
 
 class PeerSpoke(Exception):
@@ -80,31 +138,71 @@ def interrupted_by(channel: chat.Channel) -> Iterator[None]:
     if not hasattr(signal, "pthread_kill"):  # Windows: it will be noticed after the person pressed Enter
         yield
         return
-    body, peer, waiting = threading.main_thread(), channel.line.socket, True
+    body, peer, spoke, armed = threading.main_thread(), channel.line.socket, False, True
+    ours, theirs = socket.socketpair()
+    theirs.setblocking(False)
 
     def interrupt(*_: object) -> None:
-        nonlocal waiting
-        if waiting:
-            waiting = False
+        nonlocal armed
+        if spoke and armed:
+            armed = False
             raise PeerSpoke
 
     def watch() -> None:
-        arrived = peer in select.select([peer, stopped], [], [])[0]
-        while arrived:  # again and again: a signal just before the body falls asleep would not wake it
-            signal.pthread_kill(body.ident or 0, signal.SIGUSR1)
-            arrived = not select.select([stopped], [], [], 0.1)[0]
+        nonlocal spoke
+        events = select.poll()
+        events.register(peer, select.POLLIN)
+        events.register(ours, select.POLLIN)
+        while True:
+            ready = dict(events.poll())
+            signals = ours.recv(4096) if ours.fileno() in ready else None
+            if signals == b"":
+                return
+            spoke = spoke or peer.fileno() in ready
+            # A signal that comes just before the body falls asleep does not wake it: another one does.
+            for _ in range(3 if spoke or set(signals or b"") - {signal.SIGUSR1} else 0):
+                signal.pthread_kill(body.ident or 0, signal.SIGUSR1)
+                time.sleep(0.01)
 
-    signal.signal(signal.SIGUSR1, interrupt)
-    stopped, stop = socket.socketpair()
     watcher = threading.Thread(target=watch, daemon=True)
-    watcher.start()
+    signal.signal(signal.SIGUSR1, interrupt)
+    signal.set_wakeup_fd(theirs.fileno(), warn_on_full_buffer=False)
+    try:
+        watcher.start()
+        yield
+    finally:
+        armed = False
+        signal.set_wakeup_fd(-1)
+        theirs.close()
+        if watcher.ident is not None:
+            watcher.join()
+        ours.close()
+
+
+# Ctrl-C, SIGTERM and SIGHUP raise KeyboardInterrupt, at once, but for the moments in which a record is on
+# its way: then right afterwards. The second one is not put off.
+
+putting_off = put_off = False
+
+
+def on_signal(*_: object) -> None:
+    global put_off
+    if not putting_off or put_off:
+        raise KeyboardInterrupt
+    put_off = True
+
+
+@contextlib.contextmanager
+def uninterrupted() -> Iterator[None]:
+    """Put off the first signal until the body is done."""
+    global putting_off, put_off
+    putting_off = True
     try:
         yield
     finally:
-        waiting = False
-        stop.close()
-        watcher.join()
-        stopped.close()
+        asked, putting_off, put_off = put_off, False, False
+    if asked:
+        raise KeyboardInterrupt
 
 
 def next_line(channel: chat.Channel) -> str | None:
@@ -112,9 +210,13 @@ def next_line(channel: chat.Channel) -> str | None:
     try:
         with interrupted_by(channel):
             if at_terminal():
-                line = input(f"{ME}: ")
+                line = ask(f"{ME}: ")
                 return None if line.strip() == "/quit" else line
-            line = sys.stdin.readline()
+            line = part = sys.stdin.readline(LINE_LIMIT)
+            while len(part) == LINE_LIMIT and not part.endswith("\n"):
+                part = sys.stdin.readline(
+                    LINE_LIMIT
+                )  # a line without end: too long to be sent, whatever follows
             return line.removesuffix("\n").removesuffix("\r") if line else None
     except EOFError:
         print()
@@ -127,6 +229,8 @@ def next_line(channel: chat.Channel) -> str | None:
 
 def converse(channel: chat.Channel) -> bool:
     """Talk until somebody leaves; return whether it was the peer who did."""
+    global typed_ahead
+    typed_ahead = ""
     while True:
         if channel.my_turn:
             try:
@@ -134,15 +238,17 @@ def converse(channel: chat.Channel) -> bool:
                 if text is None:
                     channel.close()
                     return False
-                channel.send(text)
+                with uninterrupted():
+                    channel.send(text)
             except chat.MessageError as error:
                 say(f"Not sent: {error}")
                 continue
             except (PeerSpoke, chat.ConnectionCut):
                 pass  # he may have said goodbye: what there is to receive will tell
-        message = channel.receive()
+        with waiting():
+            message = channel.receive()
         if message.kind is chat.Kind.CLOSE:
-            say(f"{PEER} left" + (f": {message.text}" if message.text else "."))
+            say(marked(f"{PEER} left: ", message.text[:200]) if message.text else f"{PEER} left.")
             return True
         show(message.text)
 
@@ -154,7 +260,8 @@ def talk(channel: chat.Channel, transcript: chat.Transcript | None) -> bool:
             channel.keep(transcript)
         return converse(channel)
     except KeyboardInterrupt:
-        channel.close()
+        with uninterrupted():
+            channel.close()
         return False
     except chat.FileError:
         channel.close()
@@ -170,9 +277,23 @@ def talk(channel: chat.Channel, transcript: chat.Transcript | None) -> bool:
         channel.line.hang_up()
 
 
+def open_home(folder: Path, name: str) -> chat.Home:
+    try:
+        return chat.Home(folder.expanduser() / name)
+    except RuntimeError:
+        raise chat.FileError(f"cannot tell which folder {folder} is; say where with --home DIR") from None
+
+
+def ask_passphrase(prompt: str) -> str:
+    try:
+        return getpass.getpass(prompt)
+    except (EOFError, UnicodeError):
+        raise chat.FileError("no passphrase was given for the key") from None
+
+
 def load_identity(home: chat.Home) -> chat.RsaKey:
     """Return one's own key, made on the first run."""
-    identity = home.load_identity(getpass.getpass)
+    identity = home.load_identity(ask_passphrase)
     if identity is None:
         say(f"Making your RSA key ({chat.NEW_RSA_BITS} bits) ...")
         identity = home.make_identity()
@@ -182,8 +303,10 @@ def load_identity(home: chat.Home) -> chat.RsaKey:
 
 def introduce(channel: chat.Channel, home: chat.Home) -> None:
     """Say who is there, and how that is known."""
-    known = f"pinned now in {home.folder / home.KNOWN_PEERS}" if channel.first_contact else "the pinned key"
-    say(f"{PEER} is here: {chat.fingerprint(channel.peer_key)}, {known}.")
+    say(f"{PEER} is here: {chat.fingerprint(channel.peer_key)}")
+    if channel.first_contact:
+        say(f"  This key is new, and pinned now in {home.folder / home.KNOWN_PEERS}.")
+        say(f"  Read aloud, it is {chat.spoken(channel.peer_key)}; compare that by telephone.")
 
 
 def fingerprint(text: str) -> str:
@@ -207,7 +330,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument(
         "--home",
         type=Path,
-        default=os.environ.get("SECURE_CHAT_HOME", "~/.secure-chat"),
+        default=os.environ.get("SECURE_CHAT_HOME") or "~/.secure-chat",
         metavar="DIR",
         help="where keys are kept (default: $SECURE_CHAT_HOME or ~/.secure-chat)",
     )
@@ -261,7 +384,7 @@ def connect(host: str, number: int) -> chat.Line:
 
 def run(options: argparse.Namespace) -> int:
     transcript = chat.Transcript(options.transcript) if options.transcript else None
-    home = chat.Home(options.home.expanduser() / "alice")
+    home = open_home(options.home, "alice")
     identity = load_identity(home)
     host = options.host or ask_host()
     line = connect(host, options.port)
@@ -326,17 +449,20 @@ def main() -> None:
         if getattr(sys, name) is None:  # the program was started with that stream closed
             setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_RDWR), mode))
         getattr(sys, name).reconfigure(errors="surrogateescape" if mode == "r" else "backslashreplace")
-    for name in ("SIGTERM", "SIGHUP"):
-        if hasattr(signal, name):
-            signal.signal(getattr(signal, name), signal.default_int_handler)
+    signals = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
     try:
+        for number in signals:
+            signal.signal(number, on_signal)
         options = parse()
         tell_steps(options.verbose)
-        sys.exit(verify(options.verify, options.peer) if options.verify else run(options))
+        status = verify(options.verify, options.peer) if options.verify else run(options)
     except KeyboardInterrupt:
-        sys.exit(130)
+        status = 130
     except tuple(FAILURES) as error:
-        sys.exit(tell(error))
+        status = tell(error)
+    for number in signals:  # what is left to do takes no time
+        signal.signal(number, signal.SIG_IGN)
+    sys.exit(status)
 
 
 if __name__ == "__main__":

@@ -7,8 +7,12 @@
 
 from __future__ import annotations
 
+import signal
+
+if __name__ == "__main__":  # Ctrl-C during the imports: end without a traceback
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
 import argparse
-import collections
 import contextlib
 import errno
 import getpass
@@ -19,7 +23,6 @@ import queue
 import re
 import select
 import shutil
-import signal
 import socket
 import sys
 import threading
@@ -32,11 +35,16 @@ try:
     import crypto_utils as chat
 except ImportError as missing:
     sys.exit(f"{missing}; what is needed comes with: python3 -m pip install -r requirements.txt")
-except KeyboardInterrupt:
-    sys.exit(130)
+try:
+    import readline
+    import termios
+except ImportError:  # Windows: no line editing but the terminal's own
+    readline = termios = None  # type: ignore[assignment]
 
 ME, PEER = "Bob", "Alice"
+LINE_LIMIT = chat.TEXT_LIMIT + 3  # characters: the longest text, and the end of its line
 HANDSHAKES = 64  # at most, side by side
+NOTES = 100  # at most, about strangers during a conversation
 
 
 # What can end a conversation, or prevent it: how it is told, and the exit status.
@@ -59,7 +67,8 @@ def at_terminal() -> bool:
 def say(text: object) -> None:
     """Tell the person something that is not part of the conversation."""
     with contextlib.suppress(OSError):
-        print("\n".join(chat.screen_lines(str(text))), file=sys.stderr, flush=True)
+        sys.stderr.write("\n".join(chat.screen_lines(str(text))) + "\n")
+        sys.stderr.flush()
 
 
 def tell(error: Exception) -> int:
@@ -69,11 +78,59 @@ def tell(error: Exception) -> int:
     return status
 
 
-def show(text: str, name: str = PEER) -> None:
-    """Show a message, the peer's unless another name is given."""
-    mark, bar = f"{name}: ", f"{'|':>{len(name) + 1}} "
+def marked(mark: str, text: str) -> str:
+    """Put a mark before the peer's text and a bar before each further line: none passes for the program's."""
     columns = shutil.get_terminal_size().columns - len(mark) if at_terminal() else None
-    print(mark + f"\n{bar}".join(chat.screen_lines(text, columns)), flush=True)
+    return mark + f"\n{'|':>{len(mark) - 1}} ".join(chat.screen_lines(text, columns))
+
+
+def show(text: str, name: str = PEER) -> None:
+    """Show a message, the peer's unless another name is given. At a terminal, it is marked as verified."""
+    if not at_terminal():
+        print(marked(f"{name}: ", text), flush=True)
+        return
+    mark = f"{name} \N{CHECK MARK} " if "utf" in sys.stdout.encoding.lower() else f"{name} + "
+    lines = marked(mark, text)
+    if "NO_COLOR" not in os.environ and os.environ.get("TERM", "dumb") != "dumb":
+        lines = f"\x1b[32m{mark}\x1b[0m" + lines[len(mark) :]
+    print(lines, flush=True)
+
+
+typed_ahead = ""
+
+
+@contextlib.contextmanager
+def waiting() -> Iterator[None]:
+    """Tell at a terminal that the peer has the word; keep what is typed meanwhile for the next prompt."""
+    global typed_ahead
+    if not at_terminal() or termios is None:
+        yield
+        return
+    keyboard, notice = sys.stdin.fileno(), f"({PEER} has the word)"
+    usual = termios.tcgetattr(keyboard)
+    quiet = termios.tcgetattr(keyboard)
+    quiet[3] &= ~(termios.ECHO | termios.ICANON)
+    termios.tcsetattr(keyboard, termios.TCSANOW, quiet)
+    print(notice, end="", flush=True)
+    try:
+        yield
+    finally:
+        typed = b""
+        while select.select([keyboard], [], [], 0)[0] and (more := os.read(keyboard, 4096)):
+            typed += more
+        typed_ahead += "".join(c for c in typed.decode(errors="ignore") if c.isprintable() or c == "\n")
+        termios.tcsetattr(keyboard, termios.TCSANOW, usual)
+        print("\r" + " " * len(notice) + "\r", end="", flush=True)
+
+
+def ask(prompt: str) -> str:
+    """Return a line typed at the terminal, which begins as what was typed ahead. Raises EOFError."""
+    global typed_ahead
+    if readline is not None:
+        begin = typed_ahead.rstrip("\n")
+        readline.set_startup_hook(lambda: readline.insert_text(begin))
+        typed_ahead = ""
+    return input(prompt)
 
 
 class PeerSpoke(Exception):
@@ -86,31 +143,71 @@ def interrupted_by(channel: chat.Channel) -> Iterator[None]:
     if not hasattr(signal, "pthread_kill"):  # Windows: it will be noticed after the person pressed Enter
         yield
         return
-    body, peer, waiting = threading.main_thread(), channel.line.socket, True
+    body, peer, spoke, armed = threading.main_thread(), channel.line.socket, False, True
+    ours, theirs = socket.socketpair()
+    theirs.setblocking(False)
 
     def interrupt(*_: object) -> None:
-        nonlocal waiting
-        if waiting:
-            waiting = False
+        nonlocal armed
+        if spoke and armed:
+            armed = False
             raise PeerSpoke
 
     def watch() -> None:
-        arrived = peer in select.select([peer, stopped], [], [])[0]
-        while arrived:  # again and again: a signal just before the body falls asleep would not wake it
-            signal.pthread_kill(body.ident or 0, signal.SIGUSR1)
-            arrived = not select.select([stopped], [], [], 0.1)[0]
+        nonlocal spoke
+        events = select.poll()
+        events.register(peer, select.POLLIN)
+        events.register(ours, select.POLLIN)
+        while True:
+            ready = dict(events.poll())
+            signals = ours.recv(4096) if ours.fileno() in ready else None
+            if signals == b"":
+                return
+            spoke = spoke or peer.fileno() in ready
+            # A signal that comes just before the body falls asleep does not wake it: another one does.
+            for _ in range(3 if spoke or set(signals or b"") - {signal.SIGUSR1} else 0):
+                signal.pthread_kill(body.ident or 0, signal.SIGUSR1)
+                time.sleep(0.01)
 
-    signal.signal(signal.SIGUSR1, interrupt)
-    stopped, stop = socket.socketpair()
     watcher = threading.Thread(target=watch, daemon=True)
-    watcher.start()
+    signal.signal(signal.SIGUSR1, interrupt)
+    signal.set_wakeup_fd(theirs.fileno(), warn_on_full_buffer=False)
+    try:
+        watcher.start()
+        yield
+    finally:
+        armed = False
+        signal.set_wakeup_fd(-1)
+        theirs.close()
+        if watcher.ident is not None:
+            watcher.join()
+        ours.close()
+
+
+# Ctrl-C, SIGTERM and SIGHUP raise KeyboardInterrupt, at once, but for the moments in which a record is on
+# its way: then right afterwards. The second one is not put off.
+
+putting_off = put_off = False
+
+
+def on_signal(*_: object) -> None:
+    global put_off
+    if not putting_off or put_off:
+        raise KeyboardInterrupt
+    put_off = True
+
+
+@contextlib.contextmanager
+def uninterrupted() -> Iterator[None]:
+    """Put off the first signal until the body is done."""
+    global putting_off, put_off
+    putting_off = True
     try:
         yield
     finally:
-        waiting = False
-        stop.close()
-        watcher.join()
-        stopped.close()
+        asked, putting_off, put_off = put_off, False, False
+    if asked:
+        raise KeyboardInterrupt
 
 
 def next_line(channel: chat.Channel) -> str | None:
@@ -118,9 +215,13 @@ def next_line(channel: chat.Channel) -> str | None:
     try:
         with interrupted_by(channel):
             if at_terminal():
-                line = input(f"{ME}: ")
+                line = ask(f"{ME}: ")
                 return None if line.strip() == "/quit" else line
-            line = sys.stdin.readline()
+            line = part = sys.stdin.readline(LINE_LIMIT)
+            while len(part) == LINE_LIMIT and not part.endswith("\n"):
+                part = sys.stdin.readline(
+                    LINE_LIMIT
+                )  # a line without end: too long to be sent, whatever follows
             return line.removesuffix("\n").removesuffix("\r") if line else None
     except EOFError:
         print()
@@ -133,6 +234,8 @@ def next_line(channel: chat.Channel) -> str | None:
 
 def converse(channel: chat.Channel) -> bool:
     """Talk until somebody leaves; return whether it was the peer who did."""
+    global typed_ahead
+    typed_ahead = ""
     while True:
         if channel.my_turn:
             try:
@@ -140,15 +243,17 @@ def converse(channel: chat.Channel) -> bool:
                 if text is None:
                     channel.close()
                     return False
-                channel.send(text)
+                with uninterrupted():
+                    channel.send(text)
             except chat.MessageError as error:
                 say(f"Not sent: {error}")
                 continue
             except (PeerSpoke, chat.ConnectionCut):
                 pass  # he may have said goodbye: what there is to receive will tell
-        message = channel.receive()
+        with waiting():
+            message = channel.receive()
         if message.kind is chat.Kind.CLOSE:
-            say(f"{PEER} left" + (f": {message.text}" if message.text else "."))
+            say(marked(f"{PEER} left: ", message.text[:200]) if message.text else f"{PEER} left.")
             return True
         show(message.text)
 
@@ -160,7 +265,8 @@ def talk(channel: chat.Channel, transcript: chat.Transcript | None) -> bool:
             channel.keep(transcript)
         return converse(channel)
     except KeyboardInterrupt:
-        channel.close()
+        with uninterrupted():
+            channel.close()
         return False
     except chat.FileError:
         channel.close()
@@ -176,9 +282,23 @@ def talk(channel: chat.Channel, transcript: chat.Transcript | None) -> bool:
         channel.line.hang_up()
 
 
+def open_home(folder: Path, name: str) -> chat.Home:
+    try:
+        return chat.Home(folder.expanduser() / name)
+    except RuntimeError:
+        raise chat.FileError(f"cannot tell which folder {folder} is; say where with --home DIR") from None
+
+
+def ask_passphrase(prompt: str) -> str:
+    try:
+        return getpass.getpass(prompt)
+    except (EOFError, UnicodeError):
+        raise chat.FileError("no passphrase was given for the key") from None
+
+
 def load_identity(home: chat.Home) -> chat.RsaKey:
     """Return one's own key, made on the first run."""
-    identity = home.load_identity(getpass.getpass)
+    identity = home.load_identity(ask_passphrase)
     if identity is None:
         say(f"Making your RSA key ({chat.NEW_RSA_BITS} bits) ...")
         identity = home.make_identity()
@@ -188,8 +308,10 @@ def load_identity(home: chat.Home) -> chat.RsaKey:
 
 def introduce(channel: chat.Channel, home: chat.Home) -> None:
     """Say who is there, and how that is known."""
-    known = f"pinned now in {home.folder / home.KNOWN_PEERS}" if channel.first_contact else "the pinned key"
-    say(f"{PEER} is here: {chat.fingerprint(channel.peer_key)}, {known}.")
+    say(f"{PEER} is here: {chat.fingerprint(channel.peer_key)}")
+    if channel.first_contact:
+        say(f"  This key is new, and pinned now in {home.folder / home.KNOWN_PEERS}.")
+        say(f"  Read aloud, it is {chat.spoken(channel.peer_key)}; compare that by telephone.")
 
 
 def fingerprint(text: str) -> str:
@@ -221,7 +343,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument(
         "--home",
         type=Path,
-        default=os.environ.get("SECURE_CHAT_HOME", "~/.secure-chat"),
+        default=os.environ.get("SECURE_CHAT_HOME") or "~/.secure-chat",
         metavar="DIR",
         help="where keys are kept (default: $SECURE_CHAT_HOME or ~/.secure-chat)",
     )
@@ -326,13 +448,12 @@ class Door:
     """Lets Alice in: handshakes side by side, one conversation at a time."""
 
     def __init__(self, listener: socket.socket, handshake: Callable[[chat.Line], chat.Channel]) -> None:
-        self.guests: queue.Queue[chat.Channel] = queue.Queue()
+        self.events: queue.Queue[chat.Channel | str] = queue.Queue()  # guests, and notes about strangers
         self._listener = listener
         self._handshake = handshake
         self._lock = threading.Lock()
         self._current: chat.Channel | None = None
         self._knocking: dict[chat.Line, None] = {}  # in the order in which they came
-        self._notes: collections.deque[str] = collections.deque(maxlen=100)
 
     def serve(self) -> None:
         """Accept connections for ever, a thread each; the longest handshake gives way to one too many."""
@@ -345,16 +466,24 @@ class Door:
                 continue
             with self._lock:
                 if len(self._knocking) >= HANDSHAKES:
-                    next(iter(self._knocking)).abort()
+                    oldest = next(iter(self._knocking))
+                    del self._knocking[oldest]
+                    oldest.abort()
                 self._knocking[line] = None
-            threading.Thread(target=self._let_in, args=(line, address[0]), daemon=True).start()
+            try:
+                threading.Thread(target=self._let_in, args=(line, address[0]), daemon=True).start()
+            except RuntimeError:  # no thread is to be had
+                line.hang_up()
 
     def _let_in(self, line: chat.Line, address: str) -> None:
         try:
             channel = self._handshake(line)
         except tuple(FAILURES) as error:
             line.hang_up()
-            self.note(f"{address.removeprefix('::ffff:')}: {FAILURES[type(error)][0]}: {error}")
+            reason, _, rest = str(error).partition("\n")
+            key = re.search("presented: (.*)", rest)
+            what = f"{FAILURES[type(error)][0]}: {reason}" + (f", but {key[1]}" if key else "")
+            self._note(f"{address.removeprefix('::ffff:')}: {what}")
             return
         finally:
             with self._lock:
@@ -365,24 +494,19 @@ class Door:
                 if self._current is not None:
                     self._current.line.abort()  # Alice's line died, and she is back
                 self._current = channel
-                self.guests.put(channel)
+                self.events.put(channel)
                 return
-        self.note(f"Another Alice, {chat.fingerprint(channel.peer_key)}, was told that you are busy.")
+        self._note(f"Another Alice, {chat.fingerprint(channel.peer_key)}, was told that you are busy.")
         channel.close("Bob is talking to somebody else; try again later")
 
-    def note(self, text: str) -> None:
-        """Say something about a stranger; at a terminal, not in the middle of a conversation."""
-        with self._lock:
-            if self._current is None or not at_terminal():
-                say(text)
-            else:
-                self._notes.append(text)
+    def _note(self, text: str) -> None:
+        """Leave a line about a stranger, to be read between two conversations; a flood is cut short."""
+        if self.events.qsize() < NOTES:
+            self.events.put(text)
 
     def done(self, channel: chat.Channel) -> bool:
         """Make room for the next guest; return whether this one has already come back."""
         with self._lock:
-            while self._notes:
-                say(self._notes.popleft())
             if self._current is not channel:
                 return True
             self._current = None
@@ -394,18 +518,22 @@ def run(options: argparse.Namespace) -> int:
     number = listener.getsockname()[1]
     say(f"Listening on port {number}.")
     transcript = chat.Transcript(options.transcript) if options.transcript else None
-    home = chat.Home(options.home.expanduser() / "bob")
+    home = open_home(options.home, "bob")
     identity = load_identity(home)
     group = load_group(home, options.dh_bits, options.dh_parameters)
     at = "" if number == chat.PORT else f" --port {number}"
-    say(f"You are Bob, {chat.fingerprint(identity)}. Alice runs:\n")
+    say(f"You are Bob, {chat.fingerprint(identity)}")
+    say(f"  or read aloud, {chat.spoken(identity)}. Alice runs:\n")
     say(f"  python3 alice_client.py {own_address(listener)}{at} --peer {chat.fingerprint(identity)}\n")
     alice = chat.KnownPeer(home, "alice", options.peer)
     door = Door(listener, lambda line: chat.bob_handshake(line, identity, group, alice))
     threading.Thread(target=door.serve, daemon=True).start()
+    say("Waiting for Alice; Ctrl-C ends.")
     while True:
-        say("Waiting for Alice; Ctrl-C ends.")
-        channel = door.guests.get()
+        channel = door.events.get()
+        if isinstance(channel, str):
+            say(channel)
+            continue
         introduce(channel, home)
         status, bob_left = 0, False
         try:
@@ -417,6 +545,7 @@ def run(options: argparse.Namespace) -> int:
             say("You left.")
         if bob_left or (options.once and not back):
             return status
+        say("Waiting for Alice; Ctrl-C ends.")
 
 
 def tell_steps(verbosity: int) -> None:
@@ -459,17 +588,20 @@ def main() -> None:
         if getattr(sys, name) is None:  # the program was started with that stream closed
             setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_RDWR), mode))
         getattr(sys, name).reconfigure(errors="surrogateescape" if mode == "r" else "backslashreplace")
-    for name in ("SIGTERM", "SIGHUP"):
-        if hasattr(signal, name):
-            signal.signal(getattr(signal, name), signal.default_int_handler)
+    signals = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
     try:
+        for number in signals:
+            signal.signal(number, on_signal)
         options = parse()
         tell_steps(options.verbose)
-        sys.exit(verify(options.verify, options.peer) if options.verify else run(options))
+        status = verify(options.verify, options.peer) if options.verify else run(options)
     except KeyboardInterrupt:
-        sys.exit(130)
+        status = 130
     except tuple(FAILURES) as error:
-        sys.exit(tell(error))
+        status = tell(error)
+    for number in signals:  # what is left to do takes no time
+        signal.signal(number, signal.SIG_IGN)
+    sys.exit(status)
 
 
 if __name__ == "__main__":

@@ -62,6 +62,7 @@ from Crypto.PublicKey.RSA import RsaKey as RsaKey
 from Crypto.Signature import pss
 from Crypto.Util.asn1 import DerSequence
 from Crypto.Util.Padding import pad, unpad
+from Crypto.Util.RFC1751 import key_to_english
 
 if sys.platform == "win32":
     import msvcrt
@@ -93,6 +94,7 @@ NO_TRICKS = getattr(os, "O_NOFOLLOW", 0) | getattr(
 
 HANDSHAKE_SECONDS = 10.0  # for the whole handshake, from its first byte
 FIRST_BYTE_SECONDS = 120.0  # Alice's patience with a Bob who is still making his parameters
+STALL_SECONDS = 30.0  # for the next bytes of a frame that has begun
 GOODBYE_SECONDS = 2.0  # for a CLOSE to reach the other side before we hang up
 
 # A record is one write, sent at once; a dead line is noticed after 30 s, idle (seconds) or sending (ms).
@@ -437,6 +439,12 @@ def fingerprint(key: RsaKey) -> str:
     return "SHA256:" + base64.b64encode(SHA256.new(blob).digest()).decode().rstrip("=")
 
 
+def spoken(key: RsaKey) -> str:
+    """Return half of the fingerprint, 128 bits, as twelve English words (RFC 1751)."""
+    digest = base64.b64decode(fingerprint(key).partition(":")[2] + "=")
+    return key_to_english(digest[:16]).lower()
+
+
 # ------------------------------------------------------------------------------------ frames and hellos
 
 
@@ -445,11 +453,16 @@ def frame(payload: bytes) -> bytes:
     return len(payload).to_bytes(4, "big") + payload
 
 
+BETWEEN = "the connection ended without a goodbye"
+INSIDE = "the connection ended in the middle of a message"
+
+
 class Line:
     """Frames over a connected stream socket. One write a frame, and nothing is read ahead.
 
-    A `deadline` (of time.monotonic) bounds everything until it is set to None again. Whatever the
-    network does ends in ConnectionCut; a peer that announces too long a frame, in ProtocolError.
+    A `deadline` (of time.monotonic) bounds everything until it is set to None again, and a frame that
+    has begun may not stall. Whatever the network does ends in ConnectionCut; a peer that announces too
+    long a frame, in ProtocolError.
     """
 
     def __init__(self, connected: socket.socket) -> None:
@@ -468,21 +481,21 @@ class Line:
 
     def receive(self, limit: int) -> bytes:
         """Return the payload of the next frame, at most `limit` bytes long."""
-        length = int.from_bytes(self._exactly(4, "the connection ended without a goodbye"), "big")
+        length = int.from_bytes(self._exactly(4, BETWEEN), "big")
         require(
             length <= limit, f"a frame of {length} bytes, over the limit of {limit}: is this secure-chat?"
         )
-        return self._exactly(length)
+        return self._exactly(length, INSIDE)
 
-    def _exactly(self, count: int, ended: str = "the connection ended in the middle of a message") -> bytes:
+    def _exactly(self, count: int, ended: str) -> bytes:
         received = bytearray(count)
         missing = memoryview(received)
         while missing:
-            with self._network():
+            with self._network(None if ended == BETWEEN else STALL_SECONDS):
                 got = self.socket.recv_into(missing)
             if got == 0:
                 raise ConnectionCut(ended)
-            missing, ended = missing[got:], "the connection ended in the middle of a message"
+            missing, ended = missing[got:], INSIDE
         return bytes(received)
 
     def wait_for_first_byte(self, seconds: float) -> None:
@@ -512,12 +525,14 @@ class Line:
             self.socket.shutdown(socket.SHUT_RDWR)
 
     @contextlib.contextmanager
-    def _network(self) -> Iterator[None]:
-        left = None if self.deadline is None else self.deadline - time.monotonic()
+    def _network(self, limit: float | None = None) -> Iterator[None]:
+        """Bound what is done with the socket by the deadline, and by a limit in seconds; translate errors."""
+        if self.deadline is not None:
+            limit = min(limit or math.inf, self.deadline - time.monotonic())
         try:
-            if left is not None and left <= 0:
+            if limit is not None and limit <= 0:
                 raise socket.timeout
-            self.socket.settimeout(left)
+            self.socket.settimeout(limit)
             yield
         except socket.timeout:
             raise ConnectionCut("the other side did not answer in time") from None
@@ -907,16 +922,18 @@ class Transcript:
     """
 
     def __init__(self, path: Path) -> None:
-        """Open a file to append to, or make it. Raises FileError."""
+        """Take a file to append to, made if it is not there. Raises FileError."""
         self._path = path
-        with _disk("write", path):
-            self._file = open(path, "ab", buffering=0, opener=_private)  # noqa: SIM115
-            _check_owner(path, os.fstat(self._file.fileno()), 0o077)
+        self._append(b"")
 
     def add(self, entry: bytes) -> None:
         """Add an entry, at once: a crash loses at most the record in flight. Raises FileError."""
-        with _disk("write", self._path):
-            self._file.write(frame(entry))
+        self._append(frame(entry))
+
+    def _append(self, data: bytes) -> None:
+        with _disk("write", self._path), open(self._path, "ab", opener=_private) as file:
+            _check_owner(self._path, os.fstat(file.fileno()), 0o077)
+            file.write(data)
 
 
 class Statement(NamedTuple):
@@ -992,7 +1009,7 @@ class Home:
     def load_identity(self, ask_passphrase: Callable[[str], str]) -> RsaKey | None:
         """Return the private RSA key, or None if there is none yet."""
         path = self.folder / self.IDENTITY
-        pem = self.read(self.IDENTITY, secret=True)
+        pem = self.read(self.IDENTITY, forbidden=0o077)
         if pem is None:
             return None
         try:
@@ -1043,21 +1060,9 @@ class Home:
             with self.locked():
                 self.write(self.GROUP, group.export())
 
-    def read(self, name: str, secret: bool = False) -> bytes | None:
-        """Return a file's bytes, None if there is none. Nobody else may read a `secret` one, or write any."""
-        path = self.folder / name
-        with _disk("read", path):
-            try:
-                with open(path, "rb", opener=_private) as file:
-                    info = os.fstat(file.fileno())
-                    if not stat.S_ISREG(info.st_mode) or info.st_size > FILE_LIMIT:
-                        raise FileError(
-                            f"{path} is not a regular file of at most {FILE_LIMIT} bytes; move it away"
-                        )
-                    _check_owner(path, info, 0o077 if secret else 0o022)
-                    return file.read()
-            except FileNotFoundError:
-                return None
+    def read(self, name: str, forbidden: int = 0o022) -> bytes | None:
+        """Return a file's bytes, None if there is none. By default, nobody else may have written it."""
+        return read_file(self.folder / name, forbidden)
 
     def write(self, name: str, data: bytes) -> None:
         """Replace a file (mode 0600): whatever happens, the old or the new one is there. Needs the lock."""
@@ -1100,10 +1105,28 @@ def _private(file: str, flags: int) -> int:
     return os.open(file, flags | NO_TRICKS, 0o600)
 
 
+def read_file(path: Path, forbidden: int) -> bytes | None:
+    """Return the bytes of a regular file to which nobody else has `forbidden` rights, or None."""
+    with _disk("read", path):
+        try:
+            with open(path, "rb", opener=_private) as file:
+                info = os.fstat(file.fileno())
+                if not stat.S_ISREG(info.st_mode) or info.st_size > FILE_LIMIT:
+                    raise FileError(
+                        f"{path} is not a regular file of at most {FILE_LIMIT} bytes; move it away"
+                    )
+                if forbidden:
+                    _check_owner(path, info, forbidden)
+                return file.read()
+        except FileNotFoundError:
+            return None
+
+
 def load_group_file(path: Path, checked_before: Group | None) -> Group:
     """Return the group in a file from anywhere, checked as a peer's would be. Raises FileError."""
-    with _disk("read", path):
-        pem = path.read_bytes()[:FILE_LIMIT]
+    pem = read_file(path, 0)
+    if pem is None:
+        raise FileError(f"cannot read {path}: No such file or directory")
     try:
         group = Group.load(pem)
         check_group(group, checked_before)
@@ -1218,19 +1241,17 @@ def _pinned_key(line: str) -> str:
 
 # --------------------------------------------------------------------------------- text from the peer
 
-# What may stand as it is although it is of a class that is escaped: the joiners inside emoji and
-# inside words of scripts that need them, the tags of a flag, number signs of Arabic and its kin.
-_HARMLESS = (
-    "(?<=[^\0-\x7f])[\u200c\u200d](?=[^\0-\x7f])"
-    "|(?<=\U0001f3f4)[\U000e0030-\U000e0039\U000e0061-\U000e007a]{1,6}\U000e007f"
-    "|[\u0600-\u0605\u06dd\u070f\u0890\u0891\u08e2\U000110bd\U000110cd]"
-)
 # Unicode's classes Cc but for the tab, Cf, Cs, Zl, Zp, and the unassigned that are ignored by default.
 _UNSAFE = (
-    "[\0-\x08\x0a-\x1f\x7f-\x9f\xad\u061c\u180e\u200b-\u200f\u2028-\u202e\u2060-\u206f\ud800-\udfff"
-    "\ufeff\ufff0-\ufffb\U00013430-\U0001343f\U0001bca0-\U0001bca3\U0001d173-\U0001d17a\U000e0000-\U000e00ff\U000e01f0-\U000e0fff]"
+    r"\0-\x08\x0a-\x1f\x7f-\x9f\xad\u061c\u180e\u200b-\u200f\u2028-\u202e\u2060-\u206f\ud800-\udfff\ufeff"
+    r"\ufff0-\ufffb\U00013430-\U0001343f\U0001bca0-\U0001bca3\U0001d173-\U0001d17a\U000e0000-\U000e00ff"
+    r"\U000e01f0-\U000e0fff"
 )
-_ESCAPE = re.compile(f"(?P<harmless>{_HARMLESS})|{_UNSAFE}")
+# What may stand all the same: a joiner inside an emoji, or a word of a script that needs it, and the tags
+# of a flag. (Arabic's number signs, of class Cf too, are not in the list above: they are visible.)
+_JOINER = rf"(?<=[^\0-\x7f{_UNSAFE}])[\u200c\u200d](?=[^\0-\x7f{_UNSAFE}])"
+_FLAG = r"(?<=\U0001f3f4)[\U000e0030-\U000e0039\U000e0061-\U000e007a]{1,6}\U000e007f"
+_ESCAPE = re.compile(f"(?P<harmless>{_JOINER}|{_FLAG})|[{_UNSAFE}]")
 
 
 def printable(text: str) -> str:

@@ -155,12 +155,12 @@ def test_from_nothing_to_the_goodbye(start: Start, tmp_path: Path) -> None:
     server.write("hello\n")
     client.end_input()
     assert client.wait() == 0
-    assert "pinned now in" in client.stderr
+    assert "This key is new, and pinned now in" in client.stderr
     server.expect("Waiting for Alice", "stderr")
     again = start("alice_client.py", "--port", port, home=home)
     again.end_input()
     assert again.wait() == 0
-    assert "the pinned key" in again.stderr
+    assert "This key is new" not in again.stderr
     assert "Making" not in again.stderr
     assert Home(home / "alice").load_group() == Home(home / "bob").load_group()
 
@@ -216,10 +216,10 @@ def at_terminals(bob: StartBob, start: Start, *arguments: str) -> tuple[Program,
 def test_two_people_talk_at_two_terminals(bob: StartBob, start: Start) -> None:
     server, client = at_terminals(bob, start, "--once")
     client.write("hello Bob\n")
-    server.expect("Alice: hello Bob\r\n")
+    server.expect("Alice \u2713 hello Bob\r\n")
     server.expect("Bob: ")
     server.write("hello Alice\n")
-    client.expect("Bob: hello Alice\r\n")
+    client.expect("Bob \u2713 hello Alice\r\n")
     client.expect("Alice: ")
     client.write("/quit\n")
     client.expect("You left")
@@ -245,7 +245,7 @@ def test_alice_leaves_at_her_prompt_and_bob_waits_for_the_next(
 def test_bob_leaves_at_his_prompt_while_alice_waits(bob: StartBob, start: Start, leave: str) -> None:
     server, client = at_terminals(bob, start)
     client.write("hello\n")
-    server.expect("Alice: hello\r\nBob: ")
+    server.expect("Alice \u2713 hello\r\nBob: ")
     server.write(leave)
     client.expect("Bob left")
     assert (client.wait(), server.wait()) == (0, 0)
