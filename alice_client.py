@@ -75,7 +75,7 @@ def tell(error: Exception) -> int:
 
 def marked(mark: str, text: str) -> str:
     """Put a mark before the peer's text and a bar before each further line: none passes for the program's."""
-    columns = shutil.get_terminal_size().columns - len(mark) if at_terminal() else None
+    columns = (shutil.get_terminal_size().columns or 80) - len(mark) if at_terminal() else None
     return mark + f"\n{'|':>{len(mark) - 1}} ".join(chat.screen_lines(text, columns))
 
 
@@ -153,14 +153,19 @@ def interrupted_by(channel: chat.Channel) -> Iterator[None]:
         events = select.poll()
         events.register(peer, select.POLLIN)
         events.register(ours, select.POLLIN)
+        nudges = 0
         while True:
-            ready = dict(events.poll())
-            signals = ours.recv(4096) if ours.fileno() in ready else None
-            if signals == b"":
-                return
-            spoke = spoke or peer.fileno() in ready
-            # A signal that comes just before the body falls asleep does not wake it: another one does.
-            for _ in range(3 if spoke or set(signals or b"") - {signal.SIGUSR1} else 0):
+            ready = dict(events.poll(0 if nudges else None))
+            if ours.fileno() in ready:
+                signals = ours.recv(4096)
+                if not signals:
+                    return
+                if set(signals) != {signal.SIGUSR1}:
+                    nudges = 100
+            if peer.fileno() in ready:
+                spoke, nudges = True, 100
+            if nudges:  # a signal just before the body falls asleep does not wake it: one of the next does
+                nudges -= 1
                 signal.pthread_kill(body.ident or 0, signal.SIGUSR1)
                 time.sleep(0.01)
 
