@@ -91,6 +91,9 @@ def show(text: str, name: str = PEER) -> None:
     print(lines, flush=True)
 
 
+# Ctrl-C and its kin.
+LEAVING = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
+leaving = putting_off = put_off = False
 typed_ahead = ""
 
 
@@ -122,9 +125,9 @@ def ask(prompt: str) -> str:
     """Return a line typed at the terminal, which begins as what was typed ahead. Raises EOFError."""
     global typed_ahead
     if readline is not None:
-        begin = typed_ahead.rstrip("\n")
-        readline.set_startup_hook(lambda: readline.insert_text(begin))
-        typed_ahead = ""
+        begin, typed_ahead = typed_ahead.rstrip("\n"), ""
+        # Only where there is something: a Ctrl-C that comes while a hook runs is lost in it.
+        readline.set_startup_hook((lambda: readline.insert_text(begin)) if begin else None)
     return input(prompt)
 
 
@@ -138,6 +141,8 @@ def interrupted_by(channel: chat.Channel) -> Iterator[None]:
     if not hasattr(signal, "pthread_kill"):  # Windows: it will be noticed after the person pressed Enter
         yield
         return
+    global leaving
+    leaving = False
     body, peer, spoke, armed = threading.main_thread(), channel.line.socket, False, True
     ours, theirs = socket.socketpair()
     theirs.setblocking(False)
@@ -153,21 +158,26 @@ def interrupted_by(channel: chat.Channel) -> Iterator[None]:
         events = select.poll()
         events.register(peer, select.POLLIN)
         events.register(ours, select.POLLIN)
-        nudges = 0
+        again: int | None = None
         while True:
-            ready = dict(events.poll(0 if nudges else None))
+            ready = dict(events.poll(None if again is None else 0))
             if ours.fileno() in ready:
-                signals = ours.recv(4096)
-                if not signals:
+                numbers = ours.recv(4096)
+                if not numbers:
                     return
-                if set(signals) != {signal.SIGUSR1}:
-                    nudges = 100
+                again = next((number for number in numbers if number in LEAVING), again)
             if peer.fileno() in ready:
-                spoke, nudges = True, 100
-            if nudges:  # a signal just before the body falls asleep does not wake it: one of the next does
-                nudges -= 1
-                signal.pthread_kill(body.ident or 0, signal.SIGUSR1)
+                spoke, again = True, signal.SIGUSR1
+            # A signal that comes just before the body falls asleep does not wake it; the next one does. But
+            # none may come once its handler has run: input() in Python 3.9 does not survive that.
+            if again == signal.SIGUSR1:
+                if armed:
+                    signal.pthread_kill(body.ident or 0, again)
                 time.sleep(0.01)
+            elif again is not None:
+                time.sleep(0.05)
+                if not leaving:
+                    signal.pthread_kill(body.ident or 0, again)
 
     watcher = threading.Thread(target=watch, daemon=True)
     signal.signal(signal.SIGUSR1, interrupt)
@@ -184,17 +194,17 @@ def interrupted_by(channel: chat.Channel) -> Iterator[None]:
         ours.close()
 
 
-# Ctrl-C, SIGTERM and SIGHUP raise KeyboardInterrupt, at once, but for the moments in which a record is on
-# its way: then right afterwards. The second one is not put off.
-
-putting_off = put_off = False
+# Ctrl-C, SIGTERM and SIGHUP raise KeyboardInterrupt: at once, but for the moments in which a record is on its
+# way, then right afterwards. The second one is not put off.
 
 
 def on_signal(*_: object) -> None:
-    global put_off
-    if not putting_off or put_off:
+    global put_off, leaving
+    if putting_off and not put_off:
+        put_off = True
+    else:
+        leaving = True
         raise KeyboardInterrupt
-    put_off = True
 
 
 @contextlib.contextmanager
@@ -454,9 +464,8 @@ def main() -> None:
         if getattr(sys, name) is None:  # the program was started with that stream closed
             setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_RDWR), mode))
         getattr(sys, name).reconfigure(errors="surrogateescape" if mode == "r" else "backslashreplace")
-    signals = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
     try:
-        for number in signals:
+        for number in LEAVING:
             signal.signal(number, on_signal)
         options = parse()
         tell_steps(options.verbose)
@@ -465,7 +474,7 @@ def main() -> None:
         status = 130
     except tuple(FAILURES) as error:
         status = tell(error)
-    for number in signals:  # what is left to do takes no time
+    for number in LEAVING:  # what is left to do takes no time
         signal.signal(number, signal.SIG_IGN)
     sys.exit(status)
 
