@@ -110,20 +110,23 @@ def waiting() -> Iterator[None]:
         yield
         return
     keyboard, notice = sys.stdin.fileno(), f"({PEER} has the word)"
-    usual = termios.tcgetattr(keyboard)
-    quiet = termios.tcgetattr(keyboard)
-    quiet[3] &= ~(termios.ECHO | termios.ICANON)
-    termios.tcsetattr(keyboard, termios.TCSANOW, quiet)
+    try:
+        usual, quiet = termios.tcgetattr(keyboard), termios.tcgetattr(keyboard)
+        quiet[3] &= ~(termios.ECHO | termios.ICANON)
+        termios.tcsetattr(keyboard, termios.TCSANOW, quiet)
+    except termios.error as gone:
+        raise OSError(*gone.args) from None
     print(notice, end="", flush=True)
     try:
         yield
     finally:
         typed = b""
-        while select.select([keyboard], [], [], 0)[0] and (more := os.read(keyboard, 4096)):
-            typed += more
-        typed_ahead += "".join(c for c in typed.decode(errors="ignore") if c.isprintable() or c == "\n")
-        termios.tcsetattr(keyboard, termios.TCSANOW, usual)
-        print("\r" + " " * len(notice) + "\r", end="", flush=True)
+        with contextlib.suppress(OSError, termios.error):  # the terminal may have been closed
+            while select.select([keyboard], [], [], 0)[0] and (more := os.read(keyboard, 4096)):
+                typed += more
+            typed_ahead += "".join(c for c in typed.decode(errors="ignore") if c.isprintable() or c == "\n")
+            termios.tcsetattr(keyboard, termios.TCSANOW, usual)
+            print("\r" + " " * len(notice) + "\r", end="", flush=True)
 
 
 def ask(prompt: str) -> str:
@@ -188,7 +191,8 @@ def interrupted_by(channel: chat.Channel) -> Iterator[None]:
     signal.signal(signal.SIGUSR1, interrupt)
     signal.set_wakeup_fd(theirs.fileno(), warn_on_full_buffer=False)
     try:
-        watcher.start()
+        with uninterrupted():  # a signal in the middle of start() would leave a thread that is not joined
+            watcher.start()
         yield
     finally:
         armed = False
@@ -273,9 +277,10 @@ def converse(channel: chat.Channel) -> bool:
         show(message.text)
 
 
-def talk(channel: chat.Channel, transcript: chat.Transcript | None) -> bool:
-    """Converse, and hang up whatever happens; return whether it was the peer who left."""
+def talk(channel: chat.Channel, home: chat.Home, transcript: chat.Transcript | None) -> bool:
+    """Say who is there, converse, and hang up whatever happens; return whether it was the peer who left."""
     try:
+        introduce(channel, home)
         if transcript:
             channel.keep(transcript)
         return converse(channel)
@@ -327,6 +332,7 @@ def introduce(channel: chat.Channel, home: chat.Home) -> None:
     if channel.first_contact:
         say(f"  This key is new, and pinned now in {home.folder / home.KNOWN_PEERS}.")
         say(f"  Read aloud, it is {chat.spoken(channel.peer_key)}; compare that by telephone.")
+    say(f"{'You speak' if ME == 'Alice' else f'{PEER} speaks'} first. /quit or Ctrl-D to leave.")
 
 
 def fingerprint(text: str) -> str:
@@ -453,7 +459,7 @@ def load_group(home: chat.Home, bits: int | None, file: Path | None) -> chat.Gro
 
     group = chat.generate_group(size, progress)
     if last > begun:
-        print(file=sys.stderr)
+        print("\r" + " " * 50 + "\r", end="", file=sys.stderr)
     say(f"Found after {time.monotonic() - begun:.1f} s, and kept in {home.folder / home.GROUP}.")
     home.save_group(group)
     return group
@@ -488,6 +494,8 @@ class Door:
             try:
                 threading.Thread(target=self._let_in, args=(line, address[0]), daemon=True).start()
             except RuntimeError:  # no thread is to be had
+                with self._lock:
+                    self._knocking.pop(line, None)
                 line.hang_up()
 
     def _let_in(self, line: chat.Line, address: str) -> None:
@@ -549,10 +557,9 @@ def run(options: argparse.Namespace) -> int:
         if isinstance(channel, str):
             say(channel)
             continue
-        introduce(channel, home)
         status, bob_left = 0, False
         try:
-            bob_left = not talk(channel, transcript)
+            bob_left = not talk(channel, home, transcript)
         except (chat.ConnectionCut, chat.ProtocolError) as error:
             status = tell(error)
         back = door.done(channel)

@@ -1,0 +1,722 @@
+"""Faults: either program dies, or the line does, at every step; disks, terminals and clocks that fail.
+
+Real processes, with a wire of ours between them that stops at the exact step. What both say and how both
+end is checked, and that Bob can be started again on the same port at once.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import fcntl
+import heapq
+import os
+import random
+import select
+import shutil
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Callable, NamedTuple
+
+import pytest
+from conftest import DEADLINE, GROUP, Background, Keys, Program
+from mallory import HELLO, READY, TEXT, Last, Wire
+
+import crypto_utils as chat
+from crypto_utils import Home, KnownPeer, Line, Role
+
+Start = Callable[..., Program]
+StartBob = Callable[..., "tuple[Program, str]"]
+
+NO_ANSWER = 2.0  # seconds of patience in a handshake, where a test is about losing it
+LARGE = "x" * 500_000
+
+
+def patched(*statements: str) -> tuple[str, ...]:
+    """Return a command that runs a program after some statements, in which `chat` is crypto_utils."""
+    lines = (
+        "import sys",
+        "from pathlib import Path",
+        "del sys.argv[0]",
+        "sys.path.insert(0, str(Path(sys.argv[0]).parent))",
+        "import crypto_utils as chat",
+        *statements,
+        "__import__(Path(sys.argv[0]).stem).main()",
+    )
+    return (sys.executable, "-c", "\n".join(lines))
+
+
+def visit(port: str, keys: Keys, homes: Path) -> None:
+    """Be Alice, connect to Bob, and say goodbye."""
+    line = Line(socket.create_connection(("127.0.0.1", int(port)), timeout=DEADLINE))
+    bob = KnownPeer(Home(homes / "visitor"), "bob")
+    channel, _ = chat.alice_handshake(line, keys.alice, GROUP, bob)
+    channel.close()
+
+
+# ------------------------------------------------------------------------------- at every single step
+
+
+class Step(NamedTuple):
+    """Where the wire stops: before this frame of this sender (or in the middle of it), if at any."""
+
+    name: str
+    sender: Role | None = None
+    number: int = 0
+    half: bool = False
+
+
+STEPS = [
+    Step("before the first byte", Role.BOB, HELLO),
+    Step("after Bob's hello", Role.ALICE, HELLO),
+    Step("after Alice's hello", Role.ALICE, READY),
+    Step("after Alice's READY", Role.BOB, READY),
+    Step("after Bob's READY"),
+    Step("at Alice's turn"),
+    Step("at Bob's turn"),
+    Step("after a text", Role.ALICE, TEXT),
+    Step("in the middle of a large text", Role.ALICE, TEXT, half=True),
+    Step("after CLOSE", Role.ALICE, TEXT),
+]
+NAMES = [step.name for step in STEPS]
+FIRST_BYTE, BOB_HELLO, ALICE_HELLO, ALICE_READY, BOB_READY, ALICE_TURN, BOB_TURN, SENT, HALF, CLOSING = NAMES
+at_every_step = pytest.mark.parametrize("step", STEPS, ids=[name.replace(" ", "-") for name in NAMES])
+
+
+class StoppingWire(Wire):
+    """A wire that stops at a step; then it goes on, is cut, or stays silent and hides that an end is gone."""
+
+    def __init__(self, bob: socket.socket, alice: socket.socket, step: Step) -> None:
+        self.stopped = threading.Event()
+        self._step = step
+        self._decided = threading.Event()
+        self._is_cut = self._is_silent = False
+        super().__init__(bob, alice, self._carry_on)
+
+    def _carry_on(self, sender: Role, number: int, data: bytes) -> bytes:
+        if self._is_silent:
+            return b""
+        if (sender, number) != (self._step.sender, self._step.number):
+            return data
+        passed = data[: len(data) // 2] if self._step.half else b""
+        self._ends[sender.peer].sendall(passed)
+        self.stopped.set()
+        self._decided.wait(DEADLINE)
+        return Last(b"") if self._is_cut else data[len(passed) :]
+
+    def _end(self, connected: socket.socket) -> None:  # type: ignore[override]
+        if self._is_silent:
+            self._decided.wait(DEADLINE)
+        super()._end(connected)
+
+    def go_on(self) -> None:
+        self._decided.set()
+
+    def fall_silent(self) -> None:
+        self._is_silent = True
+
+    def cut(self) -> None:
+        self._is_cut = True
+        self._decided.set()
+
+
+class Meeting(NamedTuple):
+    server: Program
+    client: Program
+    wire: StoppingWire
+    port: str
+
+    def of(self, role: Role) -> Program:
+        return self.server if role is Role.BOB else self.client
+
+    def bring_to(self, step: Step) -> None:
+        """Let them talk until they have come to that step."""
+        if step.name == ALICE_READY or NAMES.index(step.name) >= NAMES.index(BOB_READY):
+            self.server.expect("^Alice is here", "stderr")
+        if NAMES.index(step.name) >= NAMES.index(BOB_READY):
+            self.client.expect("^You speak first", "stderr")
+        if step.name in (ALICE_TURN, BOB_TURN, SENT):
+            self.client.write("request\n")
+        if step.name in (ALICE_TURN, BOB_TURN):
+            self.server.expect("^Alice: request\n")
+        if step.name == ALICE_TURN:
+            self.server.write("reply\n")
+            self.client.expect("^Bob: reply\n")
+        if step.name == HALF:
+            self.client.write(f"{LARGE}\n")
+        if step.name == CLOSING:
+            self.client.end_input()
+        if step.sender is not None:
+            assert self.wire.stopped.wait(DEADLINE)
+
+
+@pytest.fixture
+def meet(start: Start) -> Iterator[Callable[..., Meeting]]:
+    """Return a function that starts both, with a wire between them that stops at a step."""
+    with contextlib.ExitStack() as stack:
+
+        def run(step: Step, *, bob: tuple[str, ...], alice: tuple[str, ...]) -> Meeting:
+            server = start("bob_server.py", "--host", "127.0.0.1", "--port", "0", "--once", python=bob)
+            with socket.create_server(("127.0.0.1", 0)) as door:
+                door.settimeout(DEADLINE)
+                client = start(
+                    "alice_client.py", "127.0.0.1", "--port", str(door.getsockname()[1]), python=alice
+                )
+                port = server.expect(r"^Listening on port (\d+)\.", "stderr")[1]
+                server.expect("^Waiting for Alice", "stderr")
+                at_alice, _ = door.accept()
+            at_bob = socket.create_connection(("127.0.0.1", int(port)))
+            wire = StoppingWire(at_bob, at_alice, step)
+            stack.callback(wire.close)
+            stack.callback(wire.cut)
+            return Meeting(server, client, wire, port)
+
+        yield run
+
+
+class End(NamedTuple):
+    """How a program must end: exit status (None: Bob serves on) and what it must have said, if anything."""
+
+    status: int | None
+    says: str = ""
+
+
+LEFT = End(0, r"^You left\.\n\Z")
+BOB_LEFT, ALICE_LEFT = End(0, r"^Bob left\.\n\Z"), End(0, r"^Alice left\.\n\Z")
+CUT = End(1, r"^Cut off: the connection ended without a goodbye\n\Z")
+CUT_INSIDE = End(1, r"^Cut off: the connection ended in the middle of a message\n\Z")
+CUT_EARLY = End(
+    1, r"^Cut off: the connection ended without a goodbye, during the handshake\. Is bob_server\.py"
+)
+SERVES_ON = End(None, r"^127\.0\.0\.1: Cut off: the connection ended without a goodbye\n")
+LOST_PATIENCE = End(
+    1, r"^Cut off: the other side did not answer in time, during the handshake\. Is bob_server"
+)
+SERVES_ON_LATER = End(None, r"^127\.0\.0\.1: Cut off: the other side did not answer in time\n")
+
+
+def ends_after(step: str, victim: Role, number: signal.Signals) -> tuple[End, End]:
+    """Return how the victim of a signal must end, and the other one."""
+    reached = NAMES.index(step)
+    if number is signal.SIGKILL:  # and the line dies with it: what was held is lost
+        killed = End(-signal.SIGKILL)
+        if victim is Role.BOB:
+            if step == CLOSING:
+                return killed, LEFT
+            return killed, CUT if reached >= NAMES.index(BOB_READY) else CUT_EARLY
+        if reached < NAMES.index(ALICE_READY):
+            return killed, SERVES_ON
+        return killed, CUT_INSIDE if step == HALF else CUT
+    if victim is Role.BOB:
+        if reached < NAMES.index(ALICE_READY):
+            return End(130), CUT_EARLY
+        return LEFT, LEFT if step == CLOSING else BOB_LEFT
+    if step == FIRST_BYTE:
+        return End(130), SERVES_ON
+    if reached < NAMES.index(BOB_READY):
+        return End(130), CUT  # her hello and READY are on their way: Bob has let her in
+    return LEFT, ALICE_LEFT
+
+
+def check_end(program: Program, end: End, meeting: Meeting, keys: Keys) -> None:
+    if end.status is None:
+        program.expect(end.says, "stderr")
+        visit(meeting.port, keys, program.home)
+        end = ALICE_LEFT
+    assert program.wait() == end.status, program.stderr
+    if end.says:
+        program.expect(end.says, "stderr")
+
+
+PATIENT = patched(f"chat.GOODBYE_SECONDS = {DEADLINE}")
+
+
+@at_every_step
+@pytest.mark.parametrize("victim", Role)
+@pytest.mark.parametrize(
+    "number",
+    [signal.SIGKILL, signal.SIGTERM, pytest.param(signal.SIGHUP, marks=pytest.mark.slow)],
+    ids=lambda number: number.name,
+)
+def test_a_signal_at_every_step(
+    meet: Callable[..., Meeting],
+    start: Start,
+    keys: Keys,
+    homes: Path,
+    step: Step,
+    victim: Role,
+    number: signal.Signals,
+) -> None:
+    meeting = meet(step, bob=PATIENT, alice=PATIENT)
+    meeting.bring_to(step)
+    end, other_end = ends_after(step.name, victim, number)
+    meeting.of(victim).process.send_signal(number)
+    if end.status != 0:
+        meeting.of(victim).process.wait(DEADLINE)
+    if number is signal.SIGKILL:
+        meeting.wire.cut()
+    else:
+        meeting.wire.go_on()
+    ending = Background(lambda: check_end(meeting.of(victim), end, meeting, keys))
+    check_end(meeting.of(victim.peer), other_end, meeting, keys)
+    ending.result()
+    shown = {ALICE_TURN: "Bob: reply\n"}.get(step.name, "")
+    assert meeting.client.stdout == shown
+    if victim is Role.BOB:
+        again = start("bob_server.py", "--host", "127.0.0.1", "--port", meeting.port, "--once")
+        again.expect(rf"^Listening on port {meeting.port}\.", "stderr")
+        visit(meeting.port, keys, homes)
+        assert again.wait() == 0, again.stderr
+        again.expect(ALICE_LEFT.says, "stderr")
+
+
+@at_every_step
+def test_silence_at_every_step(meet: Callable[..., Meeting], keys: Keys, step: Step) -> None:
+    """In the handshake both lose patience; in a conversation both people can leave in spite of it."""
+    hasty = patched(
+        f"chat.HANDSHAKE_SECONDS = chat.FIRST_BYTE_SECONDS = {NO_ANSWER}", "chat.GOODBYE_SECONDS = 0.1"
+    )
+    relaxed = patched("chat.GOODBYE_SECONDS = 0.1")
+    reached = NAMES.index(step.name)
+    in_conversation = {
+        Role.BOB: reached >= NAMES.index(ALICE_READY),
+        Role.ALICE: reached >= NAMES.index(BOB_READY),
+    }
+    meeting = meet(
+        step,
+        bob=relaxed if in_conversation[Role.BOB] else hasty,
+        alice=relaxed if in_conversation[Role.ALICE] else hasty,
+    )
+    meeting.bring_to(step)
+    meeting.wire.fall_silent()
+    if not in_conversation[Role.ALICE]:
+        check_end(meeting.client, LOST_PATIENCE, meeting, keys)
+    elif step.name == CLOSING:
+        check_end(meeting.client, LEFT, meeting, keys)
+    else:
+        meeting.client.process.terminate()
+        check_end(meeting.client, LEFT, meeting, keys)
+    if not in_conversation[Role.BOB]:
+        check_end(meeting.server, SERVES_ON_LATER, meeting, keys)
+    else:
+        meeting.server.process.terminate()
+        check_end(meeting.server, LEFT, meeting, keys)
+
+
+# ------------------------------------------------------------------------- terminals, pipes and clocks
+
+
+def hang_up_terminal(program: Program) -> None:
+    """Close the window in which a program runs."""
+    program._sources.clear()
+    os.dup2(nowhere := os.open(os.devnull, os.O_RDWR), program._terminal)  # which closes it
+    os.close(nowhere)
+
+
+@pytest.mark.parametrize("at", ["at the prompt", "while waiting"])
+@pytest.mark.parametrize("victim", Role)
+def test_a_closed_terminal(bob: StartBob, start: Start, victim: Role, at: str) -> None:
+    server, port = bob("--once", terminal=True)
+    client = start("alice_client.py", "127.0.0.1", "--port", port, terminal=True)
+    client.expect("Alice: ")
+    if (victim is Role.ALICE) == (at == "while waiting"):
+        client.write("hello\n")
+        server.expect("hello\r\nBob: ")
+    else:
+        server.expect("Alice is here")
+    dying, other = (server, client) if victim is Role.BOB else (client, server)
+    hang_up_terminal(dying)
+    other.expect(r"(Bob|Alice) left\.\r\n")
+    assert other.wait() == 0
+    # What comes first there is not settled: the signal, or the end of the input and an error of the output.
+    assert dying.wait() in (0, 1)
+
+
+def test_a_closed_terminal_while_bob_is_alone(bob: StartBob, start: Start) -> None:
+    server, port = bob(terminal=True)
+    hang_up_terminal(server)
+    assert server.wait() == 130
+    again = start("bob_server.py", "--port", port)
+    again.expect(rf"^Listening on port {port}\.", "stderr")
+
+
+def talk(
+    bob: StartBob, start: Start, command: dict[Role, tuple[str, ...]] | None = None
+) -> tuple[Program, Program]:
+    """Start both, one or both by a command of its own, and let them meet."""
+    commands = {**dict.fromkeys(Role, (sys.executable,)), **(command or {})}
+    server, port = bob("--once", python=commands[Role.BOB])
+    client = start("alice_client.py", "127.0.0.1", "--port", port, python=commands[Role.ALICE])
+    client.expect("^You speak first", "stderr")
+    server.expect("^Alice is here", "stderr")
+    return server, client
+
+
+def one_round(server: Program, client: Program) -> None:
+    client.write("request\n")
+    server.expect("^Alice: request\n")
+    server.write("reply\n")
+    client.expect("^Bob: reply\n")
+
+
+@pytest.mark.parametrize("victim", Role)
+def test_standard_output_that_nobody_reads(bob: StartBob, start: Start, victim: Role) -> None:
+    server, client = talk(bob, start)
+    dying, other = (server, client) if victim is Role.BOB else (client, server)
+    dying.forget_stdout()
+    client.write("request\n")
+    server.write("reply\n")
+    assert dying.wait() == 1
+    dying.expect(r"^Stopped: cannot read or write the conversation: Broken pipe\n\Z", "stderr")
+    assert other.wait() == 0
+    other.expect(r"^(Bob|Alice) left\.\n\Z", "stderr")
+
+
+needs_full = pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full on this machine")
+
+
+@needs_full
+@pytest.mark.parametrize("victim", Role)
+def test_standard_output_on_a_full_disk(bob: StartBob, start: Start, victim: Role) -> None:
+    full = patched("import os; os.dup2(os.open('/dev/full', os.O_WRONLY), 1)")
+    server, client = talk(bob, start, {victim: full})
+    dying, other = (server, client) if victim is Role.BOB else (client, server)
+    client.write("request\n")
+    server.write("reply\n")
+    assert dying.wait() == 1
+    dying.expect(r"^Stopped: cannot read or write the conversation: No space left on device\n\Z", "stderr")
+    assert other.wait() == 0
+    other.expect(r"^(Bob|Alice) left\.\n\Z", "stderr")
+
+
+@needs_full
+def test_standard_error_on_a_full_disk_changes_nothing_else(bob: StartBob, start: Start) -> None:
+    full = patched("import os; os.dup2(os.open('/dev/full', os.O_WRONLY), 2)")
+    server, port = bob("--once")
+    client = start("alice_client.py", "127.0.0.1", "--port", port, python=full)
+    one_round(server, client)
+    client.end_input()
+    assert (client.wait(), server.wait()) == (0, 0)
+    server.expect(ALICE_LEFT.says, "stderr")
+
+
+def test_a_clock_that_jumps(bob: StartBob, start: Start) -> None:
+    jumping = patched(
+        "import itertools, time",
+        "time.time = lambda jumps=itertools.cycle([0.0, 4e9, 1e9, 3e9]): next(jumps)",
+    )
+    server, client = talk(bob, start, dict.fromkeys(Role, jumping))
+    one_round(server, client)
+    one_round(server, client)
+    client.end_input()
+    assert (client.wait(), server.wait()) == (0, 0)
+    client.expect(LEFT.says, "stderr")
+    server.expect(ALICE_LEFT.says, "stderr")
+
+
+# ------------------------------------------------------------------------------------------------ disks
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """Return all files but locks, which are empty."""
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.name != ".lock"}
+
+
+# A file of more than 64 bytes cannot be written, but by who runs at the very end (a measurement of coverage).
+NO_ROOM = patched(
+    "import atexit, resource as r",
+    "hard = r.getrlimit(r.RLIMIT_FSIZE)[1]",
+    "atexit.register(r.setrlimit, r.RLIMIT_FSIZE, (hard, hard))",
+    "r.setrlimit(r.RLIMIT_FSIZE, (64, hard))",
+    "chat.NEW_RSA_BITS = 2048",
+)
+
+
+def test_no_room_to_pin_bob(bob: StartBob, start: Start, homes: Path, keys: Keys) -> None:
+    KnownPeer(Home(homes / "alice"), "[somebody.else]:1").pin(keys.mallory)
+    before = contents(homes / "alice")
+    server, port = bob("--once")
+    client = start("alice_client.py", "127.0.0.1", "--port", port, python=NO_ROOM)
+    assert client.wait() == 1
+    client.expect(rf"^Stopped: cannot write {homes}/alice/known_peers: File too large\n\Z", "stderr")
+    assert contents(homes / "alice") == before
+    assert server.wait() == 1
+    server.expect(CUT.says, "stderr")
+
+
+def test_no_room_to_pin_alice(bob: StartBob, start: Start, homes: Path, keys: Keys) -> None:
+    KnownPeer(Home(homes / "bob"), "somebody-else").pin(keys.mallory)
+    before = contents(homes / "bob")
+    server, port = bob("--once", python=NO_ROOM)
+    for _ in range(2):  # he serves on
+        client = start("alice_client.py", "127.0.0.1", "--port", port)
+        assert client.wait() == 1
+        client.expect(CUT_EARLY.says, "stderr")
+        server.expect(
+            rf"^127\.0\.0\.1: Stopped: cannot write {homes}/bob/known_peers: File too large\n", "stderr"
+        )
+    assert contents(homes / "bob") == before
+    server.process.terminate()
+    assert server.wait() == 130
+
+
+@pytest.mark.parametrize("script", ["bob_server.py", "alice_client.py"])
+def test_no_room_for_a_new_identity(start: Start, tmp_path: Path, script: str) -> None:
+    home = tmp_path / "fresh"
+    program = start(
+        script, *(["--port", "0"] if "bob" in script else ["127.0.0.1"]), home=home, python=NO_ROOM
+    )
+    folder = home / script.split("_")[0]
+    assert program.wait() == 1
+    program.expect(rf"^Stopped: cannot write {folder}/identity\.pem: File too large\n\Z", "stderr")
+    assert contents(folder) == {}
+
+
+def mounts(script: str) -> tuple[str, ...]:
+    """Return a command that runs a program among mounts of its own, which the shell script makes."""
+    command = ("unshare", "--mount", "sh", "-c")
+    try:
+        subprocess.run(
+            [*command, "mount -t tmpfs tmpfs /tmp"], check=True, capture_output=True, timeout=DEADLINE
+        )
+    except (OSError, subprocess.CalledProcessError) as error:
+        pytest.skip(f"this machine does not let us mount anything ({error})")
+    return (*command, f"set -e\n{script}", "sh", sys.executable)
+
+
+def test_a_full_disk(bob: StartBob, start: Start, homes: Path, keys: Keys) -> None:
+    KnownPeer(Home(homes / "alice"), "[somebody.else]:1").pin(keys.mallory)
+    before = contents(homes / "alice")
+    shutil.copytree(homes / "alice", homes / "seed")
+    full = mounts(
+        'cd "$SECURE_CHAT_HOME"; mount -t tmpfs -o size=64k,mode=0700 tmpfs alice; cp -a seed/. alice\n'
+        "cat /dev/zero > alice/all_the_rest 2> /dev/null || true\n"
+        'status=0; "$@" || status=$?; rm alice/all_the_rest; cp -a alice after; exit $status'
+    )
+    server, port = bob("--once")
+    client = start("alice_client.py", "127.0.0.1", "--port", port, python=full)
+    assert client.wait() == 1
+    client.expect(rf"^Stopped: cannot write {homes}/alice/known_peers: No space left on device\n\Z", "stderr")
+    assert contents(homes / "after") == before
+    assert server.wait() == 1
+    server.expect(CUT.says, "stderr")
+
+
+READ_ONLY = (
+    'mount --bind "$SECURE_CHAT_HOME" "$SECURE_CHAT_HOME"\n'
+    'mount -o remount,bind,ro "$SECURE_CHAT_HOME"; exec "$@"'
+)
+
+
+def test_alices_home_is_read_only(bob: StartBob, start: Start, homes: Path) -> None:
+    before = contents(homes / "alice")
+    command = mounts(READ_ONLY)
+    server, port = bob("--once")
+    client = start("alice_client.py", "127.0.0.1", "--port", port, python=command)
+    assert client.wait() == 1
+    client.expect(rf"^Stopped: cannot lock {homes}/alice/\.lock: Read-only file system\n\Z", "stderr")
+    assert contents(homes / "alice") == before
+    assert server.wait() == 1
+    server.expect(CUT.says, "stderr")
+
+
+def test_bobs_home_is_read_only(bob: StartBob, start: Start, homes: Path) -> None:
+    before = contents(homes / "bob")
+    server, port = bob("--once", python=mounts(READ_ONLY))
+    client = start("alice_client.py", "127.0.0.1", "--port", port)
+    assert client.wait() == 1
+    client.expect(CUT_EARLY.says, "stderr")
+    server.expect(
+        rf"^127\.0\.0\.1: Stopped: cannot lock {homes}/bob/\.lock: Read-only file system\n", "stderr"
+    )
+    assert contents(homes / "bob") == before
+    server.process.terminate()
+    assert server.wait() == 130
+
+
+@pytest.mark.parametrize("script", ["bob_server.py", "alice_client.py"])
+def test_a_new_home_cannot_be_made_on_a_read_only_disk(start: Start, tmp_path: Path, script: str) -> None:
+    home, name = tmp_path / "fresh", script.split("_")[0]
+    home.mkdir()
+    program = start(
+        script, *(["--port", "0"] if "bob" in script else ["127.0.0.1"]), home=home, python=mounts(READ_ONLY)
+    )
+    assert program.wait() == 1
+    program.expect(rf"^Stopped: cannot make {home}/{name}: Read-only file system\n\Z", "stderr")
+
+
+# ------------------------------------------------------------------------------------------------ lines
+
+
+class Cable:
+    """A cable between two network namespaces: two TUN devices, and a thread that carries packets.
+
+    It can be slow, lose packets, or be cut without anybody at its ends being told.
+    """
+
+    ADDRESSES = ("192.0.2.1", "192.0.2.2")  # TEST-NET-1
+
+    def __init__(self, namespaces: list[str]) -> None:
+        self.seconds = 0.0
+        self.loss = 0.0
+        self.is_cut = False
+        self.swallowed = threading.Semaphore(0)  # released for each packet that was lost
+        self.prefixes = [("ip", "netns", "exec", name) for name in namespaces]
+        self._ends = [self._plug_in(name) for name in namespaces]
+        self._stop, self._stopped = socket.socketpair()
+        for name, address in zip(namespaces, self.ADDRESSES):
+            for words in (f"address add {address}/24 dev cable", "link set lo up", "link set cable up"):
+                ip("-n", name, *words.split())
+        self._thread = Background(self._carry)
+
+    @staticmethod
+    def _plug_in(namespace: str) -> int:
+        """Make a TUN device in a namespace. A thread moves there, and ends."""
+
+        def make() -> int:
+            with Path("/run/netns", namespace).open() as there:
+                if ctypes.CDLL(None, use_errno=True).setns(there.fileno(), 0x40000000):  # CLONE_NEWNET
+                    raise OSError(ctypes.get_errno(), "setns")
+            end = os.open("/dev/net/tun", os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
+            # TUNSETIFF, with IFF_TUN and IFF_NO_PI: a device of bare IP packets
+            fcntl.ioctl(end, 0x400454CA, struct.pack("16sH22x", b"cable", 0x1001))
+            return end
+
+        end = Background(make).result()
+        assert isinstance(end, int)
+        return end
+
+    def _carry(self) -> None:
+        chance = random.Random(1)
+        on_their_way: list[tuple[float, int, int, bytes]] = []
+        for count in range(10**9):
+            wait = max(0.0, on_their_way[0][0] - time.monotonic()) if on_their_way else None
+            ready, _, _ = select.select([*self._ends, self._stopped], [], [], wait)
+            if self._stopped in ready:
+                break
+            for end in ready:
+                packet = os.read(end, 65536)
+                if self.is_cut or chance.random() < self.loss:
+                    self.swallowed.release()
+                else:
+                    other = self._ends[1 - self._ends.index(end)]
+                    heapq.heappush(on_their_way, (time.monotonic() + self.seconds, count, other, packet))
+            while on_their_way and on_their_way[0][0] <= time.monotonic():
+                _, _, end, packet = heapq.heappop(on_their_way)
+                with contextlib.suppress(OSError):
+                    os.write(end, packet)
+
+    def close(self) -> None:
+        self._stop.close()
+        self._thread.result()
+        self._stopped.close()
+        for end in self._ends:
+            os.close(end)
+
+
+def ip(*words: str) -> None:
+    subprocess.run(["ip", *words], check=True, capture_output=True, timeout=DEADLINE)
+
+
+@pytest.fixture
+def cable() -> Iterator[Cable]:
+    """Two hosts of our own with a cable between them."""
+    names = [f"secure-chat-fault-{os.getpid()}-{n}" for n in (1, 2)]
+    with contextlib.ExitStack() as stack:
+        try:
+            for name in names:
+                ip("netns", "add", name)
+                stack.callback(ip, "netns", "delete", name)
+            made = Cable(names)
+        except (OSError, subprocess.CalledProcessError) as error:
+            pytest.skip(f"this machine does not let us make network namespaces and TUN devices ({error})")
+        stack.callback(made.close)
+        yield made
+
+
+IMPATIENT = patched(
+    "chat.TCP_OPTIONS.update(TCP_KEEPIDLE=1, TCP_KEEPINTVL=1, TCP_KEEPCNT=2, TCP_USER_TIMEOUT=2000)"
+)
+# ETIMEDOUT is a socket.timeout since Python 3.10.
+CUT_BY_TIME = End(
+    1, r"^Cut off: (the other side did not answer in time|the connection broke \(.* timed out\))\n\Z"
+)
+
+
+def talk_over(
+    cable: Cable, bob: StartBob, start: Start, command: tuple[str, ...] = (sys.executable,)
+) -> tuple[Program, Program]:
+    server, port = bob("--once", python=(*cable.prefixes[0], *command))
+    client = start(
+        "alice_client.py", cable.ADDRESSES[0], "--port", port, python=(*cable.prefixes[1], *command)
+    )
+    client.expect("^You speak first", "stderr")
+    server.expect("^Alice is here", "stderr")
+    return server, client
+
+
+@pytest.mark.parametrize("turn", Role)
+def test_a_dead_line_is_noticed_while_nobody_says_anything(
+    cable: Cable, bob: StartBob, start: Start, turn: Role
+) -> None:
+    server, client = talk_over(cable, bob, start, IMPATIENT)
+    if turn is Role.BOB:
+        client.write("request\n")
+        server.expect("^Alice: request\n")
+    cable.is_cut = True
+    for program in (server, client):
+        assert program.wait() == CUT_BY_TIME.status
+        program.expect(CUT_BY_TIME.says, "stderr")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sender", Role)
+def test_a_dead_line_is_noticed_by_who_sends_and_by_who_waits(
+    cable: Cable, bob: StartBob, start: Start, sender: Role
+) -> None:
+    server, client = talk_over(cable, bob, start, IMPATIENT)
+    if sender is Role.BOB:
+        client.write("request\n")
+        server.expect("^Alice: request\n")
+    cable.is_cut = True
+    (server if sender is Role.BOB else client).write("into the void\n")
+    for program in (server, client):
+        assert program.wait() == CUT_BY_TIME.status
+        program.expect(CUT_BY_TIME.says, "stderr")
+        assert "into the void" not in program.stdout
+
+
+def test_a_cable_that_is_plugged_in_again(cable: Cable, bob: StartBob, start: Start) -> None:
+    server, client = talk_over(cable, bob, start)
+    cable.is_cut = True
+    client.write("request\n")
+    assert cable.swallowed.acquire(timeout=DEADLINE)
+    cable.is_cut = False
+    server.expect("^Alice: request\n")
+    server.write("reply\n")
+    client.expect("^Bob: reply\n")
+    client.end_input()
+    assert (client.wait(), server.wait()) == (0, 0)
+    client.expect(LEFT.says, "stderr")
+    server.expect(ALICE_LEFT.says, "stderr")
+
+
+def test_a_slow_line_that_loses_packets(cable: Cable, bob: StartBob, start: Start) -> None:
+    cable.seconds, cable.loss = 0.1, 0.07
+    server, client = talk_over(cable, bob, start)
+    for _ in range(2):
+        one_round(server, client)
+    client.write(f"{LARGE[:10_000]}\n")
+    server.expect(f"^Alice: {LARGE[:10_000]}\n")
+    server.end_input()
+    assert (client.wait(), server.wait()) == (0, 0)
+    client.expect(BOB_LEFT.says, "stderr")
+    server.expect(LEFT.says, "stderr")
+    assert cable.swallowed.acquire(blocking=False), "no packet was lost"
