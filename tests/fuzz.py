@@ -13,6 +13,7 @@ invariant, if any; `--input HEX` runs that one again. test_parsers.py uses the s
 from __future__ import annotations
 
 import argparse
+import base64
 import collections
 import contextlib
 import errno
@@ -40,7 +41,7 @@ with atheris.instrument_imports(include=["crypto_utils", "Crypto"]) if atheris e
     from conftest import GROUP
     from Crypto.IO import _PBES, PEM, PKCS8
     from Crypto.PublicKey import RSA, _openssh
-    from Crypto.Util.asn1 import DerSequence
+    from Crypto.Util.asn1 import DerBitString, DerSequence
     from Crypto.Util.Padding import pad
 
     import crypto_utils as chat
@@ -65,7 +66,7 @@ SMALL = Group(0xFFFFFFFFFFFFDED7, 2)  # the exponentiations of a handshake, in m
 OFFERS = {role: chat.Offer.make(role, OWN, SMALL, Random(2).randbytes) for role in Role}
 KEYS, TH = chat.DirectionKeys(bytes(32), bytes(range(32))), bytes(range(32, 64))
 
-Target = Callable[[bytes], Any]
+Target = Callable[[bytes], object]  # returns the value, or None for what is refused
 TARGETS: dict[str, Target] = {}
 
 
@@ -74,7 +75,9 @@ def target(check: Target) -> Target:
     return check
 
 
-def value_or(error: type[Exception] | tuple[type[Exception], ...], call: Callable, *arguments: Any) -> Any:
+def value_or(
+    error: type[Exception] | tuple[type[Exception], ...], call: Callable[..., Any], *arguments: Any
+) -> Any:
     """Return what the call returns, or None if it raises the error that is documented."""
     try:
         return call(*arguments)
@@ -161,20 +164,21 @@ def check_frames(data: bytes, limit: int, sizes: bytes | list[int]) -> list[byte
 
 
 @target
-def frames(data: bytes) -> None:
+def frames(data: bytes) -> object:
     """A limit, the number of sizes, the sizes, and the stream."""
     limit, count = (*data[:2], 0, 0)[:2]
-    check_frames(data[2 + count % 8 :], 16 * limit, data[2 : 2 + count % 8])
+    return check_frames(data[2 + count % 8 :], 16 * limit, data[2 : 2 + count % 8])
 
 
 @target
-def fields(data: bytes) -> None:
+def fields(data: bytes) -> object:
     decoded = value_or(ProtocolError, chat.decode_fields, data)
     assert decoded is None or chat.encode_fields(*decoded) == data
+    return decoded
 
 
 @target
-def hello(data: bytes) -> None:
+def hello(data: bytes) -> object:
     """The sender, and his hello: decoded, and agreed upon in a group that is quick."""
     sender, data = list(Role)[data[0] % 2 if data else 0], data[1:]
     peer = value_or(ProtocolError, Hello.decode, sender, data)
@@ -185,9 +189,11 @@ def hello(data: bytes) -> None:
     if agreed is not None:
         assert peer is not None, "agreed upon a hello that cannot be decoded"
         y = int.from_bytes(peer.public_value, "big")
+        assert len(peer.public_value) == 8, "Z would not be as long as p"
         assert 1 < y < SMALL.p - 1
         assert pow(y, SMALL.q, SMALL.p) == 1
         assert chat.public_der(agreed[1].signer) == peer.rsa != chat.public_der(OWN)
+    return agreed
 
 
 def power_one_at_once(base: int, *_: int) -> bool:
@@ -196,7 +202,7 @@ def power_one_at_once(base: int, *_: int) -> bool:
 
 
 @target
-def group(data: bytes) -> None:
+def group(data: bytes) -> object:
     """The length of p (of three bytes each), p, and g.
 
     A p of up to 16 bits is checked as if it were long enough, against arithmetic that is obviously right. A
@@ -215,15 +221,17 @@ def group(data: bytes) -> None:
         with replaced(chat, is_power_one=power_one_at_once, test_probable_prime=lambda q: q % 4 == 1):
             taken = value_or(ProtocolError, lambda: chat.check_group(Group(p, g), checked_before) or True)
         assert not taken or (2048 <= p.bit_length() <= 4096 and p % 2 and 1 < g < p - 1)
+    return taken
 
 
 @target
-def public_key(data: bytes) -> None:
+def public_key(data: bytes) -> object:
     key = value_or(ProtocolError, chat.load_public_key, data)
     if key is not None:
         assert chat.public_der(key) == data
         assert (key.e, key.has_private()) == (65537, False)
         assert 2048 <= key.size_in_bits() <= 4096
+    return key
 
 
 # ------------------------------------------------------------------------------------------- the records
@@ -253,10 +261,12 @@ def check_open(number: int, record: bytes) -> chat.Message | None:
 
 
 @target
-def record(data: bytes) -> None:
+def record(data: bytes) -> object:
     """The number that is expected, and a record: nothing opens but what was sealed."""
     number = data[0] % 3 if data else 0
-    assert (check_open(number, data[1:]) is not None) == (data[1:] == RECORDS[number])
+    message = check_open(number, data[1:])
+    assert (message is not None) == (data[1:] == RECORDS[number])
+    return message
 
 
 def insider(number: int, plaintext: bytes) -> chat.Message | None:
@@ -272,10 +282,10 @@ def insider(number: int, plaintext: bytes) -> chat.Message | None:
 
 
 @target
-def plaintext(data: bytes) -> None:
+def plaintext(data: bytes) -> object:
     """The number of a record, and whether to pad as it should be, with zeros, or not; and what is in it."""
     number, how, data = (data[0] % 3, data[0] // 3 % 3, data[1:]) if data else (0, 0, b"")
-    insider(number, (pad(data, 256, "iso7816"), data + bytes(-len(data) % 256), data)[how])
+    return insider(number, (pad(data, 256, "iso7816"), data + bytes(-len(data) % 256), data)[how])
 
 
 # --------------------------------------------------------------------------------------------- the files
@@ -288,7 +298,7 @@ class Disk(Home):
         self.folder = Path("home")
         self.content = content
 
-    def read(self, name: str, secret: bool = False) -> bytes:
+    def read(self, name: str, forbidden: int = 0o022) -> bytes:
         return self.content
 
     def write(self, name: str, data: bytes) -> None:
@@ -309,13 +319,14 @@ def as_pem(data: bytes) -> bytes:
 
 
 @target
-def group_file(data: bytes) -> None:
+def group_file(data: bytes) -> object:
     pem = as_pem(data)
     loaded = value_or(ValueError, Group.load, pem)
-    assert loaded is None or Group.load(loaded.export()) == loaded
+    assert loaded is None or (Group.load(loaded.export()) == loaded and b"BEGIN DH PARAMETERS" in pem)
     with replaced(chat, is_power_one=power_one_at_once):
         kept = value_or(FileError, Disk(pem).load_group)
     assert kept in (None, loaded)
+    return kept
 
 
 @contextlib.contextmanager
@@ -333,17 +344,18 @@ def quick() -> Iterator[None]:
 
 
 @target
-def identity(data: bytes) -> None:
+def identity(data: bytes) -> object:
     with quick():
         key = value_or(FileError, Disk(as_pem(data)).load_identity, lambda _: "passphrase")
         if key is not None:
             assert (key.has_private(), key.e) == (True, 65537)
             assert 2048 <= key.size_in_bits() <= 4096
             assert Disk(key.export_key("PEM", pkcs=8)).load_identity(str) == key
+    return key
 
 
 @target
-def known_peers(data: bytes) -> None:
+def known_peers(data: bytes) -> object:
     """Read, trust and pin: nothing that was there is lost, and what was pinned is trusted from then on."""
     disk = Disk(data)
     peer = chat.KnownPeer(disk, "bob")
@@ -351,12 +363,14 @@ def known_peers(data: bytes) -> None:
     trusted = value_or((FileError, TrustError), lambda: peer.check(OWN) or True)
     if numbered is None:
         assert not trusted, "trusted in spite of a damaged file"
-        return
+        return None
     lines = [line for _, line in numbered]
     text = "".join(line + "\n" for line in lines)
     assert [number for number, _ in numbered] == list(range(1, len(lines) + 1))
     assert text.encode().rstrip(b"\n") == data[3 * data.startswith(b"\xef\xbb\xbf") :].rstrip(b"\n")
-    pinned = [line.split()[1:3] for line in lines if line.split()[:1] == ["bob"]]
+    pins = [line.split()[:3] for line in lines if line.strip() and line.split()[0][0] != "#"]
+    assert all(chat.ssh_line(RSA.import_key(f"{kind} {key}")) == f"{kind} {key}" for _, kind, key in pins)
+    pinned = [pin[1:] for pin in pins if pin[0] == "bob"]
     assert bool(trusted) == (not pinned or chat.ssh_line(OWN).split() in pinned)
     if trusted:
         assert peer.pin(OWN) == (not pinned)
@@ -367,6 +381,7 @@ def known_peers(data: bytes) -> None:
         assert peer.pin(OWN) is True
         kept = [line for line in lines if line.split()[:1] != ["bob"]]
         assert [line for _, line in peer._lines()] == [*kept, f"bob {chat.ssh_line(OWN)}"]
+    return numbered
 
 
 # ----------------------------------------------------------------------------------------------- the text
@@ -393,7 +408,7 @@ def columns_of(char: str) -> int:
     return 8 if char == "\t" else 2 if unicodedata.east_asian_width(char) in "WFA" or char > "\uffff" else 1
 
 
-def check_text(received: str, columns: int) -> None:
+def check_text(received: str, columns: int) -> str:
     shown = chat.printable(received)
     assert not any(is_unsafe(shown, at) for at in range(len(shown))), f"unsafe: {shown!a}"
     assert chat.printable(shown) == shown, f"escaped twice: {shown!a}"
@@ -401,14 +416,15 @@ def check_text(received: str, columns: int) -> None:
     assert all(sum(map(columns_of, line)) <= columns for line in lines), "wider than the screen"
     assert "".join(lines) == "".join(map(chat.printable, received.split("\n"))), "lost"
     assert chat.screen_lines(received) == list(map(chat.printable, received.split("\n")))
+    return shown
 
 
 @target
-def text(data: bytes) -> None:
+def text(data: bytes) -> object:
     """The width, what it is encoded in, and a text."""
     columns, data = data[0] if data else 0, data[1:]
     utf16 = data[: len(data) // 2 * 2].decode("utf-16-le", "surrogatepass") if columns % 2 else None
-    check_text(data.decode("utf-8", "surrogateescape") if utf16 is None else utf16, 8 + columns // 2)
+    return check_text(data.decode("utf-8", "surrogateescape") if utf16 is None else utf16, 8 + columns // 2)
 
 
 # ---------------------------------------------------------------------------------- valid, to start from
@@ -426,9 +442,14 @@ def openssh_key(cipher: bytes, kdf: bytes, options: bytes, checks: bytes = bytes
 
 
 def seeds() -> dict[str, list[bytes]]:
-    """Return valid inputs of each target, and some that are nearly so."""
+    """Return inputs of each target: the first is valid, and others are but for one thing."""
     value = pow(2, 99, SMALL.p).to_bytes(8, "big")
     ssh = f"bob {chat.ssh_line(OWN)}\n"
+    n, e = chat.to_bytes(int(OWN.n)), b"\0\1\0\1"  # which begins with a zero that need not be there
+    loose_der = DerSequence([STRANGER.n, b"\2\4" + e]).encode()
+    loose_spki = DerSequence([chat._RSA_ENCRYPTION, DerBitString(loose_der)]).encode()
+    loose_ssh = base64.b64encode(b"".join(map(chat.frame, (b"ssh-rsa", e, b"\0" + n))))
+    zero_q = DerSequence([0, OWN.n, OWN.e, OWN.d, OWN.p, 0, 1, 1, 1]).encode()
     alice, bob, large = (
         Hello(parameters, bytes(32), value, chat.public_der(STRANGER)).encode()
         for parameters in (None, SMALL, GROUP)
@@ -448,20 +469,29 @@ def seeds() -> dict[str, list[bytes]]:
     return {
         "frames": [b"\x02\0" + stream, b"\x02\3\1\7\2" + stream, b"\1\1\5" + stream, b"\2\3\4\5\0" + stream],
         "fields": [chat.encode_fields(b"a", b"", b"b" * 300), bob],
-        "hello": [b"\0" + bob, b"\1" + alice, b"\0" + large, b"\0" + OFFERS[Role.BOB].hello],
+        "hello": [
+            *(b"\0" + bob, b"\1" + alice, b"\0" + alice, b"\1" + bob, b"\0" + large),
+            b"\0" + OFFERS[Role.BOB].hello,
+            b"\0" + bob.replace(b"\0\x08" + chat.to_bytes(SMALL.p), b"\0\x09\0" + chat.to_bytes(SMALL.p)),
+            b"\1" + alice.replace(b"\0\x08" + value, b"\0\1\4"),
+        ],
         "group": [
             b"\x56" + bytes(2) + chat.to_bytes(GROUP.p) + b"\2",
             *(b"\1" + p.to_bytes(3, "big") + b"\4" for p in (23, 47, 65267, 91, 341)),
         ],
-        "public_key": [chat.public_der(STRANGER), chat.public_der(OWN)],
+        "public_key": [chat.public_der(STRANGER), chat.public_der(OWN), loose_spki],
         "record": [bytes([number]) + made for number, made in enumerate(RECORDS)],
         "plaintext": [b"\0\0", b"\1\1" + texts[1].encode(), b"\2\2bye", b"\7" + pad(b"\1a", 256, "iso7816")],
-        "group_file": [b"\0" + GROUP.export(), b"\1" + der, b"\1" + DerSequence([GROUP.p, 2, 256]).encode()],
+        "group_file": [
+            b"\0" + GROUP.export(),
+            *(mark + der for mark in (b"\1", b"\2")),
+            b"\1" + DerSequence([GROUP.p, 2, 256]).encode(),
+        ],
         "identity": [
             b"\0" + OWN.export_key("PEM", pkcs=8),
             b"\0" + OWN.export_key("PEM", pkcs=1),
             b"\0" + OWN.export_key("PEM", pkcs=1, passphrase="passphrase"),
-            *(b"\2" + made for made in (key, *encrypted, PKCS8.unwrap(key)[1], chat.public_der(OWN))),
+            *(b"\2" + made for made in (key, *encrypted, PKCS8.unwrap(key)[1], chat.public_der(OWN), zero_q)),
             b"\3" + openssh_key(b"none", b"none", b""),
             b"\3" + openssh_key(b"aes256-ctr", b"bcrypt", chat.frame(bytes(16)) + b"\0\0\0\1"),
         ],
@@ -470,6 +500,7 @@ def seeds() -> dict[str, list[bytes]]:
             ssh.encode(),
             f"# friends\n\n  carol\t{ssh[4:]}bob {chat.ssh_line(STRANGER)} him\r\n".encode(),
             b"\xef\xbb\xbf" + ssh.encode() * 2,
+            b"bob ssh-rsa " + loose_ssh,
         ],
         "text": [
             *(b"\0" + each.encode() for each in texts),
@@ -563,8 +594,9 @@ class Session:
         print(*(f"{name} {self.counts[name]}" for name in self.names), sep=", ")
         if self.finding is not None:
             print(f"the invariant does not hold: python tests/fuzz.py --input {self.finding.hex()}")
-        print(f"{sum(self.counts.values())} inputs, {int(self.finding is not None)} findings", flush=True)
-        return int(self.finding is not None)
+        findings = int(self.finding is not None)
+        print(f"{sum(self.counts.values()) + findings} inputs, {findings} findings", flush=True)
+        return findings
 
 
 def main() -> int:

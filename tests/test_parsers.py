@@ -46,9 +46,9 @@ def test_what_was_found_once_holds(name: str, data: str) -> None:
 
 
 @pytest.mark.parametrize("name", fuzz.TARGETS)
-def test_valid_inputs_hold(name: str) -> None:
-    for seed in SEEDS[name]:
-        fuzz.TARGETS[name](seed)
+def test_the_inputs_to_start_from_hold_and_the_first_is_taken(name: str) -> None:
+    values = [fuzz.TARGETS[name](seed) for seed in SEEDS[name]]
+    assert values[0] is not None
 
 
 @pytest.mark.parametrize("name", fuzz.TARGETS)
@@ -66,7 +66,7 @@ def test_any_bytes_hold(name: str) -> None:
 
 @for_all(st.integers(0, 9), st.binary(max_size=600))
 def test_an_insider_cannot_break_the_parser_of_plaintexts(number: int, plaintext: bytes) -> None:
-    for padded in (plaintext, chat.pad(plaintext, chat.PADDING, "iso7816"), plaintext.ljust(768, b"\0")):
+    for padded in (plaintext, fuzz.pad(plaintext, chat.PADDING, "iso7816"), plaintext.ljust(768, b"\0")):
         fuzz.insider(number, padded)
 
 
@@ -280,11 +280,11 @@ def test_a_frame_over_the_limit_allocates_nothing(limit: int) -> None:
 
 def run_fuzzer(*arguments: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, str(ROOT / "tests" / "fuzz.py"), *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=DEADLINE * 2, check=False)
+    return subprocess.run(command, capture_output=True, text=True, timeout=DEADLINE, check=False)
 
 
 def test_the_fuzzer_finds_nothing() -> None:
-    done = run_fuzzer("--runs", "20000", "--seconds", "20")
+    done = run_fuzzer("--runs", "20000", "--seconds", "15")
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.startswith("driver: ")
     count, rest = done.stdout.splitlines()[-1].split(" ", 1)
@@ -297,7 +297,7 @@ def test_the_fuzzer_runs_one_input_again() -> None:
     assert (done.returncode, done.stdout.splitlines()[-1]) == (0, "1 inputs, 0 findings"), done.stderr
 
 
-@pytest.mark.parametrize("name", ["decode_fields", "public_der", "printable", "unpad", "ssh_line"])
+@pytest.mark.parametrize("name", ["decode_fields", "to_bytes", "printable", "unpad", "ssh_line"])
 def test_the_fuzzer_finds_a_planted_bug_and_reports_it(
     name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
