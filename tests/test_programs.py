@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -12,7 +13,7 @@ from pathlib import Path
 from typing import Callable
 
 import pytest
-from conftest import DEADLINE, ROOT, Background, Keys, Program
+from conftest import DEADLINE, RFC_GROUPS, ROOT, Background, Keys, Program
 
 import crypto_utils as chat
 from crypto_utils import Home, KnownPeer
@@ -527,3 +528,164 @@ def test_without_the_library_it_says_how_to_get_it() -> None:
         assert result.returncode == 1
         assert result.stderr.endswith("comes with: python3 -m pip install -r requirements.txt\n")
         assert "Traceback" not in result.stderr
+
+
+# ------------------------------------------------------------------------------- what a hostile review found
+
+
+def hostile_alice(port: str, homes: Path, keys: Keys) -> chat.Channel:
+    """An Alice with valid keys and a mind of her own."""
+    line = chat.Line(socket.create_connection(("127.0.0.1", int(port)), timeout=DEADLINE))
+    channel, _ = chat.alice_handshake(line, keys.alice, None, KnownPeer(Home(homes / "hostile"), "bob"))
+    return channel
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+def test_the_reason_of_a_goodbye_cannot_imitate_the_program(
+    bob: StartBob, homes: Path, keys: Keys, terminal: bool
+) -> None:
+    server, port = bob("--once", terminal=terminal)
+    hostile_alice(port, homes, keys).close(
+        "bye\nAlice is here: SHA256:forged\x1b[2K" + " " * 300 + "You left."
+    )
+    stream = "stdout" if terminal else "stderr"
+    server.expect(r"Alice left: bye\r?\n          \| Alice is here: SHA256:forged\\x1b\[2K", stream)
+    assert server.wait() == 0
+    for line in getattr(server, stream).split("Alice left: ")[1].splitlines()[1:]:
+        assert line.startswith("          | ")
+
+
+def test_a_text_and_a_goodbye_at_once_do_not_leave_bob_at_his_prompt(
+    bob: StartBob, homes: Path, keys: Keys
+) -> None:
+    """Both records are there before Bob's prompt is: the signal that is to wake it must not be lost."""
+    server, port = bob(terminal=True)
+    for number in range(10):
+        alice = hostile_alice(port, homes, keys)
+        alice.send(f"and gone {number}")
+        alice.close()
+        server.expect(f"and gone {number}")
+        server.expect("Alice left")
+        server.expect("Waiting for Alice")
+
+
+def test_half_a_message_does_not_hang_the_one_who_waits(start: Start, homes: Path, keys: Keys) -> None:
+    impatient = (
+        f"import sys; sys.path.insert(0, {str(ROOT)!r}); sys.argv.pop(0); import crypto_utils, bob_server\n"
+    )
+    impatient += "crypto_utils.STALL_SECONDS = 0.5; bob_server.main()"
+    server = start("bob_server.py", "--port", "0", "--once", python=(sys.executable, "-c", impatient))
+    port = server.expect(r"Listening on port (\d+)\.", "stderr")[1]
+    alice = hostile_alice(port, homes, keys)
+    alice.line.socket.sendall(b"\0")
+    server.expect("^Cut off: the other side did not answer in time", "stderr")
+    assert server.wait() == 1
+    alice.line.hang_up()
+
+
+def test_a_line_without_end_is_too_long_and_no_more(bob: StartBob, start: Start) -> None:
+    server, client = talk(bob("--once"), start)
+    endless = Background(lambda: client.write("x" * (3 * chat.TEXT_LIMIT) + "\nafterwards\n"))
+    client.expect("Not sent: the text is .* bytes long", "stderr")
+    server.expect("^Alice: afterwards\n")
+    endless.result()
+
+
+def test_no_passphrase(start: Start, homes: Path, keys: Keys) -> None:
+    Home(homes / "alice").write("identity.pem", keys.alice.export_key("PEM", passphrase="open", pkcs=8))
+    client = start("alice_client.py", "127.0.0.1", terminal=True)
+    client.expect("Passphrase of .*identity.pem: ")
+    client.write("\x04")
+    client.expect("Stopped: no passphrase was given for the key")
+    assert client.wait() == 1
+
+
+def test_a_home_that_nobody_has(start: Start) -> None:
+    client = start("alice_client.py", "--home", "~no-such-user/x")
+    fails(client, 1, "^Stopped: cannot tell which folder ~no-such-user/x is; say where with --home DIR")
+
+
+def test_parameters_that_openssl_wrote(bob: StartBob, start: Start, homes: Path, tmp_path: Path) -> None:
+    file = tmp_path / "dh.pem"
+    file.write_bytes(RFC_GROUPS["ffdhe3072"].export())
+    server, port = bob("--once", "--dh-parameters", str(file))
+    _, client = talk((server, port), start)
+    client.end_input()
+    assert (client.wait(), server.wait()) == (0, 0)
+    assert Home(homes / "bob").load_group() == RFC_GROUPS["ffdhe3072"] == Home(homes / "alice").load_group()
+    for content, reason in (
+        (b"", "no usable Diffie-Hellman parameters"),
+        (chat.Group(RFC_GROUPS["ffdhe2048"].p - 2, 2).export(), "p is not a safe prime"),
+        (chat.Group(23, 2).export(), "p has 5 bits"),
+    ):
+        file.write_bytes(content)
+        fails(
+            start("bob_server.py", "--port", "0", "--dh-parameters", str(file)),
+            1,
+            f"^Stopped: {file} .*{reason}",
+        )
+    assert Home(homes / "bob").load_group() == RFC_GROUPS["ffdhe3072"]
+    fails(
+        start("bob_server.py", "--dh-parameters", f"{file}", "--dh-bits", "2048"),
+        2,
+        "not allowed with argument",
+    )
+
+
+# ------------------------------------------------------------------------------------------------- people
+
+
+def test_what_is_typed_ahead_waits_for_the_prompt_and_for_enter(bob: StartBob, start: Start) -> None:
+    server, client = at_terminals(bob, start, "--once")
+    client.write("hello\n")
+    server.expect("hello\r\nBob: ")
+    client.expect(r"\(Bob has the word\)")
+    client.write("typed ahead\nwith Enter")
+    server.write("reply\n")
+    client.expect("Bob \u2713 reply\r\n")
+    client.expect("typed ahead")
+    client.expect("with Enter")
+    client.write(", and more\n")
+    server.expect("Alice \u2713 typed ahead\r\n      | with Enter, and more\r\n")
+
+
+def test_the_steps_are_told_with_the_same_public_values_on_both_sides(bob: StartBob, start: Start) -> None:
+    server, port = bob("--once", "-vv")
+    client = start("alice_client.py", "127.0.0.1", "--port", port, "-vv")
+    client.write("a secret word\n")
+    server.expect("^Alice: a secret word\n")
+    server.write("another one\n")
+    client.end_input()
+    assert (client.wait(), server.wait()) == (0, 0)
+    values = [
+        sorted(
+            re.findall(r"^    (p|g|A|B|RSA|nonce|th|ciphertext|tag|signature) +(\S+)$", said, re.MULTILINE)
+        )
+        for said in (server.stderr, client.stderr)
+    ]
+    assert values[0] == values[1]
+    names = {name for name, _ in values[0]}
+    assert names == {"p", "g", "A", "B", "RSA", "nonce", "th", "ciphertext", "tag", "signature"}
+    for said in (server.stderr, client.stderr):
+        steps = [said.index(step) for step in ("step 1, key", "step 2, encryption", "step 3, authentication")]
+        assert steps == sorted(steps)
+        for secret in (b"a secret word".hex(), b"another one".hex()):
+            assert secret not in said
+
+
+def test_colour_is_for_terminals_that_want_it(bob: StartBob, start: Start) -> None:
+    for environment, mark in (
+        ({}, "\x1b[32mAlice \u2713 \x1b[0mhello"),
+        ({"NO_COLOR": "1"}, "Alice \u2713 hello"),
+    ):
+        server, port = bob("--once", terminal=True, TERM="xterm", **environment)
+        client = start("alice_client.py", "127.0.0.1", "--port", port)
+        client.write("hello\n")
+        server.expect(re.escape(mark))
+
+
+def test_a_screen_that_cannot_show_a_character_loses_nothing(bob: StartBob, start: Start) -> None:
+    server, port = bob("--once", PYTHONIOENCODING="ascii")
+    client = start("alice_client.py", "127.0.0.1", "--port", port)
+    client.write("caf\u00e9 \U0001f600\n")
+    server.expect(r"^Alice: caf\\xe9 \\U0001f600$")

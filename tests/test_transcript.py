@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import secrets
 from pathlib import Path
@@ -9,6 +10,8 @@ from typing import Callable
 
 import pytest
 from conftest import Keys, Program
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from mallory import REPLY, REQUEST, exchange
 
 import crypto_utils as chat
@@ -257,3 +260,12 @@ def test_a_transcript_that_cannot_be_kept(
     missing = start("alice_client.py", "--verify", str(tmp_path / "none"))
     missing.expect("^Stopped: cannot read .*/none: No such file or directory", "stderr")
     assert missing.wait() == 1
+
+
+@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(at=st.integers(0, 10_000), cut=st.integers(0, 50), new=st.binary(max_size=50))
+def test_any_bytes_are_statements_or_the_one_error(evidence: bytes, at: int, cut: int, new: bytes) -> None:
+    at %= len(evidence)
+    for data in (new, evidence[:at] + new + evidence[at + cut :]):
+        with contextlib.suppress(ProtocolError):
+            said(data)
