@@ -349,7 +349,10 @@ def _survivors(start: int, run: int, small_primes: array[int]) -> Iterator[int]:
             inverse = (1 + r * (24 - r % 24)) // 24  # of 24 mod r, since r^2 = 1 mod 24
             for k in (inverse, 2 * inverse):  # 24k = 1 strikes p, 12k = 1 strikes q
                 first = (k - rest) % r
-                alive[first::r] = bytes(len(range(first, run, r)))
+                if r < run:
+                    alive[first::r] = bytes(len(range(first, run, r)))
+                elif first < run:
+                    alive[first] = 0
     return compress(range(run), alive)
 
 
@@ -633,6 +636,8 @@ class Direction:
         return self._next is not None
 
     def _narrate(self, what: str, record: bytes) -> None:
+        if not log.isEnabledFor(logging.INFO):
+            return
         split = len(record) - self.signer.size_in_bytes()
         nonce, ciphertext = record[:GCM_NONCE], record[GCM_NONCE : split - GCM_TAG]
         narrate(
@@ -897,7 +902,8 @@ def alice_handshake(
     hello = line.receive(HELLO_LIMIT)
     group = Hello.decode(Role.BOB, hello).group
     assert group is not None  # Bob's hello has one
-    check_group(group, checked_before)
+    if group != checked_before:
+        check_group(group, checked_before)
     offer = Offer.make(Role.ALICE, identity, group)
     sealer, opener, agreement = offer.agree(hello)
     peer.check(opener.signer)
