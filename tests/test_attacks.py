@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import importlib
+import os
 import random
 import secrets
 import socket
@@ -16,7 +17,7 @@ from pathlib import Path
 from typing import Callable
 
 import pytest
-from conftest import GROUP, Ends, Keys, Program, loopback
+from conftest import GROUP, RFC_GROUPS, Ends, Keys, Program, loopback
 from Crypto.Cipher import AES
 from Crypto.Hash import SHA256
 from Crypto.PublicKey import ECC
@@ -27,6 +28,7 @@ import crypto_utils as chat
 from crypto_utils import (
     Direction,
     DirectionKeys,
+    Group,
     Home,
     Kind,
     KnownPeer,
@@ -58,8 +60,9 @@ def refused(
     assert (result.bob.shown, result.alice.shown) == shown
 
 
-def test_without_mallory_everything_arrives(keys: Keys, tmp_path: Path) -> None:
-    assert exchange(keys, tmp_path).went_well()
+@pytest.mark.parametrize("name", ["ffdhe2048", "modp_3072", "ffdhe4096"])
+def test_without_mallory_everything_arrives(keys: Keys, tmp_path: Path, name: str) -> None:
+    assert exchange(keys, tmp_path, group=RFC_GROUPS[name]).went_well()
 
 
 # ------------------------------------------------------------------------ values in the two hellos
@@ -110,6 +113,31 @@ def test_public_value(keys: Keys, tmp_path: Path, sender: Role, name: str) -> No
     value, reason = PUBLIC_VALUES[name]
     change = hello_with(B if sender is BOB else A, number(value, 256))
     refused(exchange(keys, tmp_path, only(sender, HELLO, change)), sender.peer, reason)
+
+
+@pytest.mark.parametrize("modulus", [11, 23, 47, 59, 83])
+def test_the_subgroup_is_the_squares_but_1(modulus: int) -> None:
+    """Exhaustively: p - 2 is one of them where p = 3 mod 8."""
+    members = {y for y in range(-1, 2 * modulus) if Group(modulus, 4).contains(y)}
+    assert members == {y * y % modulus for y in range(1, modulus)} - {1}
+
+
+def test_the_search_for_p_begins_anywhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody can tell, or choose, which p will be found."""
+    starts: list[int] = []
+
+    def stop(start: int, *_: object) -> None:
+        starts.append(start)
+        raise InterruptedError
+
+    monkeypatch.setattr(chat, "_small_primes", lambda _: [])
+    monkeypatch.setattr(chat, "_survivors", stop)
+    for _ in range(100):
+        with pytest.raises(InterruptedError):
+            chat.generate_group(2048)
+    low, high = 2**2047 // 24, 2**2048 // 24
+    quarters = {4 * (start - low) // (high - low) for start in starts}
+    assert quarters == {0, 1, 2, 3}  # or else by a chance of less than 2^-39
 
 
 @pytest.mark.parametrize("length", [0, 1, 255, 257])
@@ -297,15 +325,23 @@ def test_bob_signs_nothing_before_he_opened_alices_ready(keys: Keys, tmp_path: P
     assert len(result.frames[BOB]) == 1
 
 
+def test_alice_neither_pins_nor_speaks_before_she_opened_bobs_ready(keys: Keys, tmp_path: Path) -> None:
+    result = exchange(keys, tmp_path, only(BOB, READY, lambda data: flip(data, -1)))
+    refused(result, ALICE, SIGNATURE)
+    assert len(result.frames[ALICE]) == 2
+    assert not (tmp_path / "alice" / "known_peers").exists()
+
+
 @pytest.mark.parametrize("script", ["bob_server.py", "alice_client.py"])
 def test_the_option_peer_accepts_no_other_key(
     bob: Callable[..., tuple[Program, str]], start: Callable[..., Program], keys: Keys, script: str
 ) -> None:
     only_mallory = ("--peer", chat.fingerprint(keys.mallory))
-    server, port = bob(*only_mallory if script == "bob_server.py" else ())
+    server, port = bob("--once", *only_mallory if script == "bob_server.py" else ())
     client = start(
         "alice_client.py", "127.0.0.1", "--port", port, *only_mallory if script == "alice_client.py" else ()
     )
+    client.end_input()
     victim = server if script == "bob_server.py" else client
     victim.expect("Refused: the key of .* is not the one asked for", "stderr")
 
@@ -350,6 +386,18 @@ def test_misbinding_bob_does_not_take_alices_words_for_mallorys(keys: Keys, tmp_
         patch.setattr(Offer, "make", spy)
         result = exchange(keys, tmp_path, swap)
     refused(result, BOB, "the record's authentication tag is not valid")
+
+
+@pytest.mark.skipif(os.name != "posix", reason="owners are POSIX's")
+@pytest.mark.parametrize("other", [-1, 1])
+def test_files_of_another_user_are_refused_whoever_that_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, other: int
+) -> None:
+    me = os.geteuid()
+    Home(tmp_path / "home").write("file", b"")
+    monkeypatch.setattr(os, "geteuid", lambda: me + other)
+    with pytest.raises(chat.FileError, match="belongs to another user"):
+        Home(tmp_path / "home")
 
 
 # ------------------------------------------------------------------------------------------- records
@@ -652,7 +700,8 @@ def test_a_session_is_what_the_design_says_byte_by_byte(keys: Keys) -> None:
     assert (chat.frame(bob.hello), chat.frame(alice.hello)) == (hello_bob, hello_alice)
 
     th = hashlib.sha256(hello_bob + hello_alice).digest()
-    (bob_sealer, bob_opener), (alice_sealer, alice_opener) = bob.agree(alice.hello), alice.agree(bob.hello)
+    bob_sealer, bob_opener, _ = bob.agree(alice.hello)
+    alice_sealer, alice_opener, _ = alice.agree(bob.hello)
     for label, sealer, opener in (
         (b"bob->alice", bob_sealer, alice_opener),
         (b"alice->bob", alice_sealer, bob_opener),
@@ -724,13 +773,45 @@ def test_public_values_are_checked_before_a_secret_exponent_meets_them(keys: Key
 
 def test_no_secret_in_any_representation(keys: Keys, ends: Ends) -> None:
     offer = Offer.make(BOB, keys.bob, GROUP)
+    agreement = offer.agree(Offer.make(ALICE, keys.alice, GROUP).hello)[2]
     keys_of_direction = ends.bob._sealer._keys
-    for thing in (offer, keys_of_direction, ends.bob, ends.bob._sealer, ends.bob._opener, ends.bob.line):
+    objects = (ends.bob, ends.bob._sealer, ends.bob._opener, ends.bob.line)
+    for thing in (offer, agreement, keys_of_direction, *objects):
         for text in (repr(thing), str(thing), f"{[thing]}"):
             assert str(keys.bob.d) not in text
-            for secret in (offer.exponent, *keys_of_direction):
+            for secret in (offer.exponent, agreement.z, *keys_of_direction):
                 assert repr(secret)[2:20] not in text
                 assert secret.hex()[:16] not in text
+
+
+def test_no_secret_in_what_is_narrated(
+    keys: Keys, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hidden = {REQUEST.encode(), REPLY.encode()}
+    derive, draw = chat.derive_keys, Group.private_exponent
+
+    def derive_and_tell(z: bytes, direction: bytes, th: bytes) -> DirectionKeys:
+        made = derive(z, direction, th)
+        hidden.update((z, *made))
+        return made
+
+    def draw_and_tell(group: Group, source: chat.Random) -> bytes:
+        exponent = draw(group, source)
+        hidden.add(exponent)
+        return exponent
+
+    monkeypatch.setattr(chat, "derive_keys", derive_and_tell)
+    monkeypatch.setattr(Group, "private_exponent", draw_and_tell)
+    caplog.set_level("DEBUG", "secure_chat")
+    result = exchange(keys, tmp_path)
+    assert result.went_well()
+    assert len(hidden) == 2 + 1 + 4 + 2  # both texts, Z, K and C of each direction, a and b
+    for record in (*result.frames[ALICE][READY:], *result.frames[BOB][READY:]):
+        for part in (record[4:16], record[16:-272], record[-272:-256], record[-256:]):
+            assert caplog.text.count(f" {part.hex()}\n") >= 2  # where it was sealed, and where it was opened
+    for secret in hidden:
+        assert secret.hex() not in caplog.text
+        assert repr(secret)[2:20] not in caplog.text
 
 
 # ----------------------------------------------------------------------------------- what is on the screen
