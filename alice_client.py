@@ -79,6 +79,10 @@ def marked(mark: str, text: str) -> str:
     return mark + f"\n{'|':>{len(mark) - 1}} ".join(chat.screen_lines(text, columns))
 
 
+def say_left(who: str, reason: str) -> None:
+    say(marked(f"{who} left: ", reason[:200]) if reason else f"{who} left.")
+
+
 def show(text: str, name: str = PEER) -> None:
     """Show a message, the peer's unless another name is given. At a terminal, it is marked as verified."""
     if not at_terminal():
@@ -267,7 +271,7 @@ def converse(channel: chat.Channel) -> bool:
         with waiting():
             message = channel.receive()
         if message.kind is chat.Kind.CLOSE:
-            say(marked(f"{PEER} left: ", message.text[:200]) if message.text else f"{PEER} left.")
+            say_left(PEER, message.text)
             return True
         show(message.text)
 
@@ -451,8 +455,10 @@ def verify(file: Path, expected: str | None) -> int:
         goodbye = message.kind is chat.Kind.CLOSE
         if message.kind is chat.Kind.TEXT:
             show(message.text, name)
+        elif goodbye:
+            say_left(f"{name}, {key},", message.text)
         else:
-            say(f"{name}, {key}, {'left' if goodbye else 'is here'}." + (" " + message.text).rstrip())
+            say(f"{name}, {key}, is here.")
         if name == PEER and expected not in (None, key):
             raise chat.TrustError(f"{PEER}'s key is not the one asked for, {expected}")
     if not goodbye:

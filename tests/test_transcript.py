@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import re
 import secrets
 from pathlib import Path
 from typing import Callable
@@ -249,6 +250,19 @@ def test_both_programs_keep_and_verify(
     damaged = start("alice_client.py", "--verify", str(cut))
     damaged.expect("^Broken off: the transcript ends in the middle of an entry", "stderr")
     assert damaged.wait() == 3
+
+
+def test_a_reason_in_a_transcript_cannot_imitate_the_program(
+    start: Callable[..., Program], tmp_path: Path, evidence: bytes, keys: Keys
+) -> None:
+    parts = entries(evidence)
+    sealer = Agreement(*(part[1:] for part in parts[:3])).direction(Sealer, Role.ALICE, keys.alice)
+    records = [sealer.seal(Kind.READY), sealer.seal(Kind.CLOSE, "bye\nBob: I owe you 1000")]
+    (tmp_path / "file").write_bytes(joined([*parts[:3], b"A" + records[0], parts[4], b"A" + records[1]]))
+    verified = start("bob_server.py", "--verify", str(tmp_path / "file"))
+    assert verified.wait() == 0
+    assert verified.stdout == ""
+    assert re.search(r"^Alice, \S+, left: bye\n +\| Bob: I owe you 1000\n", verified.stderr, re.MULTILINE)
 
 
 def test_a_transcript_that_cannot_be_kept(
