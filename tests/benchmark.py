@@ -465,6 +465,18 @@ def main() -> None:
         strangers(pair)
         start_up(Path(folder) / "cache")
     parameters()
+    if not options.quick:
+        load()
+
+
+def load() -> None:
+    """What the tests of Bob under load measure while they run: seconds, strangers, threads, memory."""
+    tests = Path(__file__).with_name("test_load.py")
+    command = [sys.executable, "-m", "pytest", "-q", "-s", "-p", "no:randomly", str(tests)]
+    said = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "LOAD_TRIES": "20"})
+    print("\nBob under load:")
+    print("\n".join(line for line in said.stdout.splitlines() if line.startswith("    ")))
+    said.check_returncode()
 
 
 if __name__ == "__main__":

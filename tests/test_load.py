@@ -29,7 +29,7 @@ Start = Callable[..., Program]
 
 CROWD = 200
 KINDS = ("says nothing", "drips", "sends rubbish", "closes", "stops inside its hello", "stops before READY")
-TRIES = 5  # of a real Alice to get past the crowd
+TRIES = int(os.environ.get("LOAD_TRIES", 5))  # of a real Alice to get past the crowd
 MESSAGES = int(os.environ.get("LOAD_MESSAGES", 20_000))  # in the long conversation: 100 a second and core
 THREADS = 2 * bob_server.HANDSHAKES  # at most; some that were cut off have not noticed yet
 DESCRIPTORS = THREADS + 16  # a socket a thread; the streams, the listener, files open for a moment

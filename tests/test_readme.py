@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 from conftest import DEADLINE, ROOT
+from test_attacks import FRAMES
+from test_weakenings import WEAKENINGS
 
 import crypto_utils as chat
 
@@ -48,6 +50,9 @@ def test_it_tells_every_option_and_no_other(script: str) -> None:
 
 
 def test_its_numbers_are_the_codes() -> None:
+    assert f"each of the {sum(FRAMES.values())} bytes" in README
+    assert f"each of {sum(FRAMES.values())} points" in README
+    assert f"weakens the code in {len(WEAKENINGS)} ways" in README
     assert str(chat.RECORD_LIMIT) in README
     assert f"port {chat.PORT}" in README
     assert f"refuses a length over its limit before it\nreads on: {chat.HELLO_LIMIT} for a hello" in README
