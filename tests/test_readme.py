@@ -64,7 +64,7 @@ def test_both_set_up_commands_differ_in_what_they_install_and_run() -> None:
     run, test = re.findall(r"^python3 -m venv .*$", README, re.MULTILINE)
     prefix = "python3 -m venv .venv && . .venv/bin/activate && python3 -m pip install -q -r "
     assert run == prefix + "requirements.txt && python3 bob_server.py"
-    assert test == prefix + "tests/requirements.txt && python3 -m pytest --cov"
+    assert test == prefix + "tests/requirements.txt && python3 -m pytest --cov -n auto"
     for name in ("requirements.txt", "tests/requirements.txt"):
         assert (ROOT / name).exists()
 
