@@ -11,18 +11,19 @@ import hashlib
 import importlib
 import os
 import random
+import re
 import secrets
 import socket
 from pathlib import Path
 from typing import Callable
 
 import pytest
-from conftest import GROUP, RFC_GROUPS, Ends, Keys, Program, loopback
+from conftest import DEADLINE, GROUP, RFC_GROUPS, Ends, Keys, Program, loopback
 from Crypto.Cipher import AES
 from Crypto.Hash import SHA256
 from Crypto.PublicKey import ECC
 from Crypto.Signature import pss
-from mallory import CLOSE, HELLO, READY, REPLY, REQUEST, TEXT, Exchange, Last, exchange, only
+from mallory import CLOSE, HELLO, READY, REPLY, REQUEST, TEXT, Exchange, Last, Wire, exchange, only
 
 import crypto_utils as chat
 from crypto_utils import (
@@ -891,3 +892,63 @@ def test_every_point_to_cut_at(keys: Keys, tmp_path: Path, sender: Role, n: int)
         assert not result.bob.goodbye
         assert not result.alice.goodbye
         assert (result.bob.shown, result.alice.shown) == NOBODY_WAS_SHOWN.get((sender, n), ([], [])), at
+
+
+# What is done to which frame; who refuses it, with which exit status and line; and those of the other side.
+
+BROKEN, CUT = "Broken off: ", "Cut off: the connection ended"
+# What is done to which frame, which side refuses it, its exit status and line, and those of the other side.
+SCREENS: dict[str, tuple[Role, int, Callable[[bytes], bytes], Role, int, str, int, str]] = {
+    "B = 0": (BOB, HELLO, hello_with(B, bytes(256)), ALICE, 3, BROKEN + SUBGROUP, 0, f": {CUT}"),
+    "p composite": (
+        BOB,
+        HELLO,
+        hello_with(P, number(p - 2)),
+        ALICE,
+        3,
+        BROKEN + "p is not a safe prime",
+        0,
+        f": {CUT}",
+    ),
+    "A = 1": (ALICE, HELLO, hello_with(A, number(1, 256)), BOB, 0, f": {BROKEN}{SUBGROUP}", 1, CUT),
+    "READY forged": (ALICE, READY, lambda d: flip(d, -1), BOB, 0, f": {BROKEN}{SIGNATURE}", 1, CUT),
+    "his READY forged": (BOB, READY, lambda d: flip(d, -1), ALICE, 3, BROKEN + SIGNATURE, 1, CUT),
+    "text forged": (ALICE, TEXT, lambda d: flip(d, 100), BOB, 3, BROKEN + SIGNATURE, 1, CUT),
+    "reply forged": (BOB, TEXT, lambda d: flip(d, 100), ALICE, 3, BROKEN + SIGNATURE, 1, CUT),
+    "text cut": (ALICE, TEXT, lambda d: Last(d[:99]), BOB, 1, CUT + " in the middle of a message", 1, CUT),
+    "goodbye cut": (ALICE, CLOSE, lambda d: Last(b""), BOB, 1, CUT + " without a goodbye", 0, "You left."),
+}
+
+
+@pytest.mark.parametrize("name", SCREENS)
+def test_what_both_see_of_it(
+    bob: Callable[..., tuple[Program, str]], start: Callable[..., Program], name: str
+) -> None:
+    sender, n, change, victim, status, line, other_status, other_line = SCREENS[name]
+    server, port = bob("--once")
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        client = start("alice_client.py", "127.0.0.1", "--port", str(listener.getsockname()[1]))
+        at_alice, _ = listener.accept()
+    at_bob = socket.create_connection(("127.0.0.1", int(port)), timeout=DEADLINE)
+    wire = Wire(at_bob, at_alice, only(sender, n, change))
+    client.write(f"{REQUEST}\n")
+    client.end_input()
+    server.write(f"{REPLY}\n")
+    programs = {ALICE: client, BOB: server}
+    programs[victim].expect(re.escape(line), "stderr")
+    programs[victim.peer].expect(re.escape(other_line), "stderr")
+    if (sender, n) in (
+        (BOB, HELLO),
+        (ALICE, HELLO),
+        (ALICE, READY),
+    ):  # no conversation came of it: Bob waits for the next
+        server.process.terminate()
+        assert (client.wait(), server.wait()) == (status if victim is ALICE else other_status, 130)
+    else:
+        assert programs[victim].wait() == status
+        assert programs[victim.peer].wait() == other_status
+    shown = NOBODY_WAS_SHOWN.get((sender, n), ([], []))
+    assert [server.stdout, client.stdout] == [
+        "".join(f"{who}: {text}\n" for text in texts) for who, texts in zip(("Alice", "Bob"), shown)
+    ]
+    wire.close()
