@@ -894,7 +894,7 @@ def test_every_point_to_cut_at(keys: Keys, tmp_path: Path, sender: Role, n: int)
         assert (result.bob.shown, result.alice.shown) == NOBODY_WAS_SHOWN.get((sender, n), ([], [])), at
 
 
-# What is done to which frame; who refuses it, with which exit status and line; and those of the other side.
+# ------------------------------------------------------------------- the same attacks, as two people see them
 
 BROKEN, CUT = "Broken off: ", "Cut off: the connection ended"
 # What is done to which frame, which side refuses it, its exit status and line, and those of the other side.
