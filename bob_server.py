@@ -34,7 +34,7 @@ from typing import Callable
 try:
     import crypto_utils as chat
 except ImportError as missing:
-    sys.exit(f"{missing}; what is needed comes with: python3 -m pip install -r requirements.txt")
+    sys.exit(f"{missing}; activate .venv (see README.md), or: python3 -m pip install -r requirements.txt")
 try:
     import readline
     import termios
@@ -509,7 +509,9 @@ class Door:
             line.hang_up()
             reason, _, rest = str(error).partition("\n")
             key = re.search("presented: (.*)", rest)
-            what = f"{FAILURES[type(error)][0]}: {reason}" + (f", but {key[1]}" if key else "")
+            what = f"{FAILURES[type(error)][0]}: {reason}" + (
+                f"; if this is hers (ask her), restart with --peer {key[1]}" if key else ""
+            )
             self._note(f"{address.removeprefix('::ffff:')}: {what}")
             return
         finally:
@@ -591,9 +593,11 @@ def verify(file: Path, expected: str | None) -> int:
         data = file.read_bytes()
     except OSError as error:
         raise chat.FileError(f"cannot read {file}: {error.strerror}") from None
-    goodbye = True
+    goodbye = None
     for sender, signer, message in chat.verify_transcript(data):
         name, key = sender.value.title(), chat.fingerprint(signer)
+        if message.kind is chat.Kind.READY and goodbye is False and name == "Alice":
+            say("There is no goodbye: more may have been said.")
         goodbye = message.kind is chat.Kind.CLOSE
         if message.kind is chat.Kind.TEXT:
             show(message.text, name)
@@ -603,10 +607,13 @@ def verify(file: Path, expected: str | None) -> int:
             say(f"{name}, {key}, is here.")
         if name == PEER and expected not in (None, key):
             raise chat.TrustError(f"{PEER}'s key is not the one asked for, {expected}")
+    if goodbye is None:
+        raise chat.ProtocolError("the file holds no conversation")
     if not goodbye:
         say("There is no goodbye: more may have been said.")
-    say("Every signature is valid: the owners of these keys said this to each other, in this order.")
-    say("It is not proven when, who they are, or that nothing was said after the last line.")
+    say("Every signature is valid: the owner of each key signed these words, numbered in this order.")
+    say("It is not proven when, who they are, that nothing followed, or that neither of them signed")
+    say("other words of his own under the same number.")
     return 0
 
 

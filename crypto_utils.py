@@ -3,7 +3,7 @@
     Bob                                                               Alice
     hello_bob = "secure-chat/1", nonce_B, p, g, B = g^b, RSA_bob  ---->
                 <----  hello_alice = "secure-chat/1", nonce_A, A = g^a, RSA_alice
-    both: is the peer's key the pinned one?  Z = g^ab, th, two AES keys
+    both: Z = g^ab, th, two AES keys; is the peer's key the pinned one?
                 <----  record 0: READY, sealed by Alice (sent together with her hello)
     record 0: READY, sealed by Bob, once hers is verified and decrypted  ---->
                 <----  record n: TEXT, the request
@@ -120,11 +120,11 @@ class TrustError(Exception):
 
 
 class ConnectionCut(Exception):
-    """The connection ended, or stalled, without a goodbye."""
+    """There is no connection, or it ended or stalled without a goodbye."""
 
 
 class FileError(Exception):
-    """A file or folder in the home folder cannot be used as it is. It was left as it was."""
+    """A file, a folder or the terminal cannot be used as it is. Files were left as they were."""
 
 
 class MessageError(ValueError):
@@ -297,7 +297,7 @@ def is_safe_prime(p: int) -> bool:
 
 
 def generate_group(bits: int = 2048, progress: Callable[[float], None] = lambda _: None) -> Group:
-    """Make fresh parameters: p of exactly `bits` bits, uniformly from p = 23 mod 24, and g = 2.
+    """Make fresh parameters: p of exactly `bits` bits, the first p = 23 mod 24 after a random start; g = 2.
 
     p = 24k - 1 makes q = 12k - 1, and 2 a square mod p (p = 7 mod 8), so that it has order q. A run
     of k from a random start is sieved of small factors of p and q; what survives is tested, a thread
@@ -943,7 +943,7 @@ class Transcript:
 
 
 class Statement(NamedTuple):
-    """What a transcript proves: the owner of the RSA key said this, after what was said before."""
+    """What a transcript proves: the owner of the RSA key signed this, under its number in his direction."""
 
     sender: Role
     signer: RsaKey

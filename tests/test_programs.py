@@ -529,7 +529,7 @@ def test_without_the_library_it_says_how_to_get_it() -> None:
             [sys.executable, "-S", "-I", script], cwd=ROOT, capture_output=True, text=True, timeout=DEADLINE
         )
         assert result.returncode == 1
-        assert result.stderr.endswith("comes with: python3 -m pip install -r requirements.txt\n")
+        assert result.stderr.endswith("(see README.md), or: python3 -m pip install -r requirements.txt\n")
         assert "Traceback" not in result.stderr
 
 
