@@ -283,3 +283,20 @@ def test_any_bytes_are_statements_or_the_one_error(evidence: bytes, at: int, cut
     for data in (new, evidence[:at] + new + evidence[at + cut :]):
         with contextlib.suppress(ProtocolError):
             said(data)
+
+
+def test_a_cut_is_told_even_before_another_conversation(
+    start: Callable[..., Program], tmp_path: Path, evidence: bytes
+) -> None:
+    (tmp_path / "file").write_bytes(joined(entries(evidence)[:-1]) + evidence)
+    verified = start("bob_server.py", "--verify", str(tmp_path / "file"))
+    assert verified.wait() == 0
+    assert verified.stderr.count("There is no goodbye: more may have been said.") == 1
+    assert verified.stdout.count(f"Alice: {REQUEST}\n") == 2
+
+
+def test_an_empty_file_proves_nothing(start: Callable[..., Program], tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    verified = start("alice_client.py", "--verify", str(tmp_path / "file"))
+    verified.expect("^Broken off: the file holds no conversation", "stderr")
+    assert verified.wait() == 3
