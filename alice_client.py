@@ -180,9 +180,9 @@ def interrupted_by(channel: chat.Channel) -> Iterator[None]:
             if again == signal.SIGUSR1:
                 if armed:
                     signal.pthread_kill(body.ident or 0, again)
-                time.sleep(0.01)
+                time.sleep(0.01)  # until it has woken, but not as fast as the machine can
             elif again is not None:
-                time.sleep(0.05)
+                time.sleep(0.05)  # it was most likely awake: time for its handler to run
                 if not leaving:
                     signal.pthread_kill(body.ident or 0, again)
 

@@ -185,9 +185,9 @@ def interrupted_by(channel: chat.Channel) -> Iterator[None]:
             if again == signal.SIGUSR1:
                 if armed:
                     signal.pthread_kill(body.ident or 0, again)
-                time.sleep(0.01)
+                time.sleep(0.01)  # until it has woken, but not as fast as the machine can
             elif again is not None:
-                time.sleep(0.05)
+                time.sleep(0.05)  # it was most likely awake: time for its handler to run
                 if not leaving:
                     signal.pthread_kill(body.ident or 0, again)
 
@@ -487,7 +487,7 @@ class Door:
                 connected, address = self._listener.accept()
                 line = chat.Line(connected)
             except (OSError, chat.ConnectionCut):  # gone already, or no descriptor is free for it
-                time.sleep(0.05)
+                time.sleep(0.05)  # accept() would fail again at once
                 continue
             with self._lock:
                 if len(self._knocking) >= HANDSHAKES:
