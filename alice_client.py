@@ -79,8 +79,10 @@ def marked(mark: str, text: str) -> str:
     return mark + f"\n{'|':>{len(mark) - 1}} ".join(chat.screen_lines(text, columns))
 
 
-def say_left(who: str, reason: str) -> None:
+def say_left(who: str, reason: str, unread: bool) -> None:
     say(marked(f"{who} left: ", reason[:200]) if reason else f"{who} left.")
+    if unread:
+        say("The last message had not arrived there.")
 
 
 def show(text: str, name: str = PEER) -> None:
@@ -271,7 +273,7 @@ def converse(channel: chat.Channel) -> bool:
         with waiting():
             message = channel.receive()
         if message.kind is chat.Kind.CLOSE:
-            say_left(PEER, message.text)
+            say_left(PEER, message.text, channel.unread)
             return True
         show(message.text)
 
@@ -450,7 +452,7 @@ def verify(file: Path, expected: str | None) -> int:
     except OSError as error:
         raise chat.FileError(f"cannot read {file}: {error.strerror}") from None
     goodbye = None
-    for sender, signer, message in chat.verify_transcript(data):
+    for sender, signer, message, unread in chat.verify_transcript(data):
         name, key = sender.value.title(), chat.fingerprint(signer)
         if message.kind is chat.Kind.READY and goodbye is False and name == "Alice":
             say("There is no goodbye: more may have been said.")
@@ -458,7 +460,7 @@ def verify(file: Path, expected: str | None) -> int:
         if message.kind is chat.Kind.TEXT:
             show(message.text, name)
         elif goodbye:
-            say_left(f"{name}, {key},", message.text)
+            say_left(f"{name}, {key},", message.text, unread)
         else:
             say(f"{name}, {key}, is here.")
         if name == PEER and expected not in (None, key):
@@ -467,9 +469,11 @@ def verify(file: Path, expected: str | None) -> int:
         raise chat.ProtocolError("the file holds no conversation")
     if not goodbye:
         say("There is no goodbye: more may have been said.")
-    say("Every signature is valid: the owner of each key signed these words, numbered in this order.")
-    say("It is not proven when, who they are, that nothing followed, or that neither of them signed")
-    say("other words of his own under the same number.")
+    say(
+        "Every signature is valid: the owner of each key signed these words, in answer to what stands before."
+    )
+    say("It is not proven when, who they are, that nothing followed, or that the keeper of the file did not")
+    say("replace his own last words, which nobody has answered.")
     return 0
 
 

@@ -48,12 +48,13 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import compress
 from pathlib import Path
-from typing import Callable, NamedTuple, TypeVar
+from typing import Callable, NamedTuple, TypeVar, Union
 from unicodedata import east_asian_width
 
 from Crypto import IncorrectPassphraseError, PassphraseRequiredError
 from Crypto.Cipher import AES
 from Crypto.Hash import SHA256
+from Crypto.Hash.SHA256 import SHA256Hash
 from Crypto.IO import PEM
 from Crypto.Math.Numbers import Integer, _implementation
 from Crypto.Math.Primality import test_probable_prime
@@ -61,7 +62,7 @@ from Crypto.PublicKey import RSA
 from Crypto.PublicKey.RSA import RsaKey as RsaKey
 from Crypto.Signature import pss
 from Crypto.Util.asn1 import DerSequence
-from Crypto.Util.Padding import pad, unpad
+from Crypto.Util.Padding import unpad
 from Crypto.Util.RFC1751 import key_to_english
 
 if sys.platform == "win32":
@@ -107,6 +108,7 @@ TCP_OPTIONS = {
     "TCP_USER_TIMEOUT": 30_000,
 }
 
+Buffer = Union[bytes, bytearray, memoryview]
 Random = Callable[[int], bytes]
 UNPARSABLE = (ValueError, IndexError, TypeError, ArithmeticError)  # what the library raises for damaged keys
 
@@ -376,30 +378,28 @@ def derive_keys(z: bytes, direction: bytes, th: bytes) -> DirectionKeys:
     return DirectionKeys(key, commitment)
 
 
-def encrypt(key: bytes, nonce: bytes, plaintext: bytes) -> bytes:
-    """AES-256-GCM: return ciphertext || tag[16] for a 12-byte nonce (SP 800-38D)."""
-    ciphertext, tag = AES.new(key, AES.MODE_GCM, nonce=nonce, mac_len=GCM_TAG).encrypt_and_digest(plaintext)
-    return ciphertext + tag
+def encrypt(key: bytes, nonce: bytes, plaintext: bytes) -> tuple[bytes, bytes]:
+    """AES-256-GCM: return ciphertext and tag[16] for a 12-byte nonce (SP 800-38D)."""
+    return AES.new(key, AES.MODE_GCM, nonce=nonce, mac_len=GCM_TAG).encrypt_and_digest(plaintext)
 
 
-def decrypt(key: bytes, nonce: bytes, sealed: bytes) -> bytes:
+def decrypt(key: bytes, nonce: bytes, ciphertext: Buffer, tag: Buffer) -> bytes:
     """Undo `encrypt`. Raises ValueError if the tag is not valid: then nothing is returned."""
-    cipher = AES.new(key, AES.MODE_GCM, nonce=nonce, mac_len=GCM_TAG)
-    return cipher.decrypt_and_verify(sealed[:-GCM_TAG], sealed[-GCM_TAG:])
+    return AES.new(key, AES.MODE_GCM, nonce=nonce, mac_len=GCM_TAG).decrypt_and_verify(ciphertext, tag)
 
 
 # ------------------------------------------------------------------------------ step 3: authentication
 
 
-def sign(key: RsaKey, message: bytes, random: Random = secrets.token_bytes) -> bytes:
-    """RSASSA-PSS with SHA-256, MGF1-SHA-256 and a 32-byte salt (RFC 8017, 8.1.1)."""
-    return pss.new(key, salt_bytes=32, rand_func=random).sign(SHA256.new(message))
+def sign(key: RsaKey, message: SHA256Hash, random: Random = secrets.token_bytes) -> bytes:
+    """RSASSA-PSS with SHA-256, MGF1-SHA-256 and a 32-byte salt over a hashed message (RFC 8017, 8.1.1)."""
+    return pss.new(key, salt_bytes=32, rand_func=random).sign(message)
 
 
-def verify(key: RsaKey, message: bytes, signature: bytes) -> bool:
-    """Whether `signature` is `key`'s over `message` (RFC 8017, 8.1.2)."""
+def verify(key: RsaKey, message: SHA256Hash, signature: bytes) -> bool:
+    """Whether `signature` is `key`'s over a hashed message (RFC 8017, 8.1.2)."""
     try:
-        pss.new(key, salt_bytes=32).verify(SHA256.new(message), signature)
+        pss.new(key, salt_bytes=32).verify(message, signature)
     except ValueError:
         return False
     return True
@@ -453,7 +453,11 @@ def spoken(key: RsaKey) -> str:
 
 def frame(payload: bytes) -> bytes:
     """Return uint32 length || payload, big-endian."""
-    return len(payload).to_bytes(4, "big") + payload
+    return _length(payload) + payload
+
+
+def _length(payload: bytes) -> bytes:
+    return len(payload).to_bytes(4, "big")
 
 
 BETWEEN = "the connection ended without a goodbye"
@@ -480,9 +484,9 @@ class Line:
     def send(self, *payloads: bytes) -> None:
         """Send each payload as a frame, in a single write."""
         with self._network():
-            self.socket.sendall(b"".join(map(frame, payloads)))
+            self.socket.sendall(b"".join(part for data in payloads for part in (_length(data), data)))
 
-    def receive(self, limit: int) -> bytes:
+    def receive(self, limit: int) -> bytearray:
         """Return the payload of the next frame, at most `limit` bytes long."""
         length = int.from_bytes(self._exactly(4, BETWEEN), "big")
         require(
@@ -490,7 +494,7 @@ class Line:
         )
         return self._exactly(length, INSIDE)
 
-    def _exactly(self, count: int, ended: str) -> bytes:
+    def _exactly(self, count: int, ended: str) -> bytearray:
         received = bytearray(count)
         missing = memoryview(received)
         while missing:
@@ -499,7 +503,7 @@ class Line:
             if got == 0:
                 raise ConnectionCut(ended)
             missing, ended = missing[got:], INSIDE
-        return bytes(received)
+        return received
 
     def wait_for_first_byte(self, seconds: float) -> None:
         """Return as soon as there is something to receive, or the connection has ended."""
@@ -605,14 +609,20 @@ class Kind(enum.IntEnum):
     CLOSE = 2
 
 
+NOTHING = bytes(32)  # what the first record answers
+
+
 class Message(NamedTuple):
     kind: Kind
     text: str
+    answers: bytes
 
 
 class Direction:
-    """What both ends of one direction know: its keys, the signer's public key, the next record's number.
+    """What both ends of one direction know: its keys, the signer's public key, its records so far.
 
+    `latest` is the hash that its latest signature was made over, `before` the one before that. A record
+    names the one it answers by this hash, so that every signature covers the conversation up to there.
     The number is taken out while a record is being worked on, and put back, one higher, only when
     that has succeeded: a direction in which anything failed is dead, and no nonce is used twice.
     """
@@ -621,8 +631,9 @@ class Direction:
         self.sender = sender
         self.signer = signer
         self._keys = keys
-        self._context = VERSION + b" signature " + sender.direction + th + keys.commitment
+        self._context = SHA256.new(VERSION + b" signature " + sender.direction + th + keys.commitment)
         self._next: int | None = 0
+        self.latest = self.before = NOTHING
 
     @property
     def number(self) -> int:
@@ -635,10 +646,22 @@ class Direction:
     def is_open(self) -> bool:
         return self._next is not None
 
-    def _narrate(self, what: str, record: bytes) -> None:
+    def signed(self, *body: Buffer) -> SHA256Hash:
+        """Hash what a signature covers: the direction, th and C, then nonce || ciphertext || tag."""
+        message = self._context.copy()
+        for part in body:
+            message.update(part)
+        return message
+
+    def _advance(self, number: int, kind: Kind, signed: SHA256Hash) -> None:
+        self.latest, self.before = signed.digest(), self.latest
+        if kind is not Kind.CLOSE:
+            self._next = number + 1
+
+    def _narrate(self, what: str, record: Buffer) -> None:
         if not log.isEnabledFor(logging.INFO):
             return
-        split = len(record) - self.signer.size_in_bytes()
+        record, split = bytes(record), len(record) - self.signer.size_in_bytes()
         nonce, ciphertext = record[:GCM_NONCE], record[GCM_NONCE : split - GCM_TAG]
         narrate(
             f"step 3, authentication ({type(self).__name__})",
@@ -652,14 +675,24 @@ class Direction:
         )
 
 
+def may_speak(one: Direction, other: Direction) -> bool:
+    """Whether it is `one`'s turn: Alice's record n is a request, and Bob's record n the reply."""
+    return one.number - other.number == (0 if one.sender is Role.ALICE else -1)
+
+
 End = TypeVar("End", bound=Direction)
 
 
 class Sealer(Direction):
     """Makes the records of one direction: nonce[12] || ciphertext || tag[16] || signature."""
 
-    def seal(self, kind: Kind, text: str = "", random: Random = secrets.token_bytes) -> bytes:
-        """Return the next record. Raises MessageError, and nothing has changed, for an unfit text."""
+    def seal(
+        self, kind: Kind, text: str = "", answers: bytes = NOTHING, random: Random = secrets.token_bytes
+    ) -> bytes:
+        """Return the next record, which answers what was `latest` received.
+
+        Raises MessageError, and nothing has changed, for an unfit text.
+        """
         try:
             encoded = text.encode()
         except UnicodeEncodeError:
@@ -668,56 +701,76 @@ class Sealer(Direction):
             raise MessageError(f"the text is {len(encoded)} bytes long, over the limit of {TEXT_LIMIT}")
         number, self._next = self.number, None
         nonce = number.to_bytes(GCM_NONCE, "big")
-        plaintext = pad(bytes([kind]) + encoded, PADDING, style="iso7816")
-        body = nonce + encrypt(self._keys.key, nonce, plaintext)
-        record = body + sign(self.signer, self._context + body, random)
+        padding = b"\x80" + bytes(-(len(encoded) + 34) % PADDING)  # ISO 7816-4
+        plaintext = b"".join((bytes([kind]), answers, encoded, padding))
+        body = nonce, *encrypt(self._keys.key, nonce, plaintext)
+        signed = self.signed(*body)
+        record = b"".join((*body, sign(self.signer, signed, random)))
         self._narrate(f"record {number}, {kind.name}, is encrypted, then signed. On the wire:", record)
-        if kind is not Kind.CLOSE:
-            self._next = number + 1
+        self._advance(number, kind, signed)
         return record
 
 
 class Opener(Direction):
     """Opens the records of one direction: verifies, then decrypts, then looks inside."""
 
-    def open(self, record: bytes) -> Message:
-        """Return what the next record says. Raises ProtocolError, and then for good."""
+    def open(self, record: Buffer) -> Message:
+        """Return what the next record says, by itself. Raises ProtocolError, and then for good."""
         number, self._next = self.number, None
         nonce = number.to_bytes(GCM_NONCE, "big")
         split = len(record) - self.signer.size_in_bytes()
         padded = split - GCM_NONCE - GCM_TAG
         require(padded >= PADDING and padded % PADDING == 0, "the record has an impossible length")
-        body, signature = record[:split], record[split:]
+        body, signature = memoryview(record)[:split], bytes(record[split:])
         received = int.from_bytes(body[:GCM_NONCE], "big")
         require(
             received == number,
             f"record {received} where record {number} should be: replayed, dropped or reordered",
         )
-        require(verify(self.signer, self._context + body, signature), "the record's signature is not valid")
+        signed = self.signed(body)
+        require(verify(self.signer, signed, signature), "the record's signature is not valid")
         try:
-            plaintext = decrypt(self._keys.key, nonce, body[GCM_NONCE:])
+            plaintext = decrypt(self._keys.key, nonce, body[GCM_NONCE:-GCM_TAG], body[-GCM_TAG:])
         except ValueError:
             raise ProtocolError("the record's authentication tag is not valid") from None
         message = self._parse(number, plaintext)
         self._narrate(
             f"record {number} was verified, then decrypted: {message.kind.name}. On the wire:", record
         )
-        if message.kind is not Kind.CLOSE:
-            self._next = number + 1
+        self._advance(number, message.kind, signed)
+        return message
+
+    def open_in_order(self, record: Buffer, other: Direction) -> Message:
+        """Return what the next record says in answer to the `other` direction. Raises ProtocolError.
+
+        Only a CLOSE may come out of turn; it may also have crossed the other's latest record.
+        """
+        in_turn = may_speak(self, other)
+        message = self.open(record)
+        following, self._next = self._next, None
+        closing = message.kind is Kind.CLOSE
+        require(in_turn or closing, "the other side spoke out of turn")
+        require(
+            message.answers == other.latest or (closing and message.answers == other.before),
+            "the record answers something else than what was said last",
+        )
+        self._next = following
         return message
 
     @staticmethod
     def _parse(number: int, plaintext: bytes) -> Message:
         try:
-            unpadded = unpad(plaintext, PADDING, style="iso7816")
+            last = unpad(plaintext[-PADDING:], PADDING, style="iso7816")
         except ValueError:
             raise ProtocolError("the record's padding is not valid") from None
-        require(unpadded[:1] in (b"\0", b"\1", b"\2"), "the record is of no known type")
-        kind, encoded = Kind(unpadded[0]), unpadded[1:]
+        unpadded = memoryview(plaintext)[: len(plaintext) - PADDING + len(last)]
+        require(len(unpadded) > len(NOTHING), "the record is too short")
+        require(unpadded[0] in list(Kind), "the record is of no known type")
+        kind, answers, encoded = Kind(unpadded[0]), bytes(unpadded[1:33]), unpadded[33:]
         require((kind is Kind.READY) == (number == 0), "READY is record 0, and no other")
         require(len(encoded) <= (0 if kind is Kind.READY else TEXT_LIMIT), "the record's text is too long")
         try:
-            return Message(kind, encoded.decode())
+            return Message(kind, str(encoded, "utf-8"), answers)
         except UnicodeDecodeError:
             raise ProtocolError("the record's text is not valid UTF-8") from None
 
@@ -809,14 +862,6 @@ class Offer:
         )
 
 
-OUT_OF_TURN = "the other side spoke out of turn"
-
-
-def may_speak(one: Direction, other: Direction) -> bool:
-    """Whether the next TEXT is `one`'s: Alice's record n is a request, and Bob's record n the reply."""
-    return one.number - other.number == (0 if one.sender is Role.ALICE else -1)
-
-
 class Channel:
     """An authenticated conversation: Alice sends, Bob replies, and so on, until somebody closes."""
 
@@ -831,6 +876,7 @@ class Channel:
         self._opener = opener
         self._opening = opening
         self._transcript: Transcript | None = None
+        self.unread = False  # whether the peer left before he received our latest record
 
     def keep(self, transcript: Transcript) -> None:
         """From here on, add to a transcript everything that is said, and what proves it."""
@@ -851,10 +897,11 @@ class Channel:
 
     def receive(self) -> Message:
         """Return the peer's next TEXT, or his CLOSE, which may come at any time."""
-        out_of_turn = self.my_turn
+        if not self._opener.is_open:
+            raise ValueError("this direction is closed")
         record = self.line.receive(RECORD_LIMIT)
-        message = self._opener.open(record)
-        require(message.kind is Kind.CLOSE or not out_of_turn, OUT_OF_TURN)
+        message = self._opener.open_in_order(record, self._sealer)
+        self.unread = message.answers != self._sealer.latest
         if self._transcript:
             self._transcript.add(self.role.peer.tag + record)
         return message
@@ -868,7 +915,7 @@ class Channel:
         self.line.hang_up(wait=GOODBYE_SECONDS)
 
     def _send(self, kind: Kind, text: str) -> None:
-        record = self._sealer.seal(kind, text)
+        record = self._sealer.seal(kind, text, self._opener.latest)
         if self._transcript:
             self._transcript.add(self.role.tag + record)
         self.line.send(record)
@@ -879,12 +926,12 @@ def bob_handshake(line: Line, identity: RsaKey, group: Group, peer: KnownPeer) -
     line.deadline = time.monotonic() + HANDSHAKE_SECONDS
     offer = Offer.make(Role.BOB, identity, group)
     line.send(offer.hello)
-    sealer, opener, agreement = offer.agree(line.receive(HELLO_LIMIT))
+    sealer, opener, agreement = offer.agree(bytes(line.receive(HELLO_LIMIT)))
     peer.check(opener.signer)
-    hers = line.receive(READY_LIMIT)
-    opener.open(hers)
+    hers = bytes(line.receive(READY_LIMIT))
+    opener.open_in_order(hers, sealer)
     first_contact = peer.pin(opener.signer)
-    his = sealer.seal(Kind.READY)
+    his = sealer.seal(Kind.READY, "", opener.latest)
     line.send(his)
     line.deadline = None
     return Channel(line, sealer, opener, first_contact, agreement.opening(hers, his))
@@ -899,7 +946,7 @@ def alice_handshake(
     """
     line.wait_for_first_byte(FIRST_BYTE_SECONDS)
     line.deadline = time.monotonic() + HANDSHAKE_SECONDS
-    hello = line.receive(HELLO_LIMIT)
+    hello = bytes(line.receive(HELLO_LIMIT))
     group = Hello.decode(Role.BOB, hello).group
     assert group is not None  # Bob's hello has one
     if group != checked_before:
@@ -909,8 +956,8 @@ def alice_handshake(
     peer.check(opener.signer)
     hers = sealer.seal(Kind.READY)
     line.send(offer.hello, hers)
-    his = line.receive(READY_LIMIT)
-    opener.open(his)
+    his = bytes(line.receive(READY_LIMIT))
+    opener.open_in_order(his, sealer)
     first_contact = peer.pin(opener.signer)
     line.deadline = None
     return Channel(line, sealer, opener, first_contact, agreement.opening(hers, his)), group
@@ -943,11 +990,12 @@ class Transcript:
 
 
 class Statement(NamedTuple):
-    """What a transcript proves: the owner of the RSA key signed this, under its number in his direction."""
+    """What a transcript proves: the owner of the RSA key signed this, in answer to what stands before."""
 
     sender: Role
     signer: RsaKey
     message: Message
+    unread: bool  # of a CLOSE: whether its sender had not received the other side's latest record
 
 
 def verify_transcript(data: bytes) -> Iterator[Statement]:
@@ -962,10 +1010,8 @@ def verify_transcript(data: bytes) -> Iterator[Statement]:
             continue
         require(tag in ends, "an entry is of no known kind, or not where it belongs")
         opener, other = ends[tag], ends[b"B" if tag == b"A" else b"A"]
-        in_turn = may_speak(opener, other)
-        message = opener.open(payload)
-        require(in_turn or message.kind is Kind.CLOSE, OUT_OF_TURN)
-        yield Statement(opener.sender, opener.signer, message)
+        message = opener.open_in_order(payload, other)
+        yield Statement(opener.sender, opener.signer, message, message.answers != other.latest)
         if message.kind is Kind.CLOSE:
             ends = {}
 

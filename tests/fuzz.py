@@ -246,7 +246,7 @@ def opener_at(number: int) -> chat.Opener:
 def sealed() -> list[bytes]:
     sealer = chat.Sealer(Role.BOB, KEYS, TH, OWN)
     texts = ((Kind.READY, ""), (Kind.TEXT, "a\u00e4\u6f22\U0001f600"), (Kind.CLOSE, "bye"))
-    return [sealer.seal(kind, text, Random(3).randbytes) for kind, text in texts]
+    return [sealer.seal(kind, text, random=Random(3).randbytes) for kind, text in texts]
 
 
 RECORDS = sealed()
@@ -272,10 +272,12 @@ def record(data: bytes) -> object:
 def insider(number: int, plaintext: bytes) -> chat.Message | None:
     """Open a plaintext as if its owner had encrypted and signed it."""
     body = number.to_bytes(12, "big") + plaintext + bytes(16)
-    with replaced(chat, verify=lambda *_: True, decrypt=lambda *arguments: arguments[2][:-16]):
+    with replaced(chat, verify=lambda *_: True, decrypt=lambda *arguments: bytes(arguments[2])):
         message = check_open(number, body + bytes(OWN.size_in_bytes()))
     if message is not None:
-        assert pad(bytes([message.kind]) + message.text.encode(), 256, "iso7816") == plaintext
+        assert (
+            pad(bytes([message.kind]) + message.answers + message.text.encode(), 256, "iso7816") == plaintext
+        )
         assert (message.kind is Kind.READY) == (number == 0)
         assert len(message.text.encode()) <= (0 if number == 0 else chat.TEXT_LIMIT)
     return message
@@ -481,7 +483,12 @@ def seeds() -> dict[str, list[bytes]]:
         ],
         "public_key": [chat.public_der(STRANGER), chat.public_der(OWN), loose_spki],
         "record": [bytes([number]) + made for number, made in enumerate(RECORDS)],
-        "plaintext": [b"\0\0", b"\1\1" + texts[1].encode(), b"\2\2bye", b"\7" + pad(b"\1a", 256, "iso7816")],
+        "plaintext": [
+            b"\0\0" + chat.NOTHING,
+            b"\1\1" + chat.NOTHING + texts[1].encode(),
+            b"\2\2" + chat.NOTHING + b"bye",
+            b"\7" + pad(b"\1" + chat.NOTHING + b"a", 256, "iso7816"),
+        ],
         "group_file": [
             b"\0" + GROUP.export(),
             *(mark + der for mark in (b"\1", b"\2")),

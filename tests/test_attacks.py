@@ -23,6 +23,7 @@ from Crypto.Cipher import AES
 from Crypto.Hash import SHA256
 from Crypto.PublicKey import ECC
 from Crypto.Signature import pss
+from Crypto.Util.Padding import pad
 from mallory import CLOSE, HELLO, READY, REPLY, REQUEST, TEXT, Exchange, Last, Wire, exchange, only
 
 import crypto_utils as chat
@@ -378,9 +379,9 @@ def test_misbinding_bob_does_not_take_alices_words_for_mallorys(keys: Keys, tmp_
             seen.append(data)
         if sender is ALICE and n == READY:
             (bob,) = (offer for offer in offers if offer.role is BOB)
-            context = bob.agree(seen[0][4:])[1]._context
+            signed = bob.agree(seen[0][4:])[1].signed
             body = data[4:-256]
-            data = chat.frame(body + chat.sign(keys.mallory, context + body))
+            data = chat.frame(body + chat.sign(keys.mallory, signed(body)))
         return data
 
     with pytest.MonkeyPatch.context() as patch:
@@ -406,13 +407,13 @@ def test_files_of_another_user_are_refused_whoever_that_is(
 
 def resigned(sealer: Sealer, body: bytes, key: RsaKey | None = None) -> bytes:
     """Sign a record's body as its sender would: an insider who holds his RSA key."""
-    return body + chat.sign(key or sealer.signer, sealer._context + body)
+    return body + chat.sign(key or sealer.signer, sealer.signed(body))
 
 
 def sealed_by_insider(sealer: Sealer, plaintext: bytes) -> bytes:
     """A record with any plaintext, everything else being right: an insider who holds all keys."""
     nonce = sealer.number.to_bytes(12, "big")
-    return resigned(sealer, nonce + chat.encrypt(sealer._keys.key, nonce, plaintext))
+    return resigned(sealer, nonce + b"".join(chat.encrypt(sealer._keys.key, nonce, plaintext)))
 
 
 def reflected(sealer: Sealer, other: Sealer) -> bytes:
@@ -427,14 +428,15 @@ def flip(data: bytes, at: int, bit: int = 1) -> bytes:
 
 
 def padded(data: bytes) -> bytes:
-    return chat.pad(data, 256, style="iso7816")
+    return pad(data, 256, style="iso7816")
 
 
 Forgery = Callable[[Keys, Sealer, Sealer], bytes]
-SIGNATURE, TAG, LENGTH = (
+SIGNATURE, TAG, LENGTH, ANSWERS = (
     "the record's signature is not valid",
     "the record's authentication tag is not valid",
     "the record has an impossible length",
+    "the record answers something else than what was said last",
 )
 RECORDS: dict[str, tuple[Forgery, str]] = {
     # the wire alone
@@ -463,7 +465,9 @@ RECORDS: dict[str, tuple[Forgery, str]] = {
     # an insider who holds the AES key, but not the RSA key
     "encrypted anew": (
         lambda k, s, t: (
-            (r := s.seal(Kind.TEXT, "x"))[:12] + chat.encrypt(s._keys.key, r[:12], padded(b"\1y")) + r[-256:]
+            (r := s.seal(Kind.TEXT, "x"))[:12]
+            + b"".join(chat.encrypt(s._keys.key, r[:12], padded(b"\1" + bytes(32) + b"y")))
+            + r[-256:]
         ),
         SIGNATURE,
     ),
@@ -491,21 +495,29 @@ RECORDS: dict[str, tuple[Forgery, str]] = {
         "the record's padding is not valid",
     ),
     "not a whole block": (lambda k, s, t: sealed_by_insider(s, b"\1x\x80"), LENGTH),
-    "no type": (lambda k, s, t: sealed_by_insider(s, padded(b"")), "the record is of no known type"),
-    "unknown type": (lambda k, s, t: sealed_by_insider(s, padded(b"\3x")), "the record is of no known type"),
+    "no type": (lambda k, s, t: sealed_by_insider(s, padded(b"")), "the record is too short"),
+    "too short": (lambda k, s, t: sealed_by_insider(s, padded(b"\1" + bytes(31))), "the record is too short"),
+    "unknown type": (
+        lambda k, s, t: sealed_by_insider(s, padded(b"\3" + t.latest)),
+        "the record is of no known type",
+    ),
     "READY again": (lambda k, s, t: s.seal(Kind.READY), "READY is record 0, and no other"),
     "not UTF-8": (
-        lambda k, s, t: sealed_by_insider(s, padded(b"\1\xff")),
+        lambda k, s, t: sealed_by_insider(s, padded(b"\1" + t.latest + b"\xff")),
         "the record's text is not valid UTF-8",
     ),
     "a surrogate": (
-        lambda k, s, t: sealed_by_insider(s, padded(b"\1\xed\xa0\x80")),
+        lambda k, s, t: sealed_by_insider(s, padded(b"\1" + t.latest + b"\xed\xa0\x80")),
         "the record's text is not valid UTF-8",
     ),
     "a byte over the limit": (
-        lambda k, s, t: sealed_by_insider(s, padded(b"\1" + b"x" * (chat.TEXT_LIMIT + 1))),
+        lambda k, s, t: sealed_by_insider(s, padded(b"\1" + t.latest + b"x" * (chat.TEXT_LIMIT + 1))),
         "the record's text is too long",
     ),
+    "answers nothing": (lambda k, s, t: s.seal(Kind.TEXT, "x", bytes(31) + b"\1"), ANSWERS),
+    "answers the one before": (lambda k, s, t: s.seal(Kind.TEXT, "x", t.before), ANSWERS),
+    "answers itself": (lambda k, s, t: s.seal(Kind.TEXT, "x", s.latest), ANSWERS),
+    "a CLOSE that answers nothing": (lambda k, s, t: s.seal(Kind.CLOSE, "", bytes(31) + b"\1"), ANSWERS),
 }
 
 
@@ -549,7 +561,7 @@ def test_no_second_record_under_a_number_of_which_the_first_failed(keys: Keys) -
 
     sealer = Sealer(BOB, DirectionKeys(b"k" * 32, b"c" * 32), b"t" * 32, keys.bob)
     with pytest.raises(OSError):
-        sealer.seal(Kind.READY, "", broken)
+        sealer.seal(Kind.READY, random=broken)
     with pytest.raises(ValueError, match="this direction is closed"):
         sealer.seal(Kind.READY)
 
@@ -639,7 +651,7 @@ def test_the_first_record_is_ready_and_nothing_else(keys: Keys, role: Role) -> N
         record = Sealer(role, same, th, keys.bob).seal(kind, "too soon")
         with pytest.raises(chat.ProtocolError, match="READY is record 0, and no other"):
             Opener(role, same, th, keys.bob).open(record)
-    record = sealed_by_insider(Sealer(role, same, th, keys.bob), padded(b"\0text"))
+    record = sealed_by_insider(Sealer(role, same, th, keys.bob), padded(b"\0" + bytes(32) + b"text"))
     with pytest.raises(chat.ProtocolError, match="the record's text is too long"):
         Opener(role, same, th, keys.bob).open(record)
 
@@ -648,6 +660,28 @@ def test_speaking_out_of_turn_is_refused(ends: Ends) -> None:
     ends.bob.line.send(ends.bob._sealer.seal(Kind.TEXT, "before Alice said anything"))
     with pytest.raises(chat.ProtocolError, match="the other side spoke out of turn"):
         ends.alice.receive()
+
+
+@pytest.mark.parametrize("leaver", Role)
+def test_a_goodbye_that_crossed_a_record_tells_that_it_was_not_received(ends: Ends, leaver: Role) -> None:
+    """It answers the record before; and when there is one, it is that and no older one."""
+    ends.alice.send(REQUEST)
+    if leaver is ALICE:
+        assert ends.bob.receive().text == REQUEST
+        ends.bob.send(REPLY)
+    leaving, staying = (ends.alice, ends.bob) if leaver is ALICE else (ends.bob, ends.alice)
+    leaving._send(Kind.CLOSE, "sorry")
+    assert not staying.unread
+    assert staying.receive()[:2] == (Kind.CLOSE, "sorry")
+    assert staying.unread
+
+
+def test_a_goodbye_after_a_record_tells_that_it_was_received(ends: Ends) -> None:
+    ends.alice.send(REQUEST)
+    assert ends.bob.receive().text == REQUEST
+    ends.bob._send(Kind.CLOSE, "")
+    assert ends.alice.receive().kind is Kind.CLOSE
+    assert not ends.alice.unread
 
 
 def test_one_cannot_speak_out_of_turn(ends: Ends) -> None:
@@ -669,16 +703,18 @@ def test_nothing_on_the_wire_depends_on_the_text_but_its_length_class(keys: Keys
         return b"s" * length
 
     records = [
-        Sealer(BOB, same, th, keys.bob).seal(Kind.TEXT, text, salt) for text in ("yes", "no", "", "x" * 254)
+        Sealer(BOB, same, th, keys.bob).seal(Kind.TEXT, text, random=salt)
+        for text in ("yes", "no", "", "x" * 222)
     ]
     assert len({len(record) for record in records}) == 1
-    assert len(Sealer(BOB, same, th, keys.bob).seal(Kind.TEXT, "x" * 255, salt)) == len(records[0]) + 256
+    assert (
+        len(Sealer(BOB, same, th, keys.bob).seal(Kind.TEXT, "x" * 223, random=salt)) == len(records[0]) + 256
+    )
     for (
         record
     ) in records:  # who guesses the text cannot test the guess: what is signed is what is on the wire
         body, signature = record[:-256], record[-256:]
-        context = Direction(BOB, same, th, keys.bob)._context
-        assert chat.verify(keys.bob, context + body, signature)
+        assert chat.verify(keys.bob, Direction(BOB, same, th, keys.bob).signed(body), signature)
 
 
 def test_a_session_is_what_the_design_says_byte_by_byte(keys: Keys) -> None:
@@ -709,22 +745,25 @@ def test_a_session_is_what_the_design_says_byte_by_byte(keys: Keys) -> None:
     ):
         fixed = z + b"secure-chat/1 key " + label + th
         key, commitment = (hashlib.sha256(bytes([0, 0, 0, block]) + fixed).digest() for block in (1, 2))
-        for n, text in enumerate([b"", b"x" * 255]):
-            record = sealer.seal(Kind(n), text.decode(), lambda _: salt)
+        answers = bytes(32)
+        for n, text in enumerate([b"", b"x" * 223]):
+            record = sealer.seal(Kind(n), text.decode(), answers, lambda _: salt)
             nonce, body, signature = bytes(11) + bytes([n]), record[:-256], record[-256:]
-            plaintext = bytes([n]) + text + b"\x80" + bytes(254 if n == 0 else 255)
+            plaintext = bytes([n]) + answers + text + b"\x80" + bytes(222 if n == 0 else 255)
             cipher = AES.new(key, AES.MODE_GCM, nonce=nonce)
             assert body == nonce + b"".join(cipher.encrypt_and_digest(plaintext))
             signed = SHA256.new(b"secure-chat/1 signature " + label + th + commitment + body)
             assert signature == pss.new(sealer.signer, salt_bytes=32, rand_func=lambda _: salt).sign(signed)
-            assert opener.open(record) == (Kind(n), text.decode())
+            assert opener.open(record) == (Kind(n), text.decode(), answers)
+            answers = opener.latest
+            assert answers == sealer.latest == signed.digest()
 
 
 def test_no_two_records_share_a_nonce_and_a_key(keys: Keys, tmp_path: Path) -> None:
     used: set[tuple[bytes, bytes]] = set()
     encrypt = chat.encrypt
 
-    def spy(key: bytes, nonce: bytes, plaintext: bytes) -> bytes:
+    def spy(key: bytes, nonce: bytes, plaintext: bytes) -> tuple[bytes, bytes]:
         assert (key, nonce) not in used
         used.add((key, nonce))
         return encrypt(key, nonce, plaintext)

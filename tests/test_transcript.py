@@ -146,6 +146,20 @@ def test_whoever_holds_a_transcript_still_cannot_put_words_into_it(evidence: byt
         said(joined(parts))
 
 
+def test_whoever_keeps_a_transcript_cannot_change_what_he_was_answered(evidence: bytes, keys: Keys) -> None:
+    """Alice, who keeps it, has her own keys and Z: but Bob's reply names the request that he had received."""
+    parts = entries(evidence)
+    agreement = Agreement(*(part[1:] for part in parts[:3]))
+    alice = agreement.direction(Sealer, Role.ALICE, keys.alice)
+    alice.seal(Kind.READY)
+    bob = agreement.direction(Opener, Role.BOB, keys.bob)
+    bob.open(parts[4][1:])
+    parts[5] = b"A" + alice.seal(Kind.TEXT, "I owe you 1 coin", bob.latest)
+    assert said(joined(parts[:6]))[-1] == (Role.ALICE, Kind.TEXT, "I owe you 1 coin")
+    with pytest.raises(ProtocolError, match="the record answers something else than what was said last"):
+        said(joined(parts))
+
+
 # AES-GCM does not commit to its key: who knows two keys can make a record that opens under both.
 
 
@@ -195,12 +209,12 @@ def test_the_commitment_refuses_a_record_that_opens_to_two_texts(keys: Keys) -> 
     th, nonce = b"t" * 32, (0).to_bytes(12, "big")
     one, two = (chat.derive_keys(z * 256, b"alice->bob", th) for z in (b"1", b"2"))
     sealed = two_faced(one.key, two.key, nonce, b"I owe you 1 coin", b"I owe you 1000! ")
-    assert chat.decrypt(one.key, nonce, sealed)[:16] == b"I owe you 1 coin"
-    assert chat.decrypt(two.key, nonce, sealed)[16:32] == b"I owe you 1000! "
+    assert chat.decrypt(one.key, nonce, sealed[:-16], sealed[-16:])[:16] == b"I owe you 1 coin"
+    assert chat.decrypt(two.key, nonce, sealed[:-16], sealed[-16:])[16:32] == b"I owe you 1000! "
 
     sealer = Sealer(Role.ALICE, one, th, keys.alice)
     body = nonce + sealed.ljust(256 + 16, b"\0")
-    record = body + chat.sign(keys.alice, sealer._context + body)
+    record = body + chat.sign(keys.alice, sealer.signed(body))
     with pytest.raises(ProtocolError, match=SIGNATURE):
         Opener(Role.ALICE, two, th, keys.alice).open(record)
     with pytest.raises(

@@ -287,13 +287,11 @@ WEAKENINGS = [
         "peer.rsa != public_der(self.identity)",
     ),
     # ------------------------------------------------- signatures
-    unchecked(
-        "signature", ATTACKS + "record[Role.BOB-signed by Mallory]", "verify(self.signer, self._context"
-    ),
+    unchecked("signature", ATTACKS + "record[Role.BOB-signed by Mallory]", "verify(self.signer, signed"),
     weak(
         "any signature valid",
         PRIMITIVES + "verify_agrees_with_wycheproof[2048]",
-        ("pss.new(key, salt_bytes=32).verify(SHA256.new(message), signature)", "pass"),
+        ("pss.new(key, salt_bytes=32).verify(message, signature)", "pass"),
     ),
     weak(
         "no salt",
@@ -307,7 +305,7 @@ WEAKENINGS = [
         (
             "        require(verify(self.signer",
             "        with contextlib.suppress(ValueError):\n"
-            "            decrypt(self._keys.key, nonce, body[GCM_NONCE:])\n"
+            "            decrypt(self._keys.key, nonce, body[GCM_NONCE:-GCM_TAG], body[-GCM_TAG:])\n"
             "        require(verify(self.signer",
         ),
     ),
@@ -330,42 +328,42 @@ WEAKENINGS = [
         "record's number not signed",
         ATTACKS + "record[Role.ALICE-dropped, the next one in its place]",
         (
-            "sign(self.signer, self._context + body, random)",
-            "sign(self.signer, self._context + body[12:], random)",
+            "self.signed(nonce, sealed)",
+            "self.signed(sealed)",
         ),
-        ("verify(self.signer, self._context + body, ", "verify(self.signer, self._context + body[12:], "),
+        ("self.signed(body)", "self.signed(body[12:])"),
     ),
     weak(
         "ciphertext and tag not signed",
         ATTACKS + "record[Role.BOB-encrypted anew]",
         (
-            "sign(self.signer, self._context + body, random)",
-            "sign(self.signer, self._context + nonce, random)",
+            "self.signed(nonce, sealed)",
+            "self.signed(nonce)",
         ),
-        ("verify(self.signer, self._context + body, ", "verify(self.signer, self._context + nonce, "),
+        ("self.signed(body)", "self.signed(nonce)"),
     ),
     weak(
         "plaintext signed",
         ATTACKS + "nothing_on_the_wire_depends_on_the_text_but_its_length_class",
         (
-            "sign(self.signer, self._context + body, random)",
-            "sign(self.signer, self._context + nonce + plaintext, random)",
+            "self.signed(nonce, sealed)",
+            "self.signed(nonce, plaintext)",
         ),
         (
-            "verify(self.signer, self._context + body, ",
-            "verify(self.signer, self._context + nonce + decrypt(self._keys.key, nonce, body[GCM_NONCE:]), ",
+            "self.signed(body)",
+            "self.signed(nonce, decrypt(self._keys.key, nonce, body[GCM_NONCE:-GCM_TAG], body[-GCM_TAG:]))",
         ),
     ),
     weak(
         "plaintext signed as well",
         ATTACKS + "nothing_on_the_wire_depends_on_the_text_but_its_length_class",
         (
-            "sign(self.signer, self._context + body, random)",
-            "sign(self.signer, self._context + body + plaintext, random)",
+            "self.signed(nonce, sealed)",
+            "self.signed(*body, plaintext)",
         ),
         (
-            "verify(self.signer, self._context + body, ",
-            "verify(self.signer, self._context + body + decrypt(self._keys.key, nonce, body[GCM_NONCE:]), ",
+            "self.signed(body)",
+            "self.signed(body, decrypt(self._keys.key, nonce, body[GCM_NONCE:-GCM_TAG], body[-GCM_TAG:]))",
         ),
     ),
     # ------------------------------------------------- encryption
@@ -373,8 +371,8 @@ WEAKENINGS = [
         "tag",
         ATTACKS + "record[Role.ALICE-ciphertext changed and signed]",
         (
-            "cipher.decrypt_and_verify(sealed[:-GCM_TAG], sealed[-GCM_TAG:])",
-            "cipher.decrypt(sealed[:-GCM_TAG])",
+            "decrypt_and_verify(ciphertext, tag)",
+            "decrypt(ciphertext)",
         ),
     ),
     weak(
@@ -394,7 +392,7 @@ WEAKENINGS = [
     weak(
         "number put back after a failed seal",
         ATTACKS + "no_second_record_under_a_number_of_which_the_first_failed",
-        ("        plaintext = pad(", "        self._next = number\n        plaintext = pad("),
+        ("        plaintext = b", "        self._next = number\n        plaintext = b"),
     ),
     weak(
         "no padding",
@@ -404,7 +402,7 @@ WEAKENINGS = [
     weak(
         "padding not checked",
         ATTACKS + "record[Role.ALICE-no padding]",
-        ('unpad(plaintext, PADDING, style="iso7816")', 'plaintext.rstrip(b"\\0")[:-1]'),
+        ('unpad(plaintext[-PADDING:], PADDING, style="iso7816")', 'plaintext[-PADDING:].rstrip(b"\\0")[:-1]'),
     ),
     # ------------------------------------------------- records
     weak(
@@ -465,10 +463,30 @@ WEAKENINGS = [
         ATTACKS + "an_unfit_text_is_refused_at_home_and_the_chat_goes_on[a surrogate]",
         ("encoded = text.encode()", 'encoded = text.encode(errors="surrogatepass")'),
     ),
+    weak(
+        "what a record answers",
+        ATTACKS + "record[Role.ALICE-answers the one before]",
+        ("message.answers == other.latest or (closing and message.answers == other.before)", "True"),
+    ),
+    weak(
+        "what a CLOSE answers",
+        ATTACKS + "record[Role.BOB-a CLOSE that answers nothing]",
+        ("(closing and message.answers == other.before)", "closing"),
+    ),
+    weak(
+        "a CLOSE that crossed a record",
+        ATTACKS + "a_goodbye_that_crossed_a_record_tells_that_it_was_not_received[Role.BOB]",
+        (" or (closing and message.answers == other.before)", ""),
+    ),
+    weak(
+        "an answer to what was said before",
+        TRANSCRIPT + "whoever_keeps_a_transcript_cannot_change_what_he_was_answered",
+        ("signed.digest(), self.latest", "NOTHING, NOTHING"),
+    ),
     unchecked(
         "the peer out of turn",
         ATTACKS + "speaking_out_of_turn_is_refused",
-        "message.kind is Kind.CLOSE or not out_of_turn",
+        "in_turn or closing",
     ),
     weak(
         "oneself out of turn", ATTACKS + "one_cannot_speak_out_of_turn", ("if not self.my_turn:", "if False:")
@@ -477,8 +495,9 @@ WEAKENINGS = [
         "goodbye not sealed",
         ATTACKS + "record[Role.BOB-empty]",
         (
-            "self._opener.open(record)",
-            'self._opener.open(record) if record else Message(Kind.CLOSE, "")',
+            "self._opener.open_in_order(record, self._sealer)",
+            "self._opener.open_in_order(record, self._sealer) if record else "
+            'Message(Kind.CLOSE, "", NOTHING)',
         ),
     ),
     weak(
@@ -489,7 +508,7 @@ WEAKENINGS = [
             "        try:\n"
             "            record = self.line.receive(RECORD_LIMIT)\n"
             "        except ConnectionCut:\n"
-            '            return Message(Kind.CLOSE, "")',
+            '            return Message(Kind.CLOSE, "", NOTHING)',
         ),
     ),
     weak(
@@ -543,7 +562,7 @@ WEAKENINGS = [
     weak(
         "Bob's READY before he opened Alice's",
         ATTACKS + "bob_signs_nothing_before_he_opened_alices_ready",
-        ("    his = sealer.seal(Kind.READY)\n    line.send(his)\n", ""),
+        ('    his = sealer.seal(Kind.READY, "", opener.latest)\n    line.send(his)\n', ""),
         (
             "agree(line.receive(HELLO_LIMIT))",
             "agree(line.receive(HELLO_LIMIT))\n    his = sealer.seal(Kind.READY)\n    line.send(his)",
@@ -552,12 +571,12 @@ WEAKENINGS = [
     weak(
         "Bob does not open Alice's READY",
         ATTACKS + "a_key_is_pinned_only_after_its_owner_has_proven_to_hold_it",
-        ("opener.open(hers)", "opener._next = 1"),
+        ("opener.open_in_order(hers, sealer)", "opener._next = 1"),
     ),
     weak(
         "Alice does not open Bob's READY",
         ATTACKS + "alice_neither_pins_nor_speaks_before_she_opened_bobs_ready",
-        ("opener.open(his)", "opener._next = 1"),
+        ("opener.open_in_order(his, sealer)", "opener._next = 1"),
     ),
     weak(
         "Bob pins before he opened READY",
@@ -634,10 +653,10 @@ WEAKENINGS = [
         file=BOB,
     ),
     # ------------------------------------------------- what a transcript proves
-    unchecked(
-        "a transcript's turns",
+    weak(
+        "a transcript's order",
         TRANSCRIPT + "changed[reply before request]",
-        "in_turn or message.kind is Kind.CLOSE",
+        ("opener.open_in_order(payload, other)", "opener.open(payload)"),
     ),
     unchecked(
         "one key on both sides of a transcript",
