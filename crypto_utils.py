@@ -31,6 +31,7 @@ import base64
 import contextlib
 import enum
 import errno
+import functools
 import hmac
 import logging
 import math
@@ -61,7 +62,7 @@ from Crypto.Math.Primality import test_probable_prime
 from Crypto.PublicKey import RSA
 from Crypto.PublicKey.RSA import RsaKey as RsaKey
 from Crypto.Signature import pss
-from Crypto.Util.asn1 import DerSequence
+from Crypto.Util.asn1 import DerBitString, DerObject, DerSequence
 from Crypto.Util.Padding import unpad
 from Crypto.Util.RFC1751 import key_to_english
 
@@ -203,7 +204,7 @@ def is_square(y: int, p: int) -> bool:
 
 def is_power_one(base: int, exponent: int, modulus: int) -> bool:
     """Whether base^exponent = 1 mod modulus, all of them public."""
-    return int.from_bytes(power(base, to_bytes(exponent), modulus), "big") == 1
+    return pow(Integer(base), Integer(exponent, public=True), Integer(modulus)) == 1
 
 
 def byte_length(number: int) -> int:
@@ -306,7 +307,7 @@ def generate_group(bits: int = 2048, progress: Callable[[float], None] = lambda 
     a core (the library's arithmetic releases the interpreter lock). `progress` is told after every
     test what part of all such searches would have ended by then.
     """
-    bound, run = 5_000_000 if bits < 2560 else 16_000_000, 1 << 20
+    bound, run = 10_000_000 if bits < 2560 else 24_000_000, 1 << 20
     small_primes = _small_primes(bound)
     # Mertens: among numbers without factors below B, one in ln(q) / (e^gamma ln(B)) is prime.
     chance = (1.781 * math.log(bound) / (bits * math.log(2))) ** 2
@@ -411,7 +412,8 @@ _RSA_ENCRYPTION = bytes.fromhex("300d06092a864886f70d0101010500")
 
 def public_der(key: RsaKey) -> bytes:
     """Return the public half as DER SubjectPublicKeyInfo, in its one canonical encoding."""
-    return key.public_key().export_key("DER")
+    numbers = [DerObject(0x02, n.to_bytes(n.bit_length() // 8 + 1, "big")).encode() for n in (key.n, key.e)]
+    return DerSequence([_RSA_ENCRYPTION, DerBitString(DerSequence(numbers).encode()).encode()]).encode()
 
 
 def load_public_key(der: bytes) -> RsaKey:
@@ -1253,9 +1255,11 @@ class KnownPeer:
 
         Checks again, under the lock: somebody else may have been pinned since.
         """
+        wanted = f"{self.name} {ssh_line(key)}"
+        if self.only is None and wanted in (line for _, line in self._lines()):
+            return False
         with self.home.locked():
             self.check(key)
-            wanted = f"{self.name} {ssh_line(key)}"
             lines = [line for _, line in self._lines()]
             mine = [line for line in lines if self._is_mine(line)]
             if self.only is not None and any(_pinned_key(line) != ssh_line(key) for line in mine):
@@ -1276,14 +1280,19 @@ class KnownPeer:
         except UnicodeDecodeError:
             raise FileError(f"{path} is damaged: it is not UTF-8 text") from None
         for number, line in enumerate(lines, 1):
-            if line.strip() and not line.lstrip().startswith("#"):
-                try:
-                    require(ssh_line(RSA.import_key(_pinned_key(line))) == _pinned_key(line), "not canonical")
-                except (*UNPARSABLE, ProtocolError):
-                    raise FileError(
-                        f"{path}, line {number}: not NAME ssh-rsa BASE64; mend or delete it"
-                    ) from None
+            blank = not line.strip() or line.lstrip().startswith("#")
+            if not (blank or _is_ssh_line(_pinned_key(line))):
+                raise FileError(f"{path}, line {number}: not NAME ssh-rsa BASE64; mend or delete it")
         return list(enumerate(lines[:-1] if lines[-1] == "" else lines, 1))
+
+
+@functools.lru_cache(maxsize=256)
+def _is_ssh_line(line: str) -> bool:
+    """Whether `line` is "ssh-rsa AAAA..." in its canonical encoding (remembered: it is asked often)."""
+    try:
+        return ssh_line(RSA.import_key(line)) == line
+    except UNPARSABLE:
+        return False
 
 
 def _pinned_key(line: str) -> str:
