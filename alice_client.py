@@ -8,7 +8,10 @@
 from __future__ import annotations
 
 import signal
+import sys
 
+if sys.version_info < (3, 9):
+    sys.exit(f"Python 3.9 or newer is needed; this is {sys.version.split()[0]}. Is there a python3.12, say?")
 if __name__ == "__main__":  # Ctrl-C during the imports: end without a traceback
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
@@ -21,7 +24,6 @@ import re
 import select
 import shutil
 import socket
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -34,6 +36,8 @@ except ImportError as missing:
 try:
     import readline
     import termios
+
+    readline.parse_and_bind("set enable-bracketed-paste on")  # what is pasted, lines and all, is one message
 except ImportError:  # Windows: no line editing but the terminal's own
     readline = termios = None  # type: ignore[assignment]
 
@@ -42,8 +46,13 @@ LINE_LIMIT = chat.TEXT_LIMIT + 3  # characters: the longest text, and the end of
 CONNECT_SECONDS = 20
 
 
+class NoConnection(Exception):
+    """There was none to begin with."""
+
+
 # What can end a conversation, or prevent it: how it is told, and the exit status.
 FAILURES: dict[type[Exception], tuple[str, int]] = {
+    NoConnection: ("No connection", 1),
     chat.ConnectionCut: ("Cut off", 1),
     chat.FileError: ("Stopped", 1),
     chat.ProtocolError: ("Broken off", 3),
@@ -123,9 +132,12 @@ def waiting() -> Iterator[None]:
     finally:
         typed = b""
         with contextlib.suppress(OSError, termios.error):  # the terminal may have been closed
-            while select.select([keyboard], [], [], 0)[0] and (more := os.read(keyboard, 4096)):
+            more = b"more"
+            while more and select.select([keyboard], [], [], 0)[0]:
+                more = os.read(keyboard, 4096)
                 typed += more
-            typed_ahead += "".join(c for c in typed.decode(errors="ignore") if c.isprintable() or c == "\n")
+            text = typed.decode(errors="ignore").replace("\r", "\n")
+            typed_ahead += "".join(c for c in text if c.isprintable() or c == "\n")
             termios.tcsetattr(keyboard, termios.TCSANOW, usual)
             print("\r" + " " * len(notice) + "\r", end="", flush=True)
 
@@ -327,12 +339,18 @@ def load_identity(home: chat.Home) -> chat.RsaKey:
     return identity
 
 
+def present(identity: chat.RsaKey) -> None:
+    """Say who one is oneself, for the other side to compare."""
+    say(f"You are {ME}, {chat.fingerprint(identity)}")
+    say(f"  By telephone: {chat.spoken(identity)}")
+
+
 def introduce(channel: chat.Channel, home: chat.Home) -> None:
     """Say who is there, and how that is known."""
     say(f"{PEER} is here: {chat.fingerprint(channel.peer_key)}")
     if channel.first_contact:
         say(f"  This key is new, and pinned now in {home.folder / home.KNOWN_PEERS}.")
-        say(f"  Read aloud, it is {chat.spoken(channel.peer_key)}; compare that by telephone.")
+        say(f"  Compare by telephone: {chat.spoken(channel.peer_key)}")
     say(f"{'You speak' if ME == 'Alice' else f'{PEER} speaks'} first. /quit or Ctrl-D to leave.")
 
 
@@ -348,35 +366,41 @@ def port(text: str) -> int:
     return int(text)
 
 
+def command_line(description: str, examples: str) -> argparse.ArgumentParser:
+    """Return a parser for the options that both programs have."""
+    parser = argparse.ArgumentParser(
+        usage="%(prog)s [options]" + ("" if ME == "Bob" else " [HOST]"),
+        description=description,
+        epilog=f"examples:\n{examples}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    home = os.environ.get("SECURE_CHAT_HOME") or "~/.secure-chat"
+    help_home = "where keys are ($SECURE_CHAT_HOME, or ~/.secure-chat)"
+    parser.add_argument("--home", type=Path, default=home, metavar="DIR", help=help_home)
+    help_peer = f"accept {PEER}'s key with this fingerprint, and no other"
+    parser.add_argument("--peer", type=fingerprint, metavar="FINGERPRINT", help=help_peer)
+    help_transcript = "add the conversation to FILE, as evidence"
+    parser.add_argument("--transcript", type=Path, metavar="FILE", help=help_transcript)
+    help_verify = "check and show such a file, and end"
+    parser.add_argument("--verify", type=Path, metavar="FILE", help=help_verify)
+    help_steps = "show the steps as they happen; -vv: whole values"
+    parser.add_argument("-v", "--verbose", action="count", default=0, help=help_steps)
+    return parser
+
+
 def parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description="Talk to Bob (bob_server.py) so that nobody can listen in.")
-    parser.add_argument("host", nargs="?", metavar="HOST", help="Bob's address or host name")
-    parser.add_argument(
-        "--port", type=port, default=chat.PORT, metavar="N", help="his port (default: %(default)s)"
+    parser = command_line(
+        "Talk to Bob (bob_server.py) so that nobody can listen in.",
+        """\
+  python3 alice_client.py                    asks where Bob is
+  python3 alice_client.py 192.0.2.7 --peer SHA256:...    as Bob's screen shows it
+  python3 alice_client.py --verify FILE      what was said? see --transcript""",
     )
     parser.add_argument(
-        "--home",
-        type=Path,
-        default=os.environ.get("SECURE_CHAT_HOME") or "~/.secure-chat",
-        metavar="DIR",
-        help="where keys are kept (default: $SECURE_CHAT_HOME or ~/.secure-chat)",
+        "host", nargs="?", metavar="HOST", help="Bob's address or name (from a pipe: 127.0.0.1)"
     )
-    parser.add_argument(
-        "--peer",
-        type=fingerprint,
-        metavar="FINGERPRINT",
-        help=f"accept {PEER}'s key with this fingerprint, and no other",
-    )
-    parser.add_argument(
-        "--transcript",
-        type=Path,
-        metavar="FILE",
-        help="add the conversation to FILE, as evidence of who said what",
-    )
-    parser.add_argument("--verify", type=Path, metavar="FILE", help="check and show a transcript, and end")
-    parser.add_argument(
-        "-v", "--verbose", action="count", default=0, help="show the steps as they happen; -vv whole values"
-    )
+    help_port = "his port (default: %(default)s)"
+    parser.add_argument("--port", type=port, default=chat.PORT, metavar="N", help=help_port)
     return parser.parse_args()
 
 
@@ -391,7 +415,7 @@ def ask_host() -> str:
 
 
 def connect(host: str, number: int) -> chat.Line:
-    """Connect to Bob. Raises ConnectionCut that says why it was not possible."""
+    """Connect to Bob. Raises NoConnection that says why it was not possible."""
     try:
         connected = socket.create_connection((host, number), timeout=CONNECT_SECONDS)
     except (socket.gaierror, UnicodeError):
@@ -403,16 +427,17 @@ def connect(host: str, number: int) -> chat.Line:
     except ConnectionRefusedError:
         reason = "nobody is listening there; is bob_server.py running?"
     except OSError as error:
-        reason = f"{error.strerror or error}"
+        reason = f"{error.strerror or error}; is the address right, and is this machine on that network?"
     else:
         return chat.Line(connected)
-    raise chat.ConnectionCut(f"cannot connect to {host} port {number}: {reason}")
+    raise NoConnection(f"cannot connect to {host} port {number}: {reason}")
 
 
 def run(options: argparse.Namespace) -> int:
     transcript = chat.Transcript(options.transcript) if options.transcript else None
     home = open_home(options.home, "alice")
     identity = load_identity(home)
+    present(identity)
     host = options.host or ask_host()
     line = connect(host, options.port)
     if not select.select([line.socket], [], [], 1.0)[0]:

@@ -8,7 +8,10 @@
 from __future__ import annotations
 
 import signal
+import sys
 
+if sys.version_info < (3, 9):
+    sys.exit(f"Python 3.9 or newer is needed; this is {sys.version.split()[0]}. Is there a python3.12, say?")
 if __name__ == "__main__":  # Ctrl-C during the imports: end without a traceback
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
@@ -24,7 +27,6 @@ import re
 import select
 import shutil
 import socket
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -38,17 +40,25 @@ except ImportError as missing:
 try:
     import readline
     import termios
+
+    readline.parse_and_bind("set enable-bracketed-paste on")  # what is pasted, lines and all, is one message
 except ImportError:  # Windows: no line editing but the terminal's own
     readline = termios = None  # type: ignore[assignment]
 
 ME, PEER = "Bob", "Alice"
 LINE_LIMIT = chat.TEXT_LIMIT + 3  # characters: the longest text, and the end of its line
+NO_SUCH_ADDRESS = "this machine has no such address"
 HANDSHAKES = 64  # at most, side by side
 NOTES = 100  # at most, about strangers during a conversation
 
 
+class NoConnection(Exception):
+    """There was none to begin with."""
+
+
 # What can end a conversation, or prevent it: how it is told, and the exit status.
 FAILURES: dict[type[Exception], tuple[str, int]] = {
+    NoConnection: ("No connection", 1),
     chat.ConnectionCut: ("Cut off", 1),
     chat.FileError: ("Stopped", 1),
     chat.ProtocolError: ("Broken off", 3),
@@ -128,9 +138,12 @@ def waiting() -> Iterator[None]:
     finally:
         typed = b""
         with contextlib.suppress(OSError, termios.error):  # the terminal may have been closed
-            while select.select([keyboard], [], [], 0)[0] and (more := os.read(keyboard, 4096)):
+            more = b"more"
+            while more and select.select([keyboard], [], [], 0)[0]:
+                more = os.read(keyboard, 4096)
                 typed += more
-            typed_ahead += "".join(c for c in typed.decode(errors="ignore") if c.isprintable() or c == "\n")
+            text = typed.decode(errors="ignore").replace("\r", "\n")
+            typed_ahead += "".join(c for c in text if c.isprintable() or c == "\n")
             termios.tcsetattr(keyboard, termios.TCSANOW, usual)
             print("\r" + " " * len(notice) + "\r", end="", flush=True)
 
@@ -332,12 +345,18 @@ def load_identity(home: chat.Home) -> chat.RsaKey:
     return identity
 
 
+def present(identity: chat.RsaKey) -> None:
+    """Say who one is oneself, for the other side to compare."""
+    say(f"You are {ME}, {chat.fingerprint(identity)}")
+    say(f"  By telephone: {chat.spoken(identity)}")
+
+
 def introduce(channel: chat.Channel, home: chat.Home) -> None:
     """Say who is there, and how that is known."""
     say(f"{PEER} is here: {chat.fingerprint(channel.peer_key)}")
     if channel.first_contact:
         say(f"  This key is new, and pinned now in {home.folder / home.KNOWN_PEERS}.")
-        say(f"  Read aloud, it is {chat.spoken(channel.peer_key)}; compare that by telephone.")
+        say(f"  Compare by telephone: {chat.spoken(channel.peer_key)}")
     say(f"{'You speak' if ME == 'Alice' else f'{PEER} speaks'} first. /quit or Ctrl-D to leave.")
 
 
@@ -353,54 +372,45 @@ def port(text: str) -> int:
     return int(text)
 
 
-def parse() -> argparse.Namespace:
+def command_line(description: str, examples: str) -> argparse.ArgumentParser:
+    """Return a parser for the options that both programs have."""
     parser = argparse.ArgumentParser(
-        description="Wait for Alice (alice_client.py) and talk to her so that nobody can listen in."
+        usage="%(prog)s [options]" + ("" if ME == "Bob" else " [HOST]"),
+        description=description,
+        epilog=f"examples:\n{examples}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument(
-        "--host", metavar="ADDR", help="the address to listen on (default: all, IPv4 and IPv6)"
+    home = os.environ.get("SECURE_CHAT_HOME") or "~/.secure-chat"
+    help_home = "where keys are ($SECURE_CHAT_HOME, or ~/.secure-chat)"
+    parser.add_argument("--home", type=Path, default=home, metavar="DIR", help=help_home)
+    help_peer = f"accept {PEER}'s key with this fingerprint, and no other"
+    parser.add_argument("--peer", type=fingerprint, metavar="FINGERPRINT", help=help_peer)
+    help_transcript = "add the conversation to FILE, as evidence"
+    parser.add_argument("--transcript", type=Path, metavar="FILE", help=help_transcript)
+    help_verify = "check and show such a file, and end"
+    parser.add_argument("--verify", type=Path, metavar="FILE", help=help_verify)
+    help_steps = "show the steps as they happen; -vv: whole values"
+    parser.add_argument("-v", "--verbose", action="count", default=0, help=help_steps)
+    return parser
+
+
+def parse() -> argparse.Namespace:
+    parser = command_line(
+        "Wait for Alice (alice_client.py) and talk to her so that nobody can listen in.",
+        """\
+  python3 bob_server.py                      for Alice, here or elsewhere
+  python3 bob_server.py --peer SHA256:...    for one Alice, whose key is known
+  python3 bob_server.py --verify FILE        what was said? see --transcript""",
     )
-    parser.add_argument(
-        "--port",
-        type=port,
-        default=chat.PORT,
-        metavar="N",
-        help="the port to listen on (default: %(default)s; 0: any free one)",
-    )
-    parser.add_argument(
-        "--home",
-        type=Path,
-        default=os.environ.get("SECURE_CHAT_HOME") or "~/.secure-chat",
-        metavar="DIR",
-        help="where keys are kept (default: $SECURE_CHAT_HOME or ~/.secure-chat)",
-    )
-    parser.add_argument(
-        "--peer",
-        type=fingerprint,
-        metavar="FINGERPRINT",
-        help=f"accept {PEER}'s key with this fingerprint, and no other",
-    )
+    parser.add_argument("--host", metavar="ADDR", help="address to listen on (default: all, IPv4 and IPv6)")
+    help_port = "port to listen on (default: %(default)s; 0: any free one)"
+    parser.add_argument("--port", type=port, default=chat.PORT, metavar="N", help=help_port)
     parser.add_argument("--once", action="store_true", help="end after the first conversation")
     parameters = parser.add_mutually_exclusive_group()
-    parameters.add_argument(
-        "--dh-bits",
-        type=group_bits,
-        metavar="N",
-        help="size of the Diffie-Hellman parameters, 2048 to 4096 (default: those kept, or 2048)",
-    )
-    parameters.add_argument(
-        "--dh-parameters", type=Path, metavar="FILE", help="take and keep those that `openssl dhparam` wrote"
-    )
-    parser.add_argument(
-        "--transcript",
-        type=Path,
-        metavar="FILE",
-        help="add the conversation to FILE, as evidence of who said what",
-    )
-    parser.add_argument("--verify", type=Path, metavar="FILE", help="check and show a transcript, and end")
-    parser.add_argument(
-        "-v", "--verbose", action="count", default=0, help="show the steps as they happen; -vv whole values"
-    )
+    help_bits = "bits of p, 2048 to 4096 (default: as kept, or 2048)"
+    parameters.add_argument("--dh-bits", type=group_bits, metavar="N", help=help_bits)
+    help_file = "take and keep those that `openssl dhparam` wrote"
+    parameters.add_argument("--dh-parameters", type=Path, metavar="FILE", help=help_file)
     return parser.parse_args()
 
 
@@ -411,7 +421,7 @@ def group_bits(text: str) -> int:
 
 
 def listen(host: str | None, number: int) -> socket.socket:
-    """Listen on one address, or on all of IPv4 and IPv6. Raises ConnectionCut that says why it cannot be."""
+    """Listen on one address, or on all of IPv4 and IPv6. Raises NoConnection that says why it cannot be."""
     try:
         if host is not None:
             family, _, _, _, address = socket.getaddrinfo(host, number, type=socket.SOCK_STREAM)[0]
@@ -425,11 +435,14 @@ def listen(host: str | None, number: int) -> socket.socket:
                 raise
             return socket.create_server(("", number), backlog=128)  # a machine without IPv6
     except (socket.gaierror, UnicodeError):
-        reason = "this machine has no such address"
+        reason = NO_SUCH_ADDRESS
     except OSError as error:
-        taken = "the port is taken; is another bob_server.py running? (--port 0 finds a free one)"
-        reason = taken if error.errno == errno.EADDRINUSE else f"{error.strerror or error}"
-    raise chat.ConnectionCut(f"cannot listen on {host or 'any address'} port {number}: {reason}")
+        reason = {
+            errno.EADDRINUSE: "the port is taken; is another bob_server.py running? (--port 0 finds a free one)",
+            errno.EADDRNOTAVAIL: NO_SUCH_ADDRESS,
+            errno.EACCES: "not allowed; ports from 1024 on are for everybody",
+        }.get(error.errno or 0, f"{error.strerror or error}")
+    raise NoConnection(f"cannot listen on {host or 'any address'} port {number}: {reason}")
 
 
 def own_address(listener: socket.socket) -> str:
@@ -553,8 +566,8 @@ def run(options: argparse.Namespace) -> int:
     identity = load_identity(home)
     group = load_group(home, options.dh_bits, options.dh_parameters)
     at = "" if number == chat.PORT else f" --port {number}"
-    say(f"You are Bob, {chat.fingerprint(identity)}")
-    say(f"  or read aloud, {chat.spoken(identity)}. Alice runs:\n")
+    present(identity)
+    say("Alice runs:\n")
     say(f"  python3 alice_client.py {own_address(listener)}{at} --peer {chat.fingerprint(identity)}\n")
     alice = chat.KnownPeer(home, "alice", options.peer)
     door = Door(listener, lambda line: chat.bob_handshake(line, identity, group, alice))

@@ -13,6 +13,7 @@ import pty
 import re
 import select
 import socket
+import struct
 import subprocess
 import sys
 import termios
@@ -157,6 +158,7 @@ class Program:
         *arguments: str,
         home: Path,
         terminal: bool = False,
+        size: tuple[int, int] = (0, 0),  # rows and columns of the terminal, if it is to know
         python: tuple[str, ...] = (sys.executable,),
         **environment: str,
     ) -> None:
@@ -169,6 +171,7 @@ class Program:
         command = [*python, str(ROOT / script), *arguments]
         if terminal:
             self._terminal, theirs = pty.openpty()
+            fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("4H", *size, 0, 0))
             self._sources[self._terminal] = "stdout"
             self.process = subprocess.Popen(
                 command,
@@ -263,6 +266,20 @@ class Program:
             else:
                 del self._sources[source]
         return bool(ready)
+
+
+def patched(*statements: str) -> tuple[str, ...]:
+    """Return a command that runs a program after some statements, in which `chat` is crypto_utils."""
+    lines = (
+        "import sys",
+        "from pathlib import Path",
+        "del sys.argv[0]",
+        "sys.path.insert(0, str(Path(sys.argv[0]).parent))",
+        "import crypto_utils as chat",
+        *statements,
+        "__import__(Path(sys.argv[0]).stem).main()",
+    )
+    return (sys.executable, "-c", "\n".join(lines))
 
 
 @pytest.fixture

@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Callable, NamedTuple
 
 import pytest
-from conftest import DEADLINE, GROUP, Background, Keys, Program
+from conftest import DEADLINE, GROUP, Background, Keys, Program, patched
 from mallory import HELLO, READY, TEXT, Last, Wire
 
 import crypto_utils as chat
@@ -37,20 +37,6 @@ StartBob = Callable[..., "tuple[Program, str]"]
 
 NO_ANSWER = 2.0  # seconds of patience in a handshake, where a test is about losing it
 LARGE = "x" * 500_000
-
-
-def patched(*statements: str) -> tuple[str, ...]:
-    """Return a command that runs a program after some statements, in which `chat` is crypto_utils."""
-    lines = (
-        "import sys",
-        "from pathlib import Path",
-        "del sys.argv[0]",
-        "sys.path.insert(0, str(Path(sys.argv[0]).parent))",
-        "import crypto_utils as chat",
-        *statements,
-        "__import__(Path(sys.argv[0]).stem).main()",
-    )
-    return (sys.executable, "-c", "\n".join(lines))
 
 
 def visit(port: str, keys: Keys, homes: Path) -> None:

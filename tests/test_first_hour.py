@@ -1,0 +1,346 @@
+"""A newcomer's first hour: what both screens show from nothing to the goodbye, and what is told if it fails.
+
+A screen is what a terminal makes of all that a program prints; the README shows both.
+"""
+
+from __future__ import annotations
+
+import ast
+import contextlib
+import re
+import socket
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Callable, NamedTuple
+
+import pyte
+import pytest
+from conftest import DEADLINE, ROOT, Keys, Program, patched
+
+import crypto_utils as chat
+from crypto_utils import Home, KnownPeer
+
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+COLUMNS, ROWS = 110, 40
+
+
+def screen(program: Program) -> str:
+    """What a person sees of a program at its terminal."""
+    terminal = pyte.Screen(COLUMNS, ROWS)
+    pyte.Stream(terminal).feed(program.stdout)
+    return "\n".join(line.rstrip() for line in terminal.display).rstrip() + "\n"
+
+
+def recorded(script: str) -> tuple[str, str]:
+    """What the README shows of a program's screen: the command, and what stands below."""
+    (found,) = re.findall(rf"```\n\$ (python3 {script}[^\n]*)\n(.*?)```", README, re.DOTALL)
+    return found
+
+
+def told_alike(*screens: str) -> list[str]:
+    """Replace what differs from one run to the next; the same is replaced by the same."""
+    text = "\0".join(screens)
+    for pattern, name in (
+        (r" --port \d+", ""),  # not said of the usual port
+        (r"(?<=port )\d+", "PORT"),
+        (r"SHA256:[\w+/]{43}", "KEY {}"),
+        (r"(?<=telephone: )(?:[a-z]+ ){11}[a-z]+", "WORDS {}"),
+        (r"\S*/(?=(?:bob|alice)/\w)", "HOME/"),
+        (r"(?<=after )[\d.]+", "SECONDS"),
+        (r"(?<=alice_client.py )\S+", "ADDRESS"),
+    ):
+        names = {found: name.format(n) for n, found in enumerate(dict.fromkeys(re.findall(pattern, text)))}
+        text = re.sub(pattern, lambda found, names=names: names[found[0]], text)  # type: ignore[misc]
+    return text.split("\0")
+
+
+def test_from_nothing_to_the_goodbye_both_screens_are_what_the_readme_shows(
+    start: Callable[..., Program],
+) -> None:
+    home = Path(tempfile.mkdtemp())  # a short name, which no screen breaks
+
+    def at_terminal(script: str, *arguments: str) -> Program:
+        return start(script, *arguments, home=home, terminal=True, size=(ROWS, COLUMNS), TERM="xterm")
+
+    bob = at_terminal("bob_server.py", "--port", "0", "--host", "127.0.0.1")
+    bob.expect("Waiting for Alice")
+    (invitation,) = re.findall(r"^  python3 alice_client.py (.*)$", screen(bob), re.MULTILINE)
+    alice = at_terminal("alice_client.py", *invitation.split())
+    alice.expect("Alice: ")
+    alice.write("hello Bob\r")
+    bob.expect("hello Bob")
+    bob.expect("Bob: ")
+    bob.write("hello Alice\r")
+    alice.expect("hello Alice")
+    alice.expect("Alice: ")
+    alice.write("/quit\r")
+    assert alice.wait() == 0
+    bob.expect("Waiting for Alice")
+    bob.write("\x03")
+    assert bob.wait() == 130
+
+    (_, bobs), (command, alices) = recorded("bob_server.py"), recorded("alice_client.py")
+    ran = f"python3 alice_client.py {invitation}"
+    assert told_alike(screen(bob), screen(alice), ran) == told_alike(bobs, alices, command)
+
+
+# ------------------------------------------------------------------------------- what can go wrong
+
+
+class World(NamedTuple):
+    """Where it goes wrong: two people with keys who have never met, and things that are undone afterwards."""
+
+    start: Callable[..., Program]
+    bob: Callable[..., tuple[Program, str]]
+    homes: Path
+    keys: Keys
+    stack: contextlib.ExitStack
+
+    def listener(self, backlog: int = 1) -> socket.socket:
+        return self.stack.enter_context(socket.create_server(("127.0.0.1", 0), backlog=backlog))
+
+    def alice(self, *arguments: str, **options: object) -> Program:
+        return self.start("alice_client.py", *arguments, **options)
+
+    def to_bob(self, *arguments: str) -> Program:
+        return self.alice("127.0.0.1", "--port", self.bob()[1], *arguments)
+
+
+def port_of(listener: socket.socket) -> str:
+    return str(listener.getsockname()[1])
+
+
+def nobody(world: World) -> Program:
+    with world.listener() as listener:
+        port = port_of(listener)
+    return world.alice("127.0.0.1", "--port", port)
+
+
+def firewall(world: World) -> Program:
+    """A listener whose queue is full lets new connections wait in silence, as a firewall does."""
+    listener = world.listener(backlog=0)
+    world.stack.enter_context(socket.create_connection(listener.getsockname(), timeout=DEADLINE))
+    impatient = patched("__import__('alice_client').CONNECT_SECONDS = 1")
+    return world.alice("127.0.0.1", "--port", port_of(listener), python=impatient)
+
+
+def other_network(world: World) -> Program:
+    alone = ("unshare", "--map-root-user", "--net")
+    try:
+        subprocess.run([*alone, "true"], check=True, capture_output=True, timeout=DEADLINE)
+    except (OSError, subprocess.CalledProcessError) as error:
+        pytest.skip(f"this machine does not let us make a network namespace ({error})")
+    return world.alice("192.0.2.7", python=(*alone, sys.executable))
+
+
+def another_service(world: World) -> Program:
+    listener = world.listener()
+    alice = world.alice("127.0.0.1", "--port", port_of(listener))
+    connected = world.stack.enter_context(listener.accept()[0])
+    connected.sendall(b"HTTP/1.1 400 Bad Request\r\n\r\n")
+    return alice
+
+
+def silence(world: World) -> Program:
+    port = port_of(world.listener())
+    return world.alice("127.0.0.1", "--port", port, python=patched("chat.FIRST_BYTE_SECONDS = 1.5"))
+
+
+def bob_stopped(world: World) -> Program:
+    bob, port = world.bob()
+    alice = world.alice("127.0.0.1", "--port", port)
+    alice.expect("You speak first", "stderr")
+    bob.process.kill()
+    return alice
+
+
+def bobs_key_changed(world: World) -> Program:
+    _, port = world.bob()
+    KnownPeer(Home(world.homes / "alice"), f"[127.0.0.1]:{port}").pin(world.keys.mallory)
+    return world.alice("127.0.0.1", "--port", port)
+
+
+def alices_key_changed(world: World) -> Program:
+    KnownPeer(Home(world.homes / "bob"), "alice").pin(world.keys.mallory)
+    bob, port = world.bob()
+    world.alice("127.0.0.1", "--port", port)
+    bob.expect("--peer SHA256:.*\\n", "stderr")
+    bob.process.kill()
+    return bob
+
+
+def open_identity(world: World) -> Program:
+    (world.homes / "alice" / "identity.pem").chmod(0o644)
+    return world.alice("127.0.0.1")
+
+
+def damaged_identity(world: World) -> Program:
+    path = world.homes / "alice" / "identity.pem"
+    path.write_bytes(path.read_bytes()[:-100])
+    return world.alice("127.0.0.1")
+
+
+def no_folder(world: World) -> Program:
+    (world.homes / "file").touch()
+    return world.alice(home=world.homes / "file")
+
+
+def old_python(world: World) -> Program:
+    old = ("import sys, runpy", "sys.version_info, sys.version = (3, 8, 10), '3.8.10 (default)'")
+    run = "runpy.run_path(sys.argv[1], run_name='__main__')"
+    return world.alice(python=(sys.executable, "-c", "; ".join((*old, run))))
+
+
+# What is done, the exit status, and the end of what is told: all of it, to the letter.
+ERRORS: dict[str, tuple[Callable[[World], Program], int, str]] = {
+    "nobody listens": (
+        nobody,
+        1,
+        "No connection: cannot connect to 127.0.0.1 port {port}: nobody is listening there; "
+        "is bob_server.py running?",
+    ),
+    "a firewall drops it": (
+        firewall,
+        1,
+        "No connection: cannot connect to 127.0.0.1 port {port}: no answer within 1 s; "
+        "is the address right, does a firewall drop the port?",
+    ),
+    "another network": (
+        other_network,
+        1,
+        "No connection: cannot connect to 192.0.2.7 port 65432: Network is unreachable; "
+        "is the address right, and is this machine on that network?",
+    ),
+    "no such name": (
+        lambda world: world.alice("no-such-host.invalid"),
+        1,
+        "No connection: cannot connect to no-such-host.invalid port 65432: there is no such host; "
+        "check the address",
+    ),
+    "no such address": (
+        lambda world: world.alice("1.2.3.4.5"),
+        1,
+        "No connection: cannot connect to 1.2.3.4.5 port 65432: there is no such host; check the address",
+    ),
+    "another service": (
+        another_service,
+        3,
+        "Broken off: a frame of 1213486160 bytes, over the limit of 8192: is this secure-chat?",
+    ),
+    "silence": (
+        silence,
+        1,
+        "Connected. Waiting for Bob's first word, up to 2 minutes: he may be making his parameters ...\n"
+        "Cut off: the other side did not answer in time, during the handshake. Is bob_server.py there, "
+        "and does Bob accept your key? It is {alice}",
+    ),
+    "Bob is stopped": (bob_stopped, 1, "Cut off: the connection ended without a goodbye"),
+    "the port is taken": (
+        lambda world: world.start("bob_server.py", "--port", port_of(world.listener())),
+        1,
+        "No connection: cannot listen on any address port {port}: the port is taken; "
+        "is another bob_server.py running? (--port 0 finds a free one)",
+    ),
+    "an address of another machine": (
+        lambda world: world.start("bob_server.py", "--host", "192.0.2.77"),
+        1,
+        "No connection: cannot listen on 192.0.2.77 port 65432: this machine has no such address",
+    ),
+    "Bob's key has changed": (
+        bobs_key_changed,
+        3,
+        "Refused: the key of [127.0.0.1]:{port} is not the one pinned\n"
+        "  pinned:    {mallory}  ({homes}/alice/known_peers, line 1)\n"
+        "  presented: {bob}\n"
+        "Either somebody is in between, or the other side has a new key. Ask for the fingerprint in\n"
+        "person or by telephone. Only if it is the one presented, run this program again with\n"
+        "  --peer {bob}",
+    ),
+    "Alice's key has changed": (
+        alices_key_changed,
+        -9,
+        "Waiting for Alice; Ctrl-C ends.\n"
+        "127.0.0.1: Refused: the key of alice is not the one pinned; if this is hers (ask her), "
+        "restart with --peer {alice}",
+    ),
+    "not the key that was asked for": (
+        lambda world: world.to_bob("--peer", chat.fingerprint(world.keys.mallory)),
+        3,
+        "Refused: the key of [127.0.0.1]:{port} is not the one asked for\n"
+        "  asked for: {mallory}\n"
+        "  presented: {bob}\n"
+        "Somebody may be in between; or the fingerprint was not copied whole, or is an older one.",
+    ),
+    "a fingerprint that was not copied whole": (
+        lambda world: world.alice("--peer", "SHA256:oLxJTIyBG1fl86TD4"),
+        2,
+        "usage: alice_client.py [options] [HOST]\n"
+        "alice_client.py: error: argument --peer: a fingerprint is SHA256: and 43 characters",
+    ),
+    "no port": (
+        lambda world: world.start("bob_server.py", "--port", "65536"),
+        2,
+        "usage: bob_server.py [options]\n"
+        "bob_server.py: error: argument --port: a port is a number up to 65535",
+    ),
+    "too small": (
+        lambda world: world.start("bob_server.py", "--dh-bits", "1024"),
+        2,
+        "usage: bob_server.py [options]\n"
+        "bob_server.py: error: argument --dh-bits: Diffie-Hellman parameters have 2048 to 4096 bits",
+    ),
+    "a key that others can read": (
+        open_identity,
+        1,
+        "Stopped: {homes}/alice/identity.pem is open to other users (mode 0644); "
+        "run: chmod go-rwx {homes}/alice/identity.pem",
+    ),
+    "a damaged key": (
+        damaged_identity,
+        1,
+        "Stopped: {homes}/alice/identity.pem is damaged, or no RSA key; restore it, or move it away "
+        "for a new one",
+    ),
+    "a home that is a file": (no_folder, 1, "Stopped: cannot make {homes}/file: File exists"),
+    "an old Python": (
+        old_python,
+        1,
+        "Python 3.9 or newer is needed; this is 3.8.10. Is there a python3.12, say?",
+    ),
+    "no pycryptodome": (
+        lambda world: world.start("bob_server.py", python=(sys.executable, "-S")),
+        1,
+        "No module named 'Crypto'; activate .venv (see README.md), or: "
+        "python3 -m pip install -r requirements.txt",
+    ),
+}
+
+
+@pytest.fixture
+def world(
+    start: Callable[..., Program], bob: Callable[..., tuple[Program, str]], homes: Path, keys: Keys
+) -> Iterator[World]:
+    with contextlib.ExitStack() as stack:
+        yield World(start, bob, homes, keys, stack)
+
+
+@pytest.mark.parametrize("name", ERRORS)
+def test_what_goes_wrong_for_newcomers_is_told_in_one_way(world: World, name: str) -> None:
+    cause, status, told = ERRORS[name]
+    program = cause(world)
+    assert program.wait() == status
+    assert program.stdout == ""
+    people = {name: chat.fingerprint(key) for name, key in world.keys._asdict().items()}
+    port = re.search(r"--port=?(?:', ')?(\d+)", str(program.process.args))
+    expected = told.format(port=port and port[1], homes=world.homes, **people) + "\n"
+    assert program.stderr.endswith(expected)
+    before = program.stderr[: -len(expected)]
+    assert re.fullmatch(r"(Listening on .*\n)?(You are [^!]*)?", before), before
+
+
+@pytest.mark.parametrize("script", ["bob_server.py", "alice_client.py"])
+def test_an_old_python_understands_enough_of_it_to_say_so(script: str) -> None:
+    ast.parse((ROOT / script).read_text(encoding="utf-8"), feature_version=(3, 7))
