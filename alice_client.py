@@ -22,7 +22,6 @@ import logging
 import os
 import re
 import select
-import shutil
 import socket
 import threading
 import time
@@ -37,7 +36,8 @@ try:
     import readline
     import termios
 
-    readline.parse_and_bind("set enable-bracketed-paste on")  # what is pasted, lines and all, is one message
+    if os.environ.get("TERM", "dumb") != "dumb":  # lines that are pasted together are one message
+        readline.parse_and_bind("set enable-bracketed-paste on")
 except ImportError:  # Windows: no line editing but the terminal's own
     readline = termios = None  # type: ignore[assignment]
 
@@ -84,7 +84,7 @@ def tell(error: Exception) -> int:
 
 def marked(mark: str, text: str) -> str:
     """Put a mark before the peer's text and a bar before each further line: none passes for the program's."""
-    columns = (shutil.get_terminal_size().columns or 80) - len(mark) if at_terminal() else None
+    columns = (os.get_terminal_size(sys.stdout.fileno()).columns or 80) - len(mark) if at_terminal() else None
     return mark + f"\n{'|':>{len(mark) - 1}} ".join(chat.screen_lines(text, columns))
 
 

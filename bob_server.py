@@ -25,7 +25,6 @@ import os
 import queue
 import re
 import select
-import shutil
 import socket
 import threading
 import time
@@ -41,7 +40,8 @@ try:
     import readline
     import termios
 
-    readline.parse_and_bind("set enable-bracketed-paste on")  # what is pasted, lines and all, is one message
+    if os.environ.get("TERM", "dumb") != "dumb":  # lines that are pasted together are one message
+        readline.parse_and_bind("set enable-bracketed-paste on")
 except ImportError:  # Windows: no line editing but the terminal's own
     readline = termios = None  # type: ignore[assignment]
 
@@ -90,7 +90,7 @@ def tell(error: Exception) -> int:
 
 def marked(mark: str, text: str) -> str:
     """Put a mark before the peer's text and a bar before each further line: none passes for the program's."""
-    columns = (shutil.get_terminal_size().columns or 80) - len(mark) if at_terminal() else None
+    columns = (os.get_terminal_size(sys.stdout.fileno()).columns or 80) - len(mark) if at_terminal() else None
     return mark + f"\n{'|':>{len(mark) - 1}} ".join(chat.screen_lines(text, columns))
 
 
@@ -438,7 +438,7 @@ def listen(host: str | None, number: int) -> socket.socket:
         reason = NO_SUCH_ADDRESS
     except OSError as error:
         reason = {
-            errno.EADDRINUSE: "the port is taken; is another bob_server.py running? (--port 0 finds a free one)",
+            errno.EADDRINUSE: "the port is taken; is another Bob there already? (--port 0 finds a free one)",
             errno.EADDRNOTAVAIL: NO_SUCH_ADDRESS,
             errno.EACCES: "not allowed; ports from 1024 on are for everybody",
         }.get(error.errno or 0, f"{error.strerror or error}")

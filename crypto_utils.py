@@ -1327,12 +1327,17 @@ def screen_lines(text: str, columns: int | None = None) -> list[str]:
     """
     lines = []
     for line in map(printable, text.split("\n")):
-        width = start = 0
+        width = start = space = before = (
+            0  # `space`: where the last word begins; `before`: the width before it
+        )
         for at, char in enumerate(line):
             wide = 8 if char == "\t" else 2 if char >= "\u2600" or east_asian_width(char) in "WFA" else 1
             width += wide
-            if columns is not None and width > columns and at > start:
-                lines.append(line[start:at])
-                start, width = at, wide
+            while columns is not None and width > columns and at > start:
+                end, gone = (space, before) if space > start else (at, width - wide)
+                lines.append(line[start:end])
+                start, width = end, width - gone
+            if char == " ":
+                space, before = at + 1, width
         lines.append(line[start:])
     return lines

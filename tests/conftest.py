@@ -214,9 +214,9 @@ class Program:
         del self._sources[self.process.stdout.fileno()]
         self.process.stdout.close()
 
-    def expect(self, pattern: str, stream: str = "stdout") -> re.Match[str]:
+    def expect(self, pattern: str, stream: str = "stdout", patience: float = DEADLINE) -> re.Match[str]:
         """Wait until what was printed since the last `expect` on this stream matches; return the match."""
-        deadline = time.monotonic() + DEADLINE
+        deadline = time.monotonic() + patience
         while True:
             seen: str = getattr(self, stream)
             start = self._seen[stream]

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import ast
 import contextlib
+import os
 import re
+import shutil
 import socket
 import subprocess
 import sys
@@ -57,6 +59,7 @@ def told_alike(*screens: str) -> list[str]:
     return text.split("\0")
 
 
+@pytest.mark.timeout(6 * DEADLINE)
 def test_from_nothing_to_the_goodbye_both_screens_are_what_the_readme_shows(
     start: Callable[..., Program],
 ) -> None:
@@ -66,7 +69,7 @@ def test_from_nothing_to_the_goodbye_both_screens_are_what_the_readme_shows(
         return start(script, *arguments, home=home, terminal=True, size=(ROWS, COLUMNS), TERM="xterm")
 
     bob = at_terminal("bob_server.py", "--port", "0", "--host", "127.0.0.1")
-    bob.expect("Waiting for Alice")
+    bob.expect("Waiting for Alice", patience=5 * DEADLINE)  # parameters are found by chance
     (invitation,) = re.findall(r"^  python3 alice_client.py (.*)$", screen(bob), re.MULTILINE)
     alice = at_terminal("alice_client.py", *invitation.split())
     alice.expect("Alice: ")
@@ -242,7 +245,7 @@ ERRORS: dict[str, tuple[Callable[[World], Program], int, str]] = {
         lambda world: world.start("bob_server.py", "--port", port_of(world.listener())),
         1,
         "No connection: cannot listen on any address port {port}: the port is taken; "
-        "is another bob_server.py running? (--port 0 finds a free one)",
+        "is another Bob there already? (--port 0 finds a free one)",
     ),
     "an address of another machine": (
         lambda world: world.start("bob_server.py", "--host", "192.0.2.77"),
@@ -344,3 +347,91 @@ def test_what_goes_wrong_for_newcomers_is_told_in_one_way(world: World, name: st
 @pytest.mark.parametrize("script", ["bob_server.py", "alice_client.py"])
 def test_an_old_python_understands_enough_of_it_to_say_so(script: str) -> None:
     ast.parse((ROOT / script).read_text(encoding="utf-8"), feature_version=(3, 7))
+
+
+# --------------------------------------------------------------------------------------- at the keyboard
+
+
+def test_lines_that_are_pasted_together_are_one_message(
+    bob: Callable[..., tuple[Program, str]], start: Callable[..., Program]
+) -> None:
+    server, port = bob("--once")
+    client = start("alice_client.py", "127.0.0.1", "--port", port, terminal=True, TERM="xterm")
+    client.expect("Alice: ")
+    if "\x1b[?2004h" not in client.stdout:
+        pytest.skip("this readline does not tell what is pasted from what is typed")
+    client.write("\x1b[200~one\rtwo\rthree\x1b[201~")
+    client.expect("three")
+    client.write("\r")
+    server.expect(r"^Alice: one\n {5}\| two\n {5}\| three\n")
+
+
+@pytest.mark.parametrize("size", [(10, 20), (24, 40), (50, 300)])
+def test_windows_of_any_size(
+    bob: Callable[..., tuple[Program, str]], start: Callable[..., Program], size: tuple[int, int]
+) -> None:
+    """No word is lost, and every further row of a message begins with the bar, whatever COLUMNS says."""
+    server, port = bob("--once", terminal=True, size=size, TERM="xterm", NO_COLOR="1", COLUMNS="200")
+    client = start("alice_client.py", "127.0.0.1", "--port", port)
+    words = [f"word{n}" for n in range(30)]
+    client.write(" ".join(words) + "\n")
+    server.expect("Bob: ")
+    terminal = pyte.Screen(size[1], 500)
+    pyte.Stream(terminal).feed(server.stdout)
+    shown = [line.rstrip() for line in terminal.display]
+    first = next(n for n, line in enumerate(shown) if line.startswith("Alice \u2713"))
+    last = next(n for n, line in enumerate(shown) if n > first and line.startswith("Bob:"))
+    assert all(line.startswith("      |") for line in shown[first + 1 : last])
+    assert [word for line in shown[first:last] for word in line[7:].split()] == words
+
+
+# ------------------------------------------------------------------------------------ the README's commands
+
+# Each is run here, in Bob's folder; or by the test, or the script, that is named.
+COMMANDS = {
+    "printf 'hello\\n' | python3 alice_client.py 192.0.2.7": "",
+    "ssh-keygen -p -f identity.pem": " -P '' -N secret",
+    "openssl dhparam -in dh_parameters.pem -noout -text": " | grep -q 'DH Parameters: (2048 bit)'",
+    "openssl dhparam -out FILE 2048": "test_parameters_that_openssl_wrote",
+    "uv run bob_server.py": "test_the_scripts_say_what_they_need_as_requirements_txt_does",
+    "pipx run bob_server.py": "test_the_scripts_say_what_they_need_as_requirements_txt_does",
+    "ruff check .": ".ci/run",
+    "ruff format --check .": ".ci/run",
+    "mypy": ".ci/run",
+    "bash .ci/run": ".ci/run",
+}
+
+
+def test_every_command_of_the_readme_is_run_somewhere() -> None:
+    found = re.findall(r"`((?:printf|python3|ssh-keygen|openssl|uv|pipx|ruff|mypy|bash)(?: [^`]*)?)`", README)
+    assert set(found) == set(COMMANDS)
+    sources = "".join(file.read_text() for file in Path(__file__).parent.glob("test_*.py"))
+    gate = (ROOT / ".ci" / "run").read_text()
+    for command, where in COMMANDS.items():
+        if where.startswith("test_"):
+            assert f"def {where}(" in sources
+        elif where == ".ci/run":
+            assert command.startswith("bash") or f"\n{command}\n" in gate
+
+
+@pytest.mark.parametrize("command", [command for command, rest in COMMANDS.items() if rest[:1] in ("", " ")])
+def test_a_command_of_the_readme_does_what_it_says(
+    bob: Callable[..., tuple[Program, str]], homes: Path, command: str
+) -> None:
+    if not shutil.which(command.split()[0]):
+        pytest.skip(f"there is no {command.split()[0]} here")
+    rest = COMMANDS[command]
+    server, port = bob("--once")
+    server.end_input()  # he says goodbye after the first message
+    command = command.replace("python3", sys.executable).replace("alice_client", str(ROOT / "alice_client"))
+    done = subprocess.run(
+        command.replace("192.0.2.7", f"127.0.0.1 --port {port}") + rest,
+        shell=True,
+        cwd=homes / "bob",
+        env={**os.environ, "SECURE_CHAT_HOME": str(homes)},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=DEADLINE,
+    )
+    assert done.returncode == 0, done.stderr
