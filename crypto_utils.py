@@ -745,7 +745,7 @@ class Opener(Direction):
     def open_in_order(self, record: Buffer, other: Direction) -> Message:
         """Return what the next record says in answer to the `other` direction. Raises ProtocolError.
 
-        Only a CLOSE may come out of turn; it may also have crossed the other's latest record.
+        Only a CLOSE may come out of turn; or in turn, having crossed the other's latest record on the way.
         """
         in_turn = may_speak(self, other)
         message = self.open(record)
@@ -753,7 +753,7 @@ class Opener(Direction):
         closing = message.kind is Kind.CLOSE
         require(in_turn or closing, "the other side spoke out of turn")
         require(
-            message.answers == other.latest or (closing and message.answers == other.before),
+            message.answers == other.latest or (closing and in_turn and message.answers == other.before),
             "the record answers something else than what was said last",
         )
         self._next = following

@@ -676,6 +676,21 @@ def test_a_goodbye_that_crossed_a_record_tells_that_it_was_not_received(ends: En
     assert staying.unread
 
 
+@pytest.mark.parametrize("leaver", Role)
+def test_a_goodbye_cannot_deny_what_its_sender_answered(ends: Ends, leaver: Role) -> None:
+    ends.alice.send(REQUEST)
+    assert ends.bob.receive().text == REQUEST
+    ends.bob.send(REPLY)
+    assert ends.alice.receive().text == REPLY
+    if leaver is ALICE:
+        ends.alice.send(REQUEST)
+        assert ends.bob.receive().text == REQUEST
+    leaving, staying = (ends.alice, ends.bob) if leaver is ALICE else (ends.bob, ends.alice)
+    leaving.line.send(leaving._sealer.seal(Kind.CLOSE, "", staying._sealer.before))
+    with pytest.raises(chat.ProtocolError, match=ANSWERS):
+        staying.receive()
+
+
 def test_a_goodbye_after_a_record_tells_that_it_was_received(ends: Ends) -> None:
     ends.alice.send(REQUEST)
     assert ends.bob.receive().text == REQUEST

@@ -467,17 +467,25 @@ WEAKENINGS = [
     weak(
         "what a record answers",
         ATTACKS + "record[Role.ALICE-answers the one before]",
-        ("message.answers == other.latest or (closing and message.answers == other.before)", "True"),
+        (
+            "message.answers == other.latest or (closing and in_turn and message.answers == other.before)",
+            "True",
+        ),
     ),
     weak(
         "what a CLOSE answers",
         ATTACKS + "record[Role.BOB-a CLOSE that answers nothing]",
-        ("(closing and message.answers == other.before)", "closing"),
+        ("(closing and in_turn and message.answers == other.before)", "closing"),
+    ),
+    weak(
+        "a CLOSE that denies what it answered",
+        ATTACKS + "a_goodbye_cannot_deny_what_its_sender_answered[Role.ALICE]",
+        ("closing and in_turn and message", "closing and message"),
     ),
     weak(
         "a CLOSE that crossed a record",
         ATTACKS + "a_goodbye_that_crossed_a_record_tells_that_it_was_not_received[Role.BOB]",
-        (" or (closing and message.answers == other.before)", ""),
+        (" or (closing and in_turn and message.answers == other.before)", ""),
     ),
     weak(
         "an answer to what was said before",
