@@ -548,6 +548,13 @@ class Door:
         if self.events.qsize() < NOTES:
             self.events.put(text)
 
+    def close(self) -> None:
+        """Say goodbye to a guest who came in just now, and to whom nobody has talked yet."""
+        with self._lock:
+            guest, self._current = self._current, None
+        if guest is not None:
+            guest.close()
+
     def done(self, channel: chat.Channel) -> bool:
         """Make room for the next guest; return whether this one has already come back."""
         with self._lock:
@@ -573,22 +580,25 @@ def run(options: argparse.Namespace) -> int:
     door = Door(listener, lambda line: chat.bob_handshake(line, identity, group, alice))
     threading.Thread(target=door.serve, daemon=True).start()
     say("Waiting for Alice; Ctrl-C ends.")
-    while True:
-        channel = door.events.get()
-        if isinstance(channel, str):
-            say(channel)
-            continue
-        status, bob_left = 0, False
-        try:
-            bob_left = not talk(channel, home, transcript)
-        except (chat.ConnectionCut, chat.ProtocolError) as error:
-            status = tell(error)
-        back = door.done(channel)
-        if bob_left:
-            say("You left.")
-        if bob_left or (options.once and not back):
-            return status
-        say("Waiting for Alice; Ctrl-C ends.")
+    try:
+        while True:
+            channel = door.events.get()
+            if isinstance(channel, str):
+                say(channel)
+                continue
+            status, bob_left = 0, False
+            try:
+                bob_left = not talk(channel, home, transcript)
+            except (chat.ConnectionCut, chat.ProtocolError) as error:
+                status = tell(error)
+            back = door.done(channel)
+            if bob_left:
+                say("You left.")
+            if bob_left or (options.once and not back):
+                return status
+            say("Waiting for Alice; Ctrl-C ends.")
+    finally:
+        door.close()
 
 
 def tell_steps(verbosity: int) -> None:

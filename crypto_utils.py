@@ -655,6 +655,10 @@ class Direction:
             message.update(part)
         return message
 
+    def missed(self, answer: Message) -> bool:
+        """Whether an answer was made before the latest text of this direction had arrived."""
+        return answer.answers != self.latest and self.number > 1
+
     def _advance(self, number: int, kind: Kind, signed: SHA256Hash) -> None:
         self.latest, self.before = signed.digest(), self.latest
         if kind is not Kind.CLOSE:
@@ -878,7 +882,7 @@ class Channel:
         self._opener = opener
         self._opening = opening
         self._transcript: Transcript | None = None
-        self.unread = False  # whether the peer left before he received our latest record
+        self.unread = False  # whether the peer left before he received our latest text
 
     def keep(self, transcript: Transcript) -> None:
         """From here on, add to a transcript everything that is said, and what proves it."""
@@ -903,7 +907,7 @@ class Channel:
             raise ValueError("this direction is closed")
         record = self.line.receive(RECORD_LIMIT)
         message = self._opener.open_in_order(record, self._sealer)
-        self.unread = message.answers != self._sealer.latest
+        self.unread = self._sealer.missed(message)
         if self._transcript:
             self._transcript.add(self.role.peer.tag + record)
         return message
@@ -997,7 +1001,7 @@ class Statement(NamedTuple):
     sender: Role
     signer: RsaKey
     message: Message
-    unread: bool  # of a CLOSE: whether its sender had not received the other side's latest record
+    unread: bool  # of a CLOSE: whether its sender had not received the other side's latest text
 
 
 def verify_transcript(data: bytes) -> Iterator[Statement]:
@@ -1013,7 +1017,7 @@ def verify_transcript(data: bytes) -> Iterator[Statement]:
         require(tag in ends, "an entry is of no known kind, or not where it belongs")
         opener, other = ends[tag], ends[b"B" if tag == b"A" else b"A"]
         message = opener.open_in_order(payload, other)
-        yield Statement(opener.sender, opener.signer, message, message.answers != other.latest)
+        yield Statement(opener.sender, opener.signer, message, other.missed(message))
         if message.kind is Kind.CLOSE:
             ends = {}
 

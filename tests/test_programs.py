@@ -487,6 +487,14 @@ def test_the_reason_of_a_goodbye_cannot_imitate_the_program(
         assert line.startswith("          | ")
 
 
+def test_ctrl_c_before_bob_has_turned_to_his_guest_is_a_goodbye_too(bob: StartBob, start: Start) -> None:
+    interrupted = patched("def talk(*_): raise KeyboardInterrupt", "__import__('bob_server').talk = talk")
+    server, port = bob(python=interrupted)
+    client = start("alice_client.py", "127.0.0.1", "--port", port)
+    client.expect("^Bob left\\.\n\\Z", "stderr")
+    assert (client.wait(), server.wait()) == (0, 130)
+
+
 def test_a_text_and_a_goodbye_at_once_do_not_leave_bob_at_his_prompt(
     bob: StartBob, homes: Path, keys: Keys
 ) -> None:
