@@ -19,6 +19,7 @@
     K         key              32            AES-256 key of one direction (SP 800-56C, 4.1)
     C         commitment       32            commits to K; never sent, in every signature
     n         number           12            record number in its direction: the GCM nonce (SP 800-38D, 8.2.1)
+              answers          32            in every record: hash that the last signature received was made over
 
 Bytes go in, bytes come out: a socket is only something to read from and to write to, and nothing
 here prints or asks. Secrets come from the system's CSPRNG, and secret exponents are used in one
@@ -695,7 +696,7 @@ class Sealer(Direction):
     def seal(
         self, kind: Kind, text: str = "", answers: bytes = NOTHING, random: Random = secrets.token_bytes
     ) -> bytes:
-        """Return the next record, which answers what was `latest` received.
+        """Return the next record, which answers what is `latest` in the other direction.
 
         Raises MessageError, and nothing has changed, for an unfit text.
         """
@@ -707,7 +708,7 @@ class Sealer(Direction):
             raise MessageError(f"the text is {len(encoded)} bytes long, over the limit of {TEXT_LIMIT}")
         number, self._next = self.number, None
         nonce = number.to_bytes(GCM_NONCE, "big")
-        padding = b"\x80" + bytes(-(len(encoded) + 34) % PADDING)  # ISO 7816-4
+        padding = b"\x80" + bytes(-(2 + len(answers) + len(encoded)) % PADDING)  # ISO 7816-4
         plaintext = b"".join((bytes([kind]), answers, encoded, padding))
         body = nonce, *encrypt(self._keys.key, nonce, plaintext)
         signed = self.signed(*body)
