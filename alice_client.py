@@ -114,12 +114,14 @@ typed_ahead = ""
 
 @contextlib.contextmanager
 def waiting() -> Iterator[None]:
-    """Tell at a terminal that the peer has the word; keep what is typed meanwhile for the next prompt."""
+    """Tell at a terminal that it is the peer's turn; keep what is typed meanwhile for the next prompt."""
     global typed_ahead
     if not at_terminal() or termios is None:
         yield
         return
-    keyboard, notice = sys.stdin.fileno(), f"({PEER} has the word)"
+    keyboard, notice = sys.stdin.fileno(), f"({PEER}'s turn; Ctrl-C leaves)"
+    if chat.log.isEnabledFor(logging.INFO):  # the steps are shown: there is enough to see
+        notice = ""
     try:
         usual, quiet = termios.tcgetattr(keyboard), termios.tcgetattr(keyboard)
         quiet[3] &= ~(termios.ECHO | termios.ICANON)
@@ -136,10 +138,19 @@ def waiting() -> Iterator[None]:
             while more and select.select([keyboard], [], [], 0)[0]:
                 more = os.read(keyboard, 4096)
                 typed += more
-            text = typed.decode(errors="ignore").replace("\r", "\n")
-            typed_ahead += "".join(c for c in text if c.isprintable() or c == "\n")
+            typed_ahead = edited(typed_ahead, typed.decode(errors="ignore"))
             termios.tcsetattr(keyboard, termios.TCSANOW, usual)
             print("\r" + " " * len(notice) + "\r", end="", flush=True)
+
+
+def edited(line: str, typed: str) -> str:
+    """Return the line after what was typed unseen: Backspace deletes, other keys that edit do nothing."""
+    for char in re.sub(r"\x1b(\[[0-?]*[ -/]*[@-~]|O.|)", "", typed).replace("\r", "\n"):
+        if char in "\b\x7f":
+            line = line[:-1]
+        elif char.isprintable() or char == "\n":
+            line += char
+    return line
 
 
 def ask(prompt: str) -> str:
@@ -247,19 +258,17 @@ def next_line(channel: chat.Channel) -> str | None:
     try:
         with interrupted_by(channel):
             if at_terminal():
-                line = ask(f"{ME}: ")
+                line = ask(f"{ME}: ").rstrip("\n")  # what was pasted often ends with one
                 return None if line.strip() == "/quit" else line
             line = part = sys.stdin.readline(LINE_LIMIT)
             while len(part) == LINE_LIMIT and not part.endswith("\n"):
-                part = sys.stdin.readline(
-                    LINE_LIMIT
-                )  # a line without end: too long to be sent, whatever follows
+                part = sys.stdin.readline(LINE_LIMIT)  # without end: too long to be sent, whatever follows
             return line.removesuffix("\n").removesuffix("\r") if line else None
     except EOFError:
         print()
         return None
-    except PeerSpoke:
-        if at_terminal():
+    except (PeerSpoke, KeyboardInterrupt):
+        if at_terminal():  # leave the line that was being typed
             print()
         raise
 
@@ -306,9 +315,8 @@ def talk(channel: chat.Channel, home: chat.Home, transcript: chat.Transcript | N
         raise
     except OSError as error:
         channel.close()
-        with contextlib.suppress(
-            OSError
-        ):  # nobody reads on: what is still buffered must not fail again at exit
+        # Nobody reads on: what is still buffered must not fail again at exit.
+        with contextlib.suppress(OSError):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise chat.FileError(f"cannot read or write the conversation: {error.strerror}") from None
     finally:
@@ -351,7 +359,8 @@ def introduce(channel: chat.Channel, home: chat.Home) -> None:
     if channel.first_contact:
         say(f"  This key is new, and pinned now in {home.folder / home.KNOWN_PEERS}.")
         say(f"  Compare by telephone: {chat.spoken(channel.peer_key)}")
-    say(f"{'You speak' if ME == 'Alice' else f'{PEER} speaks'} first. /quit or Ctrl-D to leave.")
+    say(f"{'You speak' if ME == 'Alice' else f'{PEER} speaks'} first.")
+    say("Ctrl-C leaves; so does /quit or Ctrl-D, when it is your turn.")
 
 
 def fingerprint(text: str) -> str:
@@ -377,7 +386,7 @@ def command_line(description: str, examples: str) -> argparse.ArgumentParser:
     home = os.environ.get("SECURE_CHAT_HOME") or "~/.secure-chat"
     help_home = "where keys are ($SECURE_CHAT_HOME, or ~/.secure-chat)"
     parser.add_argument("--home", type=Path, default=home, metavar="DIR", help=help_home)
-    help_peer = f"accept {PEER}'s key with this fingerprint, and no other"
+    help_peer = f"accept and pin {PEER}'s key with this fingerprint only"
     parser.add_argument("--peer", type=fingerprint, metavar="FINGERPRINT", help=help_peer)
     help_transcript = "add the conversation to FILE, as evidence"
     parser.add_argument("--transcript", type=Path, metavar="FILE", help=help_transcript)
@@ -397,7 +406,10 @@ def parse() -> argparse.Namespace:
   python3 alice_client.py --verify FILE      what was said? see --transcript""",
     )
     parser.add_argument(
-        "host", nargs="?", metavar="HOST", help="Bob's address or name (from a pipe: 127.0.0.1)"
+        "host",
+        nargs="?",
+        metavar="HOST",
+        help="Bob's address or name (default: asks; from a pipe, 127.0.0.1)",
     )
     help_port = "his port (default: %(default)s)"
     parser.add_argument("--port", type=port, default=chat.PORT, metavar="N", help=help_port)
@@ -470,6 +482,14 @@ def tell_steps(verbosity: int) -> None:
     chat.log.setLevel((logging.WARNING, logging.INFO, logging.DEBUG)[min(verbosity, 2)])
 
 
+def proven(statements: Iterator[chat.Statement]) -> Iterator[chat.Statement]:
+    """Yield the statements; where a transcript breaks off, tell what those before are worth."""
+    try:
+        yield from statements
+    except chat.ProtocolError as error:
+        raise chat.ProtocolError(f"{error}\nNothing is proven but what stands above.") from None
+
+
 def verify(file: Path, expected: str | None) -> int:
     """Show what a transcript proves. Raises what is wrong with it."""
     try:
@@ -477,7 +497,7 @@ def verify(file: Path, expected: str | None) -> int:
     except OSError as error:
         raise chat.FileError(f"cannot read {file}: {error.strerror}") from None
     goodbye = None
-    for sender, signer, message, unread in chat.verify_transcript(data):
+    for sender, signer, message, unread in proven(chat.verify_transcript(data)):
         name, key = sender.value.title(), chat.fingerprint(signer)
         if message.kind is chat.Kind.READY and goodbye is False and name == "Alice":
             say("There is no goodbye: more may have been said.")
@@ -487,7 +507,7 @@ def verify(file: Path, expected: str | None) -> int:
         elif goodbye:
             say_left(f"{name}, {key},", message.text, unread)
         else:
-            say(f"{name}, {key}, is here.")
+            say(f"{name}, {key}, was here.")
         if name == PEER and expected not in (None, key):
             raise chat.TrustError(f"{PEER}'s key is not the one asked for, {expected}")
     if goodbye is None:

@@ -120,12 +120,14 @@ typed_ahead = ""
 
 @contextlib.contextmanager
 def waiting() -> Iterator[None]:
-    """Tell at a terminal that the peer has the word; keep what is typed meanwhile for the next prompt."""
+    """Tell at a terminal that it is the peer's turn; keep what is typed meanwhile for the next prompt."""
     global typed_ahead
     if not at_terminal() or termios is None:
         yield
         return
-    keyboard, notice = sys.stdin.fileno(), f"({PEER} has the word)"
+    keyboard, notice = sys.stdin.fileno(), f"({PEER}'s turn; Ctrl-C leaves)"
+    if chat.log.isEnabledFor(logging.INFO):  # the steps are shown: there is enough to see
+        notice = ""
     try:
         usual, quiet = termios.tcgetattr(keyboard), termios.tcgetattr(keyboard)
         quiet[3] &= ~(termios.ECHO | termios.ICANON)
@@ -142,10 +144,19 @@ def waiting() -> Iterator[None]:
             while more and select.select([keyboard], [], [], 0)[0]:
                 more = os.read(keyboard, 4096)
                 typed += more
-            text = typed.decode(errors="ignore").replace("\r", "\n")
-            typed_ahead += "".join(c for c in text if c.isprintable() or c == "\n")
+            typed_ahead = edited(typed_ahead, typed.decode(errors="ignore"))
             termios.tcsetattr(keyboard, termios.TCSANOW, usual)
             print("\r" + " " * len(notice) + "\r", end="", flush=True)
+
+
+def edited(line: str, typed: str) -> str:
+    """Return the line after what was typed unseen: Backspace deletes, other keys that edit do nothing."""
+    for char in re.sub(r"\x1b(\[[0-?]*[ -/]*[@-~]|O.|)", "", typed).replace("\r", "\n"):
+        if char in "\b\x7f":
+            line = line[:-1]
+        elif char.isprintable() or char == "\n":
+            line += char
+    return line
 
 
 def ask(prompt: str) -> str:
@@ -253,19 +264,17 @@ def next_line(channel: chat.Channel) -> str | None:
     try:
         with interrupted_by(channel):
             if at_terminal():
-                line = ask(f"{ME}: ")
+                line = ask(f"{ME}: ").rstrip("\n")  # what was pasted often ends with one
                 return None if line.strip() == "/quit" else line
             line = part = sys.stdin.readline(LINE_LIMIT)
             while len(part) == LINE_LIMIT and not part.endswith("\n"):
-                part = sys.stdin.readline(
-                    LINE_LIMIT
-                )  # a line without end: too long to be sent, whatever follows
+                part = sys.stdin.readline(LINE_LIMIT)  # without end: too long to be sent, whatever follows
             return line.removesuffix("\n").removesuffix("\r") if line else None
     except EOFError:
         print()
         return None
-    except PeerSpoke:
-        if at_terminal():
+    except (PeerSpoke, KeyboardInterrupt):
+        if at_terminal():  # leave the line that was being typed
             print()
         raise
 
@@ -312,9 +321,8 @@ def talk(channel: chat.Channel, home: chat.Home, transcript: chat.Transcript | N
         raise
     except OSError as error:
         channel.close()
-        with contextlib.suppress(
-            OSError
-        ):  # nobody reads on: what is still buffered must not fail again at exit
+        # Nobody reads on: what is still buffered must not fail again at exit.
+        with contextlib.suppress(OSError):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise chat.FileError(f"cannot read or write the conversation: {error.strerror}") from None
     finally:
@@ -357,7 +365,8 @@ def introduce(channel: chat.Channel, home: chat.Home) -> None:
     if channel.first_contact:
         say(f"  This key is new, and pinned now in {home.folder / home.KNOWN_PEERS}.")
         say(f"  Compare by telephone: {chat.spoken(channel.peer_key)}")
-    say(f"{'You speak' if ME == 'Alice' else f'{PEER} speaks'} first. /quit or Ctrl-D to leave.")
+    say(f"{'You speak' if ME == 'Alice' else f'{PEER} speaks'} first.")
+    say("Ctrl-C leaves; so does /quit or Ctrl-D, when it is your turn.")
 
 
 def fingerprint(text: str) -> str:
@@ -383,7 +392,7 @@ def command_line(description: str, examples: str) -> argparse.ArgumentParser:
     home = os.environ.get("SECURE_CHAT_HOME") or "~/.secure-chat"
     help_home = "where keys are ($SECURE_CHAT_HOME, or ~/.secure-chat)"
     parser.add_argument("--home", type=Path, default=home, metavar="DIR", help=help_home)
-    help_peer = f"accept {PEER}'s key with this fingerprint, and no other"
+    help_peer = f"accept and pin {PEER}'s key with this fingerprint only"
     parser.add_argument("--peer", type=fingerprint, metavar="FINGERPRINT", help=help_peer)
     help_transcript = "add the conversation to FILE, as evidence"
     parser.add_argument("--transcript", type=Path, metavar="FILE", help=help_transcript)
@@ -409,7 +418,7 @@ def parse() -> argparse.Namespace:
     parameters = parser.add_mutually_exclusive_group()
     help_bits = "bits of p, 2048 to 4096 (default: as kept, or 2048)"
     parameters.add_argument("--dh-bits", type=group_bits, metavar="N", help=help_bits)
-    help_file = "take and keep those that `openssl dhparam` wrote"
+    help_file = "take and keep parameters that openssl dhparam wrote"
     parameters.add_argument("--dh-parameters", type=Path, metavar="FILE", help=help_file)
     return parser.parse_args()
 
@@ -474,11 +483,12 @@ def load_group(home: chat.Home, bits: int | None, file: Path | None) -> chat.Gro
         nonlocal last
         if time.monotonic() - last > 0.5 and sys.stderr.isatty():
             last = time.monotonic()
-            print(f"\r{done:4.0%} of all searches have ended by now ", end="", file=sys.stderr, flush=True)
+            text = f"\rSearching for {last - begun:.0f} s; {done:.0%} of all searches are over by now. "
+            print(text, end="", file=sys.stderr, flush=True)
 
     group = chat.generate_group(size, progress)
     if last > begun:
-        print("\r" + " " * 50 + "\r", end="", file=sys.stderr)
+        print("\r" + " " * 70 + "\r", end="", file=sys.stderr)
     say(f"Found after {time.monotonic() - begun:.1f} s, and kept in {home.folder / home.GROUP}.")
     home.save_group(group)
     return group
@@ -523,10 +533,11 @@ class Door:
         except tuple(FAILURES) as error:
             line.hang_up()
             reason, _, rest = str(error).partition("\n")
-            key = re.search("presented: (.*)", rest)
-            what = f"{FAILURES[type(error)][0]}: {reason}" + (
-                f"; if this is hers (ask her), restart with --peer {key[1]}" if key else ""
-            )
+            key = re.search("presented: +(.*)", rest)
+            hint = f"; if this is hers (ask her), restart with --peer {key[1]}" if key else ""
+            if isinstance(error, chat.ConnectionCut):
+                hint = ", during the handshake; if that was Alice, her screen says why"
+            what = f"{FAILURES[type(error)][0]}: {reason}{hint}"
             self._note(f"{address.removeprefix('::ffff:')}: {what}")
             return
         finally:
@@ -612,6 +623,14 @@ def tell_steps(verbosity: int) -> None:
     chat.log.setLevel((logging.WARNING, logging.INFO, logging.DEBUG)[min(verbosity, 2)])
 
 
+def proven(statements: Iterator[chat.Statement]) -> Iterator[chat.Statement]:
+    """Yield the statements; where a transcript breaks off, tell what those before are worth."""
+    try:
+        yield from statements
+    except chat.ProtocolError as error:
+        raise chat.ProtocolError(f"{error}\nNothing is proven but what stands above.") from None
+
+
 def verify(file: Path, expected: str | None) -> int:
     """Show what a transcript proves. Raises what is wrong with it."""
     try:
@@ -619,7 +638,7 @@ def verify(file: Path, expected: str | None) -> int:
     except OSError as error:
         raise chat.FileError(f"cannot read {file}: {error.strerror}") from None
     goodbye = None
-    for sender, signer, message, unread in chat.verify_transcript(data):
+    for sender, signer, message, unread in proven(chat.verify_transcript(data)):
         name, key = sender.value.title(), chat.fingerprint(signer)
         if message.kind is chat.Kind.READY and goodbye is False and name == "Alice":
             say("There is no goodbye: more may have been said.")
@@ -629,7 +648,7 @@ def verify(file: Path, expected: str | None) -> int:
         elif goodbye:
             say_left(f"{name}, {key},", message.text, unread)
         else:
-            say(f"{name}, {key}, is here.")
+            say(f"{name}, {key}, was here.")
         if name == PEER and expected not in (None, key):
             raise chat.TrustError(f"{PEER}'s key is not the one asked for, {expected}")
     if goodbye is None:

@@ -1,4 +1,4 @@
-"""The secure-chat/1 protocol: all that Bob and Alice share, in the order in which it runs.
+"""The secure-chat/1 protocol, from the bottom up: three steps, frames and hellos, records, the handshake.
 
     Bob                                                               Alice
     hello_bob = "secure-chat/1", nonce_B, p, g, B = g^b, RSA_bob  ---->
@@ -19,11 +19,11 @@
     K         key              32            AES-256 key of one direction (SP 800-56C, 4.1)
     C         commitment       32            commits to K; never sent, in every signature
     n         number           12            record number in its direction: the GCM nonce (SP 800-38D, 8.2.1)
-              answers          32            in every record: hash that the last signature received was made over
+              answers          32            in each record: what the last signature received was made over
 
 Bytes go in, bytes come out: a socket is only something to read from and to write to, and nothing
-here prints or asks. Secrets come from the system's CSPRNG, and secret exponents are used in one
-function, `power`. Whatever a peer sends is either a value that passed every check or an exception.
+here prints or asks. Secrets come from the system's CSPRNG, and secret Diffie-Hellman exponents are
+used in one function, `power`. What a peer sends is either a value that passed every check or an exception.
 """
 
 from __future__ import annotations
@@ -91,9 +91,8 @@ PADDING = 256
 GCM_NONCE, GCM_TAG = 12, 16
 RECORD_LIMIT = GCM_NONCE + (TEXT_LIMIT // PADDING + 1) * PADDING + GCM_TAG + RSA_BITS[-1] // 8
 FILE_LIMIT = 1024 * 1024
-NO_TRICKS = getattr(os, "O_NOFOLLOW", 0) | getattr(
-    os, "O_NONBLOCK", 0
-)  # no symbolic link, no waiting for a pipe
+# How a file is opened: through no symbolic link, and without waiting for a pipe.
+NO_TRICKS = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
 
 HANDSHAKE_SECONDS = 10.0  # for the whole handshake, from its first byte
 FIRST_BYTE_SECONDS = 120.0  # Alice's patience with a Bob who is still making his parameters
@@ -167,7 +166,7 @@ class Role(enum.Enum):
         return Role.ALICE if self is Role.BOB else Role.BOB
 
     @property
-    def direction(self) -> bytes:
+    def label(self) -> bytes:
         """The label of what this role sends, for example b"bob->alice"."""
         return f"{self.value}->{self.peer.value}".encode()
 
@@ -407,12 +406,15 @@ def verify(key: RsaKey, message: SHA256Hash, signature: bytes) -> bool:
     return True
 
 
-# DER of AlgorithmIdentifier { rsaEncryption, NULL } (RFC 8017, A.1): a SubjectPublicKeyInfo begins with it.
+# DER of AlgorithmIdentifier { rsaEncryption, NULL } (RFC 8017, A.1): the first part of a public key.
 _RSA_ENCRYPTION = bytes.fromhex("300d06092a864886f70d0101010500")
 
 
 def public_der(key: RsaKey) -> bytes:
-    """Return the public half as DER SubjectPublicKeyInfo, in its one canonical encoding."""
+    """Return the public half as DER SubjectPublicKeyInfo, in its one canonical encoding.
+
+    (The library's own export takes ten times as long, and a handshake needs this six times.)
+    """
     numbers = [DerObject(0x02, n.to_bytes(n.bit_length() // 8 + 1, "big")).encode() for n in (key.n, key.e)]
     return DerSequence([_RSA_ENCRYPTION, DerBitString(DerSequence(numbers).encode()).encode()]).encode()
 
@@ -420,7 +422,8 @@ def public_der(key: RsaKey) -> bytes:
 def load_public_key(der: bytes) -> RsaKey:
     """Parse and check an RSA public key from a peer: DER SubjectPublicKeyInfo, at most 1 KiB.
 
-    Size first: the library needs 25 s for a key of 131 KB. Raises ProtocolError.
+    Size first: the library needs 25 s for a key of 131 KB. (It refuses an n that is even or a multiple
+    of e.) Raises ProtocolError.
     """
     require(len(der) <= RSA_DER_LIMIT, "the RSA key is larger than 1 KiB")
     require(_RSA_ENCRYPTION in der[:19], "the key is not an RSA SubjectPublicKeyInfo")
@@ -463,10 +466,6 @@ def _length(payload: bytes) -> bytes:
     return len(payload).to_bytes(4, "big")
 
 
-BETWEEN = "the connection ended without a goodbye"
-INSIDE = "the connection ended in the middle of a message"
-
-
 class Line:
     """Frames over a connected stream socket. One write a frame, and nothing is read ahead.
 
@@ -491,21 +490,22 @@ class Line:
 
     def receive(self, limit: int) -> bytearray:
         """Return the payload of the next frame, at most `limit` bytes long."""
-        length = int.from_bytes(self._exactly(4, BETWEEN), "big")
+        length = int.from_bytes(self._exactly(4), "big")
         require(
             length <= limit, f"a frame of {length} bytes, over the limit of {limit}: is this secure-chat?"
         )
-        return self._exactly(length, INSIDE)
+        return self._exactly(length, begun=True)
 
-    def _exactly(self, count: int, ended: str) -> bytearray:
+    def _exactly(self, count: int, begun: bool = False) -> bytearray:
         received = bytearray(count)
         missing = memoryview(received)
         while missing:
-            with self._network(None if ended == BETWEEN else STALL_SECONDS):
+            with self._network(STALL_SECONDS if begun else None):
                 got = self.socket.recv_into(missing)
             if got == 0:
-                raise ConnectionCut(ended)
-            missing, ended = missing[got:], INSIDE
+                where = "in the middle of a message" if begun else "without a goodbye"
+                raise ConnectionCut(f"the connection ended {where}")
+            missing, begun = missing[got:], True
         return received
 
     def wait_for_first_byte(self, seconds: float) -> None:
@@ -622,7 +622,7 @@ class Message(NamedTuple):
 
 
 class Direction:
-    """What both ends of one direction know: its keys, the signer's public key, its records so far.
+    """What both ends of one direction know: its keys, the signer's key (private in a Sealer), its records.
 
     `latest` is the hash that its latest signature was made over, `before` the one before that. A record
     names the one it answers by this hash, so that every signature covers the conversation up to there.
@@ -634,7 +634,7 @@ class Direction:
         self.sender = sender
         self.signer = signer
         self._keys = keys
-        self._context = SHA256.new(VERSION + b" signature " + sender.direction + th + keys.commitment)
+        self._context = SHA256.new(VERSION + b" signature " + sender.label + th + keys.commitment)
         self._next: int | None = 0
         self.latest = self.before = NOTHING
 
@@ -665,14 +665,14 @@ class Direction:
         if kind is not Kind.CLOSE:
             self._next = number + 1
 
-    def _narrate(self, what: str, record: Buffer) -> None:
+    def _narrate(self, number: int, kind: Kind, what: str, record: Buffer) -> None:
         if not log.isEnabledFor(logging.INFO):
             return
         record, split = bytes(record), len(record) - self.signer.size_in_bytes()
         nonce, ciphertext = record[:GCM_NONCE], record[GCM_NONCE : split - GCM_TAG]
         narrate(
-            f"step 3, authentication ({type(self).__name__})",
-            what,
+            f"steps 2 and 3, encryption and authentication ({type(self).__name__})",
+            f"Record {number} {self.sender.label.decode()}, {kind.name}, was {what}. On the wire it is:",
             {
                 "nonce": nonce,
                 "ciphertext": ciphertext,
@@ -713,7 +713,7 @@ class Sealer(Direction):
         body = nonce, *encrypt(self._keys.key, nonce, plaintext)
         signed = self.signed(*body)
         record = b"".join((*body, sign(self.signer, signed, random)))
-        self._narrate(f"record {number}, {kind.name}, is encrypted, then signed. On the wire:", record)
+        self._narrate(number, kind, "encrypted, then signed", record)
         self._advance(number, kind, signed)
         return record
 
@@ -722,7 +722,7 @@ class Opener(Direction):
     """Opens the records of one direction: verifies, then decrypts, then looks inside."""
 
     def open(self, record: Buffer) -> Message:
-        """Return what the next record says, by itself. Raises ProtocolError, and then for good."""
+        """Verify and decrypt the next record, whoever's turn it is. A ProtocolError closes the direction."""
         number, self._next = self.number, None
         nonce = number.to_bytes(GCM_NONCE, "big")
         split = len(record) - self.signer.size_in_bytes()
@@ -741,9 +741,7 @@ class Opener(Direction):
         except ValueError:
             raise ProtocolError("the record's authentication tag is not valid") from None
         message = self._parse(number, plaintext)
-        self._narrate(
-            f"record {number} was verified, then decrypted: {message.kind.name}. On the wire:", record
-        )
+        self._narrate(number, message.kind, "verified, then decrypted", record)
         self._advance(number, message.kind, signed)
         return message
 
@@ -797,14 +795,14 @@ class Agreement:
     def th(self) -> bytes:
         return SHA256.new(frame(self.hello_bob) + frame(self.hello_alice)).digest()
 
-    def opening(self, ready_alice: bytes, ready_bob: bytes) -> list[bytes]:
+    def first_entries(self, ready_alice: bytes, ready_bob: bytes) -> list[bytes]:
         """Return how a transcript of the conversation begins."""
         hellos = [b"b" + self.hello_bob, b"a" + self.hello_alice]
         return [*hellos, b"z" + self.z, Role.ALICE.tag + ready_alice, Role.BOB.tag + ready_bob]
 
-    def direction(self, end: type[End], sender: Role, signer: RsaKey) -> End:
+    def end(self, kind: type[End], sender: Role, signer: RsaKey) -> End:
         """Return the sealing or the opening end of what `sender` sends, and `signer` signs."""
-        return end(sender, derive_keys(self.z, sender.direction, self.th), self.th, signer)
+        return kind(sender, derive_keys(self.z, sender.label, self.th), self.th, signer)
 
 
 @dataclass(frozen=True)
@@ -830,11 +828,10 @@ class Offer:
             "step 1, key exchange (Offer.make)",
             f"{symbol.lower()} is drawn, {8 * len(exponent)} secret bits. The rest is for everybody to read:",
             {
-                "p": group.p,
-                "g": group.g,
+                **({"p": group.p, "g": group.g} if role is Role.BOB else {}),
                 symbol: public_value,
                 "RSA": identity,
-                "nonce": mine.nonce,
+                f"nonce_{symbol}": mine.nonce,
             },
         )
         return cls(role, group, hello, identity, exponent)
@@ -852,19 +849,20 @@ class Offer:
         narrate(
             "step 1, key exchange (Offer.agree)",
             f"The other hello is here: {symbol} is in the subgroup of order q, the RSA key is sound.",
-            {symbol: peer.public_value, "RSA": key, "nonce": peer.nonce},
+            {symbol: peer.public_value, "RSA": key, f"nonce_{symbol}": peer.nonce},
         )
         z = power(y, self.exponent, self.group.p)
         hellos = (self.hello, hello) if self.role is Role.BOB else (hello, self.hello)
         agreement = Agreement(*hellos, z)
         narrate(
             "step 2, encryption (derive_keys)",
-            "g^ab, which both have now and nobody else, and th make an AES-256 key for each direction.",
+            "Z = g^ab, which nobody can compute who only listened (whose hello that was, step 3 will tell),\n"
+            "    and th, SHA-256 over both hellos, make an AES-256 key for each direction.",
             {"th": agreement.th},
         )
         return (
-            agreement.direction(Sealer, self.role, self.identity),
-            agreement.direction(Opener, self.role.peer, key),
+            agreement.end(Sealer, self.role, self.identity),
+            agreement.end(Opener, self.role.peer, key),
             agreement,
         )
 
@@ -873,21 +871,21 @@ class Channel:
     """An authenticated conversation: Alice sends, Bob replies, and so on, until somebody closes."""
 
     def __init__(
-        self, line: Line, sealer: Sealer, opener: Opener, first_contact: bool, opening: list[bytes]
+        self, line: Line, sealer: Sealer, opener: Opener, first_contact: bool, first_entries: list[bytes]
     ) -> None:
         self.role = sealer.sender
-        self.first_contact = first_contact
+        self.first_contact = first_contact  # whether the peer's key was taken on trust
         self.line = line
         self.peer_key = opener.signer
         self._sealer = sealer
         self._opener = opener
-        self._opening = opening
+        self._first_entries = first_entries
         self._transcript: Transcript | None = None
         self.unread = False  # whether the peer left before he received our latest text
 
     def keep(self, transcript: Transcript) -> None:
         """From here on, add to a transcript everything that is said, and what proves it."""
-        for entry in self._opening:
+        for entry in self._first_entries:
             transcript.add(entry)
         self._transcript = transcript
 
@@ -937,11 +935,11 @@ def bob_handshake(line: Line, identity: RsaKey, group: Group, peer: KnownPeer) -
     peer.check(opener.signer)
     hers = bytes(line.receive(READY_LIMIT))
     opener.open_in_order(hers, sealer)
-    first_contact = peer.pin(opener.signer)
+    first_contact = peer.pin(opener.signer) and peer.only is None
     his = sealer.seal(Kind.READY, "", opener.latest)
     line.send(his)
     line.deadline = None
-    return Channel(line, sealer, opener, first_contact, agreement.opening(hers, his))
+    return Channel(line, sealer, opener, first_contact, agreement.first_entries(hers, his))
 
 
 def alice_handshake(
@@ -958,6 +956,11 @@ def alice_handshake(
     assert group is not None  # Bob's hello has one
     if group != checked_before:
         check_group(group, checked_before)
+    narrate(
+        "step 1, key exchange (check_group)",
+        "Bob's hello is here: p = 2q + 1 is a safe prime, and g generates the subgroup of order q.",
+        {"p": group.p, "g": group.g},
+    )
     offer = Offer.make(Role.ALICE, identity, group)
     sealer, opener, agreement = offer.agree(hello)
     peer.check(opener.signer)
@@ -965,9 +968,9 @@ def alice_handshake(
     line.send(offer.hello, hers)
     his = bytes(line.receive(READY_LIMIT))
     opener.open_in_order(his, sealer)
-    first_contact = peer.pin(opener.signer)
+    first_contact = peer.pin(opener.signer) and peer.only is None
     line.deadline = None
-    return Channel(line, sealer, opener, first_contact, agreement.opening(hers, his)), group
+    return Channel(line, sealer, opener, first_contact, agreement.first_entries(hers, his)), group
 
 
 # ------------------------------------------------------------------------------------------- evidence
@@ -982,8 +985,12 @@ class Transcript:
     """
 
     def __init__(self, path: Path) -> None:
-        """Take a file to append to, made if it is not there. Raises FileError."""
+        """Take a transcript to append to, made if it is not there. Raises FileError."""
         self._path = path
+        if path.is_file() and path.stat().st_size:
+            with _disk("read", path), path.open("rb") as file:
+                if file.read(5)[4:] != b"b":
+                    raise FileError(f"{path} is no transcript; name another file")
         self._append(b"")
 
     def add(self, entry: bytes) -> None:
@@ -1041,7 +1048,7 @@ def _openers(agreement: Agreement) -> dict[bytes, Opener]:
     (bob_key, _), (alice_key, _) = bob.check(bob.group), alice.check(bob.group)
     require(bob.rsa != alice.rsa, "both sides present the same key: a reflection")
     require(len(agreement.z) == len(bob.public_value), "z is not as long as p")
-    ends = agreement.direction(Opener, Role.BOB, bob_key), agreement.direction(Opener, Role.ALICE, alice_key)
+    ends = agreement.end(Opener, Role.BOB, bob_key), agreement.end(Opener, Role.ALICE, alice_key)
     return {end.sender.tag: end for end in ends}
 
 
@@ -1242,14 +1249,15 @@ class KnownPeer:
         pinned = [(number, line) for number, line in self._lines() if self._is_mine(line)]
         if pinned and ssh_line(key) not in (_pinned_key(line) for _, line in pinned):
             known = "".join(
-                f"  pinned:    {fingerprint(RSA.import_key(_pinned_key(line)))}"
+                f"  pinned:       {fingerprint(RSA.import_key(_pinned_key(line)))}"
                 f"  ({self.home.folder / Home.KNOWN_PEERS}, line {number})\n"
                 for number, line in pinned
             )
             raise TrustError(
                 f"the key of {self.name} is not the one pinned\n"
                 f"{known}"
-                f"  presented: {presented}\n"
+                f"  presented:    {presented}\n"
+                f"  by telephone: {spoken(key)}\n"
                 "Either somebody is in between, or the other side has a new key. Ask for the fingerprint in\n"
                 "person or by telephone. Only if it is the one presented, run this program again with\n"
                 f"  --peer {presented}"

@@ -553,8 +553,8 @@ def test_another_key_is_refused_and_the_refusal_says_what_to_do(home: Home, keys
     for use in (bob(home).check, bob(home).pin):
         with pytest.raises(TrustError, match="the key of bob is not the one pinned") as refused:
             use(keys.mallory)
-        assert f"pinned:    {fingerprint(keys.bob)}  ({known}, line 4)\n" in str(refused.value)
-        assert f"presented: {fingerprint(keys.mallory)}\n" in str(refused.value)
+        assert f"pinned:       {fingerprint(keys.bob)}  ({known}, line 4)\n" in str(refused.value)
+        assert f"presented:    {fingerprint(keys.mallory)}\n" in str(refused.value)
         assert str(refused.value).endswith(f"--peer {fingerprint(keys.mallory)}")
         assert fingerprint(keys.alice) not in str(refused.value)
     assert known.read_text() == before
@@ -609,7 +609,7 @@ def test_the_key_asked_for_takes_the_place_of_the_old_ones(home: Home, keys: Key
 def test_any_key_but_the_one_asked_for_is_refused(home: Home, keys: Keys, known: Path, pinned: bool) -> None:
     before = pin_of("bob", keys.bob) if pinned else ""
     known.write_text(before)
-    both = f": {fingerprint(keys.alice)}\n  presented: {fingerprint(keys.bob)}\n"
+    both = f": {fingerprint(keys.alice)}\n  presented:    {fingerprint(keys.bob)}\n"
     for use in (bob(home, only=keys.alice).check, bob(home, only=keys.alice).pin):
         with pytest.raises(TrustError, match=f"(?s)not the one asked for.*{re.escape(both)}"):
             use(keys.bob)

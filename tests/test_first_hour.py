@@ -22,6 +22,7 @@ import pyte
 import pytest
 from conftest import DEADLINE, ROOT, Keys, Program, patched
 
+import bob_server
 import crypto_utils as chat
 from crypto_utils import Home, KnownPeer
 
@@ -256,8 +257,9 @@ ERRORS: dict[str, tuple[Callable[[World], Program], int, str]] = {
         bobs_key_changed,
         3,
         "Refused: the key of [127.0.0.1]:{port} is not the one pinned\n"
-        "  pinned:    {mallory}  ({homes}/alice/known_peers, line 1)\n"
-        "  presented: {bob}\n"
+        "  pinned:       {mallory}  ({homes}/alice/known_peers, line 1)\n"
+        "  presented:    {bob}\n"
+        "  by telephone: {words}\n"
         "Either somebody is in between, or the other side has a new key. Ask for the fingerprint in\n"
         "person or by telephone. Only if it is the one presented, run this program again with\n"
         "  --peer {bob}",
@@ -337,8 +339,9 @@ def test_what_goes_wrong_for_newcomers_is_told_in_one_way(world: World, name: st
     assert program.wait() == status
     assert program.stdout == ""
     people = {name: chat.fingerprint(key) for name, key in world.keys._asdict().items()}
+    words = chat.spoken(world.keys.bob)
     port = re.search(r"--port=?(?:', ')?(\d+)", str(program.process.args))
-    expected = told.format(port=port and port[1], homes=world.homes, **people) + "\n"
+    expected = told.format(port=port and port[1], homes=world.homes, words=words, **people) + "\n"
     assert program.stderr.endswith(expected)
     before = program.stderr[: -len(expected)]
     assert re.fullmatch(r"(Listening on .*\n)?(You are [^!]*)?", before), before
@@ -360,10 +363,48 @@ def test_lines_that_are_pasted_together_are_one_message(
     client.expect("Alice: ")
     if "\x1b[?2004h" not in client.stdout:
         pytest.skip("this readline does not tell what is pasted from what is typed")
-    client.write("\x1b[200~one\rtwo\rthree\x1b[201~")
+    client.write("\x1b[200~one\rtwo\rthree\r\x1b[201~")  # copied with the end of the last line
     client.expect("three")
     client.write("\r")
-    server.expect(r"^Alice: one\n {5}\| two\n {5}\| three\n")
+    client.expect("turn; Ctrl-C leaves")
+    server.expect(r"^Alice: one\n {5}\| two\n {5}\| three\n\Z")
+
+
+@pytest.mark.parametrize(
+    ("typed", "shown"),
+    [
+        ("helo\x7f\x7fllo", "hello"),
+        ("\x1b[A\x1bOAhello\x1b[D\x1b[3~\x1b[1;5C!", "hello!"),  # arrows, Delete, Ctrl-arrow
+        ("\x7f\x08x", "x"),
+        ("one\rtwo", "one\ntwo"),
+        ("\t\x01\x1bno secret", "no secret"),
+        ("gr\u00fcn \U0001f600\x7f", "gr\u00fcn "),
+    ],
+)
+def test_what_is_typed_unseen_is_edited_as_far_as_that_goes(typed: str, shown: str) -> None:
+    assert bob_server.edited("", typed) == shown
+
+
+@pytest.mark.parametrize("leaver", ["Alice", "Bob"])
+def test_ctrl_c_in_half_a_line_leaves_that_line(
+    bob: Callable[..., tuple[Program, str]], start: Callable[..., Program], leaver: str
+) -> None:
+    server, port = bob("--once", terminal=True, TERM="xterm", size=(ROWS, COLUMNS))
+    client = start(
+        "alice_client.py", "127.0.0.1", "--port", port, terminal=True, TERM="xterm", size=(ROWS, COLUMNS)
+    )
+    client.expect("Alice: ")
+    if leaver == "Bob":
+        client.write("hello\r")
+        server.expect("Bob: ")
+    leaving = client if leaver == "Alice" else server
+    leaving.write("a thought that is longer than that")
+    leaving.expect("than that")
+    leaving.write("\x03")
+    assert (client.wait(), server.wait()) == (0, 0)
+    lines = screen(leaving).splitlines()
+    assert lines[-1] == "You left."
+    assert f"{leaver}: a thought that is longer than that" in lines[-3:]
 
 
 @pytest.mark.parametrize("size", [(10, 20), (24, 40), (50, 300)])
@@ -391,6 +432,7 @@ def test_windows_of_any_size(
 COMMANDS = {
     "printf 'hello\\n' | python3 alice_client.py 192.0.2.7": "",
     "ssh-keygen -p -f identity.pem": " -P '' -N secret",
+    "ssh-keygen -y -f identity.pem": " | grep '^ssh-rsa AAAA'",
     "openssl dhparam -in dh_parameters.pem -noout -text": " | grep -q 'DH Parameters: (2048 bit)'",
     "openssl dhparam -out FILE 2048": "test_parameters_that_openssl_wrote",
     "uv run bob_server.py": "test_the_scripts_say_what_they_need_as_requirements_txt_does",

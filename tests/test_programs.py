@@ -332,8 +332,8 @@ def test_bobs_key_has_changed(bob: StartBob, start: Start, homes: Path, keys: Ke
     client = start("alice_client.py", "127.0.0.1", "--port", port)
     fails(client, 3, rf"^Refused: the key of \[127.0.0.1\]:{port} is not the one pinned")
     for part in (
-        f"pinned:    {chat.fingerprint(keys.mallory)}  ({homes}/alice/known_peers, line 1)",
-        f"presented: {chat.fingerprint(keys.bob)}",
+        f"pinned:       {chat.fingerprint(keys.mallory)}  ({homes}/alice/known_peers, line 1)",
+        f"presented:    {chat.fingerprint(keys.bob)}",
         f"--peer {chat.fingerprint(keys.bob)}",
     ):
         assert part in client.stderr
@@ -579,7 +579,7 @@ def test_what_is_typed_ahead_waits_for_the_prompt_and_for_enter(bob: StartBob, s
     server, client = at_terminals(bob, start, "--once")
     client.write("hello\n")
     server.expect("hello\r\nBob: ")
-    client.expect(r"\(Bob has the word\)")
+    client.expect(r"\(Bob's turn; Ctrl-C leaves\)")
     client.write("typed ahead\nwith Enter")
     server.write("reply\n")
     client.expect("Bob \u2713 reply\r\n")
@@ -599,15 +599,20 @@ def test_the_steps_are_told_with_the_same_public_values_on_both_sides(bob: Start
     assert (client.wait(), server.wait()) == (0, 0)
     values = [
         sorted(
-            re.findall(r"^    (p|g|A|B|RSA|nonce|th|ciphertext|tag|signature) +(\S+)$", said, re.MULTILINE)
+            re.findall(
+                r"^    (p|g|A|B|RSA|nonce_A|nonce_B|nonce|th|ciphertext|tag|signature) +(\S+)$",
+                said,
+                re.MULTILINE,
+            )
         )
         for said in (server.stderr, client.stderr)
     ]
     assert values[0] == values[1]
     names = {name for name, _ in values[0]}
-    assert names == {"p", "g", "A", "B", "RSA", "nonce", "th", "ciphertext", "tag", "signature"}
+    hellos, records = {"RSA", "nonce_A", "nonce_B"}, {"nonce", "ciphertext", "tag", "signature"}
+    assert names == {"p", "g", "A", "B", "th"} | hellos | records
     for said in (server.stderr, client.stderr):
-        steps = [said.index(step) for step in ("step 1, key", "step 2, encryption", "step 3, authentication")]
+        steps = [said.index(step) for step in ("step 1, key", "step 2, encryption", "steps 2 and 3")]
         assert steps == sorted(steps)
         for secret in (b"a secret word".hex(), b"another one".hex()):
             assert secret not in said

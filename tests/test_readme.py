@@ -49,6 +49,12 @@ def test_it_tells_every_option_and_no_other(script: str) -> None:
     assert len(shown.stdout.splitlines()) <= 26
 
 
+def test_its_diagrams_hold_no_sign_that_ends_a_statement() -> None:
+    diagrams = re.findall("```mermaid\n(.*?)```", README, re.DOTALL)
+    assert len(diagrams) == 2
+    assert not any(";" in diagram for diagram in diagrams)
+
+
 def test_its_numbers_are_the_codes() -> None:
     assert f"each of the {sum(FRAMES.values())} bytes" in README
     assert f"each of {sum(FRAMES.values())} points" in README

@@ -139,7 +139,7 @@ def test_whoever_holds_a_transcript_still_cannot_put_words_into_it(evidence: byt
     """It gives the AES keys away, and no more: another text needs the sender's signature."""
     parts = entries(evidence)
     agreement = Agreement(parts[0][1:], parts[1][1:], parts[2][1:])
-    forger = agreement.direction(Sealer, Role.ALICE, keys.mallory)
+    forger = agreement.end(Sealer, Role.ALICE, keys.mallory)
     forger.seal(Kind.READY)
     parts[5] = b"A" + forger.seal(Kind.TEXT, "I owe you 1000")
     with pytest.raises(ProtocolError, match=SIGNATURE):
@@ -150,9 +150,9 @@ def test_whoever_keeps_a_transcript_cannot_change_what_he_was_answered(evidence:
     """Alice, who keeps it, has her own keys and Z: but Bob's reply names the request that he had received."""
     parts = entries(evidence)
     agreement = Agreement(*(part[1:] for part in parts[:3]))
-    alice = agreement.direction(Sealer, Role.ALICE, keys.alice)
+    alice = agreement.end(Sealer, Role.ALICE, keys.alice)
     alice.seal(Kind.READY)
-    bob = agreement.direction(Opener, Role.BOB, keys.bob)
+    bob = agreement.end(Opener, Role.BOB, keys.bob)
     bob.open(parts[4][1:])
     parts[5] = b"A" + alice.seal(Kind.TEXT, "I owe you 1 coin", bob.latest)
     assert said(joined(parts[:6]))[-1] == (Role.ALICE, Kind.TEXT, "I owe you 1 coin")
@@ -244,7 +244,7 @@ def test_both_programs_keep_and_verify(
     assert verified.wait() == 0
     assert verified.stdout == "Alice: I owe you one coin\nBob: thank you\n"
     for key, name in ((keys.alice, "Alice"), (keys.bob, "Bob")):
-        assert f"{name}, {chat.fingerprint(key)}, is here.\n" in verified.stderr
+        assert f"{name}, {chat.fingerprint(key)}, was here.\n" in verified.stderr
     assert f"Alice, {chat.fingerprint(keys.alice)}, left.\n" in verified.stderr
     assert "There is no goodbye" not in verified.stderr
     assert "Every signature is valid" in verified.stderr
@@ -262,7 +262,8 @@ def test_both_programs_keep_and_verify(
 
     cut.write_bytes(cut.read_bytes()[:-1])
     damaged = start("alice_client.py", "--verify", str(cut))
-    damaged.expect("^Broken off: the transcript ends in the middle of an entry", "stderr")
+    damaged.expect("^Broken off: the transcript ends in the middle of an entry\n", "stderr")
+    damaged.expect("^Nothing is proven but what stands above\\.\n", "stderr")
     assert damaged.wait() == 3
 
 
@@ -270,7 +271,7 @@ def test_a_reason_in_a_transcript_cannot_imitate_the_program(
     start: Callable[..., Program], tmp_path: Path, evidence: bytes, keys: Keys
 ) -> None:
     parts = entries(evidence)
-    sealer = Agreement(*(part[1:] for part in parts[:3])).direction(Sealer, Role.ALICE, keys.alice)
+    sealer = Agreement(*(part[1:] for part in parts[:3])).end(Sealer, Role.ALICE, keys.alice)
     records = [sealer.seal(Kind.READY), sealer.seal(Kind.CLOSE, "bye\nBob: I owe you 1000")]
     (tmp_path / "file").write_bytes(joined([*parts[:3], b"A" + records[0], parts[4], b"A" + records[1]]))
     verified = start("bob_server.py", "--verify", str(tmp_path / "file"))
@@ -285,6 +286,10 @@ def test_a_transcript_that_cannot_be_kept(
     folder = start("alice_client.py", "--transcript", str(tmp_path))
     folder.expect(f"^Stopped: cannot write {tmp_path}: Is a directory", "stderr")
     assert folder.wait() == 1
+    (tmp_path / "other").write_text("what somebody wrote, and wants to keep")
+    other = start("alice_client.py", "--transcript", str(tmp_path / "other"))
+    other.expect("^Stopped: .*/other is no transcript; name another file\n", "stderr")
+    assert other.wait() == 1
     missing = start("alice_client.py", "--verify", str(tmp_path / "none"))
     missing.expect("^Stopped: cannot read .*/none: No such file or directory", "stderr")
     assert missing.wait() == 1

@@ -453,10 +453,10 @@ def test_crypto_utils_makes_the_same_and_opens_it_on_both_sides(name: str) -> No
         assert values == (side["nonce"], side["public_value"], side["public_key"])
     for agreement in session.agreements:
         assert (agreement.th.hex(), agreement.z.hex()) == (case["th"], case["z"])
-    keys = {role: chat.derive_keys(unhex(case["z"]), role.direction, unhex(case["th"])) for role in Role}
+    keys = {role: chat.derive_keys(unhex(case["z"]), role.label, unhex(case["th"])) for role in Role}
     for role, made in keys.items():
         expected = {"key": made.key.hex(), "commitment": made.commitment.hex()}
-        assert case[role.direction.decode()] == expected
+        assert case[role.label.decode()] == expected
     for record in case["records"]:
         sender = Role(record["sender"])
         nonce, ciphertext, tag = (unhex(record[part]) for part in ("nonce", "ciphertext", "tag"))

@@ -218,7 +218,7 @@ WEAKENINGS = [
     weak(
         "both directions with one pair of keys",
         ATTACKS + "no_two_records_share_a_nonce_and_a_key",
-        ("self.z, sender.direction, self.th", "self.z, Role.BOB.direction, self.th"),
+        ("self.z, sender.label, self.th", "self.z, Role.BOB.label, self.th"),
     ),
     weak(
         "one label for both directions",
@@ -233,7 +233,7 @@ WEAKENINGS = [
     weak(
         "keys of the other direction",
         ATTACKS + "a_session_is_what_the_design_says_byte_by_byte",
-        ("self.z, sender.direction, self.th", "self.z, sender.peer.direction, self.th"),
+        ("self.z, sender.label, self.th", "self.z, sender.peer.label, self.th"),
     ),
     weak(
         "Bob's hello not in th",
@@ -312,12 +312,12 @@ WEAKENINGS = [
     weak(
         "direction not signed",
         ATTACKS + "a_record_of_the_other_direction_is_refused_even_if_all_keys_were_the_same",
-        ('b" signature " + sender.direction + th', 'b" signature " + th'),
+        ('b" signature " + sender.label + th', 'b" signature " + th'),
     ),
     weak(
         "th not signed",
         ATTACKS + "the_signature_covers_what_is_never_sent[th]",
-        ("sender.direction + th + keys.commitment", "sender.direction + keys.commitment"),
+        ("sender.label + th + keys.commitment", "sender.label + keys.commitment"),
     ),
     weak(
         "C not signed",

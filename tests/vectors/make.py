@@ -297,9 +297,9 @@ def converse(plan: Plan) -> Json:
     for role, offer in offers.items():
         sealers[role], _, agreement = offer.agree(offers[role.peer].hello)
     case |= {"th": agreement.th.hex(), "z": agreement.z.hex()}
-    keys = {role: chat.derive_keys(agreement.z, role.direction, agreement.th) for role in Role}
+    keys = {role: chat.derive_keys(agreement.z, role.label, agreement.th) for role in Role}
     for role, made in keys.items():
-        case[role.direction.decode()] = {"key": made.key.hex(), "commitment": made.commitment.hex()}
+        case[role.label.decode()] = {"key": made.key.hex(), "commitment": made.commitment.hex()}
     case["records"] = []
     for at, (sender, kind, text, crossed) in enumerate((Says(ALICE, READY), Says(BOB, READY), *plan.says)):
         sealer, other = sealers[sender], sealers[sender.peer]
@@ -491,7 +491,7 @@ def wire(record: Json) -> bytes:
 
 def context(case: Json, sender: Role, th: str, commitment: str) -> bytes:
     """What a signature covers before the record."""
-    return b"secure-chat/1 signature " + sender.direction + bytes.fromhex(th + commitment)
+    return b"secure-chat/1 signature " + sender.label + bytes.fromhex(th + commitment)
 
 
 class Insider:
@@ -503,7 +503,7 @@ class Insider:
             said[record["sender"]].append(bytes.fromhex(record["signed"]))
         self.own, self.number = said[sender.value][-1], len(said[sender.value]) - 3
         self.two_before, self.before, self.latest = said[sender.peer.value][-3:]
-        keys = case[sender.direction.decode()]
+        keys = case[sender.label.decode()]
         self.key = bytes.fromhex(keys["key"])
         self.context = context(case, sender, case["th"], keys["commitment"])
         self.signer = rsa_key(sender.value, 2048)
@@ -609,7 +609,7 @@ def refused_bodies(case: Json, other: Json, after: int, sender: Role, by: Inside
     yield Refusal("that of another session", "signature", wire(other["records"][after]))
     yield Refusal("signed by Mallory", "signature", by.sign(body, mallory))
     yield Refusal("signed by its receiver", "signature", by.sign(body, rsa_key(sender.peer.value, 2048)))
-    mine, reverse = case[sender.direction.decode()], case[sender.peer.direction.decode()]
+    mine, reverse = case[sender.label.decode()], case[sender.peer.label.decode()]
     for name, signed in (
         ("the other direction", context(case, sender.peer, case["th"], mine["commitment"])),
         ("the other direction's commitment", context(case, sender, case["th"], reverse["commitment"])),
