@@ -27,21 +27,25 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TextIO
 
 try:
     import crypto_utils as chat
 except ImportError as missing:
     sys.exit(f"{missing}; activate .venv (see README.md), or: python3 -m pip install -r requirements.txt")
+CLEVER = os.environ.get("TERM", "dumb") != "dumb"  # whether the terminal knows more than letters
 try:
     import readline
     import termios
 
-    if os.environ.get("TERM", "dumb") != "dumb":  # lines that are pasted together are one message
+    if CLEVER:  # lines that are pasted together are one message
         readline.parse_and_bind("set enable-bracketed-paste on")
 except ImportError:  # Windows: no line editing but the terminal's own
     readline = termios = None  # type: ignore[assignment]
 
 ME, PEER = "Alice", "Bob"
+PASTES = "\x1b[?2004h", "\x1b[?2004l"  # a terminal marks what is pasted, from here on and no more
+PASTE_SECONDS = 1.0  # for the rest of what is being pasted
 LINE_LIMIT = chat.TEXT_LIMIT + 3  # characters: the longest text, and the end of its line
 CONNECT_SECONDS = 20
 
@@ -82,26 +86,27 @@ def tell(error: Exception) -> int:
     return status
 
 
-def marked(mark: str, text: str) -> str:
+def marked(mark: str, text: str, stream: TextIO) -> str:
     """Put a mark before the peer's text and a bar before each further line: none passes for the program's."""
-    columns = (os.get_terminal_size(sys.stdout.fileno()).columns or 80) - len(mark) if at_terminal() else None
+    text = text.encode(stream.encoding, "backslashreplace").decode(stream.encoding)  # as it will be printed
+    columns = (os.get_terminal_size(stream.fileno()).columns or 80) - len(mark) if stream.isatty() else None
     return mark + f"\n{'|':>{len(mark) - 1}} ".join(chat.screen_lines(text, columns))
 
 
 def say_left(who: str, reason: str, unread: bool) -> None:
-    say(marked(f"{who} left: ", reason[:200]) if reason else f"{who} left.")
+    say(marked(f"{who} left: ", reason, sys.stderr) if reason else f"{who} left.")
     if unread:
-        say("The last message had not arrived there.")
+        say("That goodbye says that the last message had not arrived.")
 
 
 def show(text: str, name: str = PEER) -> None:
     """Show a message, the peer's unless another name is given. At a terminal, it is marked as verified."""
     if not at_terminal():
-        print(marked(f"{name}: ", text), flush=True)
+        print(marked(f"{name}: ", text, sys.stdout), flush=True)
         return
     mark = f"{name} \N{CHECK MARK} " if "utf" in sys.stdout.encoding.lower() else f"{name} + "
-    lines = marked(mark, text)
-    if "NO_COLOR" not in os.environ and os.environ.get("TERM", "dumb") != "dumb":
+    lines = marked(mark, text, sys.stdout)
+    if "NO_COLOR" not in os.environ and CLEVER:
         lines = f"\x1b[32m{mark}\x1b[0m" + lines[len(mark) :]
     print(lines, flush=True)
 
@@ -122,25 +127,28 @@ def waiting() -> Iterator[None]:
     keyboard, notice = sys.stdin.fileno(), f"({PEER}'s turn; Ctrl-C leaves)"
     if chat.log.isEnabledFor(logging.INFO):  # the steps are shown: there is enough to see
         notice = ""
+    begin_paste, end_paste = PASTES if CLEVER else ("", "")
     try:
         usual, quiet = termios.tcgetattr(keyboard), termios.tcgetattr(keyboard)
         quiet[3] &= ~(termios.ECHO | termios.ICANON)
         termios.tcsetattr(keyboard, termios.TCSANOW, quiet)
     except termios.error as gone:
         raise OSError(*gone.args) from None
-    print(notice, end="", flush=True)
+    print(begin_paste + notice, end="", flush=True)
     try:
         yield
     finally:
-        typed = b""
+        typed, pasting = b"", False
         with contextlib.suppress(OSError, termios.error):  # the terminal may have been closed
-            more = b"more"
-            while more and select.select([keyboard], [], [], 0)[0]:
+            while select.select([keyboard], [], [], PASTE_SECONDS if pasting else 0)[0]:
                 more = os.read(keyboard, 4096)
+                if not more:
+                    break
                 typed += more
+                pasting = typed.rfind(b"\x1b[200~") > typed.rfind(b"\x1b[201~")
             typed_ahead = edited(typed_ahead, typed.decode(errors="ignore"))
             termios.tcsetattr(keyboard, termios.TCSANOW, usual)
-            print("\r" + " " * len(notice) + "\r", end="", flush=True)
+            print(end_paste + "\r" + " " * len(notice) + "\r", end="", flush=True)
 
 
 def edited(line: str, typed: str) -> str:
@@ -277,6 +285,8 @@ def converse(channel: chat.Channel) -> bool:
     """Talk until somebody leaves; return whether it was the peer who did."""
     global typed_ahead
     typed_ahead = ""
+    if at_terminal() and termios is not None:  # nothing is sent that was typed before it was clear to whom
+        termios.tcflush(sys.stdin.fileno(), termios.TCIFLUSH)
     while True:
         if channel.my_turn:
             try:
@@ -294,7 +304,7 @@ def converse(channel: chat.Channel) -> bool:
         with waiting():
             message = channel.receive()
         if message.kind is chat.Kind.CLOSE:
-            say_left(PEER, message.text, channel.unread)
+            say_left(PEER, message.text[:200], channel.unread)
             return True
         show(message.text)
 
@@ -315,12 +325,16 @@ def talk(channel: chat.Channel, home: chat.Home, transcript: chat.Transcript | N
         raise
     except OSError as error:
         channel.close()
-        # Nobody reads on: what is still buffered must not fail again at exit.
-        with contextlib.suppress(OSError):
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        raise chat.FileError(f"cannot read or write the conversation: {error.strerror}") from None
+        raise no_screen(error) from None
     finally:
         channel.line.hang_up()
+
+
+def no_screen(error: OSError) -> chat.FileError:
+    """Return what to tell of an error at standard input or output, of which nothing more is expected."""
+    with contextlib.suppress(OSError):  # what is still buffered must not fail again at exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return chat.FileError(f"cannot read or write the conversation: {error.strerror}")
 
 
 def open_home(folder: Path, name: str) -> chat.Home:
@@ -496,7 +510,16 @@ def verify(file: Path, expected: str | None) -> int:
         data = file.read_bytes()
     except OSError as error:
         raise chat.FileError(f"cannot read {file}: {error.strerror}") from None
-    goodbye = None
+    try:
+        return tell_what_is_proven(data, expected)
+    except OSError as error:
+        raise no_screen(error) from None
+
+
+def tell_what_is_proven(data: bytes, expected: str | None) -> int:
+    """Show who said what, and what that proves; `expected` is the fingerprint that the peer has to have."""
+    goodbye: bool | None = None
+    peers = set()
     for sender, signer, message, unread in proven(chat.verify_transcript(data)):
         name, key = sender.value.title(), chat.fingerprint(signer)
         if message.kind is chat.Kind.READY and goodbye is False and name == "Alice":
@@ -508,17 +531,20 @@ def verify(file: Path, expected: str | None) -> int:
             say_left(f"{name}, {key},", message.text, unread)
         else:
             say(f"{name}, {key}, was here.")
-        if name == PEER and expected not in (None, key):
+        peers |= {key} if name == PEER else set()
+        if expected is not None and not peers <= {expected}:
             raise chat.TrustError(f"{PEER}'s key is not the one asked for, {expected}")
     if goodbye is None:
         raise chat.ProtocolError("the file holds no conversation")
+    if expected is not None and not peers:
+        raise chat.TrustError(f"nothing in it is signed with the key asked for, {expected}")
     if not goodbye:
         say("There is no goodbye: more may have been said.")
+    say("Every signature is valid: the owner of each key signed these words, in answer to what stands before")
     say(
-        "Every signature is valid: the owner of each key signed these words, in answer to what stands before."
+        "in the same conversation. It is not proven when, who they are, that no conversation is missing or in"
     )
-    say("It is not proven when, who they are, that nothing followed, or that the keeper of the file did not")
-    say("replace his own last words, which nobody has answered.")
+    say("another place, and what the keeper of the file said after the last words of the other side.")
     return 0
 
 

@@ -649,6 +649,10 @@ class Direction:
     def is_open(self) -> bool:
         return self._next is not None
 
+    def end(self) -> None:
+        """Let nothing follow."""
+        self._next = None
+
     def signed(self, *body: Buffer) -> SHA256Hash:
         """Hash what a signature covers: the direction, th and C, then nonce || ciphertext || tag."""
         message = self._context.copy()
@@ -881,7 +885,8 @@ class Channel:
         self._opener = opener
         self._first_entries = first_entries
         self._transcript: Transcript | None = None
-        self.unread = False  # whether the peer left before he received our latest text
+        self.unread = False  # whether the peer, who left, says that our latest text had not reached him
+        self._received = opener.latest  # what our next record answers
 
     def keep(self, transcript: Transcript) -> None:
         """From here on, add to a transcript everything that is said, and what proves it."""
@@ -907,8 +912,11 @@ class Channel:
         record = self.line.receive(RECORD_LIMIT)
         message = self._opener.open_in_order(record, self._sealer)
         self.unread = self._sealer.missed(message)
+        if message.kind is Kind.CLOSE:
+            self._sealer.end()
         if self._transcript:
             self._transcript.add(self.role.peer.tag + record)
+        self._received = self._opener.latest
         return message
 
     def close(self, reason: str = "") -> None:
@@ -920,9 +928,13 @@ class Channel:
         self.line.hang_up(wait=GOODBYE_SECONDS)
 
     def _send(self, kind: Kind, text: str) -> None:
-        record = self._sealer.seal(kind, text, self._opener.latest)
+        record = self._sealer.seal(kind, text, self._received)
         if self._transcript:
-            self._transcript.add(self.role.tag + record)
+            try:
+                self._transcript.add(self.role.tag + record)
+            except FileError:
+                self._sealer.end()  # a goodbye under the next number would look like an attack
+                raise
         self.line.send(record)
 
 
@@ -987,10 +999,14 @@ class Transcript:
     def __init__(self, path: Path) -> None:
         """Take a transcript to append to, made if it is not there. Raises FileError."""
         self._path = path
-        if path.is_file() and path.stat().st_size:
-            with _disk("read", path), path.open("rb") as file:
-                if file.read(5)[4:] != b"b":
-                    raise FileError(f"{path} is no transcript; name another file")
+        with _disk("read", path):
+            data = path.read_bytes() if path.is_file() else b""
+        try:
+            require(
+                data[4:5] in (b"", b"b") and all(_entries(data)), "it does not begin with a hello of Bob's"
+            )
+        except ProtocolError as error:
+            raise FileError(f"{path} is no whole transcript ({error}); name another file") from None
         self._append(b"")
 
     def add(self, entry: bytes) -> None:
@@ -998,9 +1014,15 @@ class Transcript:
         self._append(frame(entry))
 
     def _append(self, data: bytes) -> None:
-        with _disk("write", self._path), open(self._path, "ab", opener=_private) as file:
-            _check_owner(self._path, os.fstat(file.fileno()), 0o077)
-            file.write(data)
+        with _disk("write", self._path), open(self._path, "ab", opener=_private, buffering=0) as file:
+            whole = os.fstat(file.fileno())
+            _check_owner(self._path, whole, 0o077)
+            try:
+                while data:
+                    data = data[file.write(data) :]
+            except OSError:
+                file.truncate(whole.st_size)  # half an entry would spoil what follows
+                raise
 
 
 class Statement(NamedTuple):
@@ -1009,21 +1031,26 @@ class Statement(NamedTuple):
     sender: Role
     signer: RsaKey
     message: Message
-    unread: bool  # of a CLOSE: whether its sender had not received the other side's latest text
+    unread: bool  # of a CLOSE: whether its sender says that the other side's latest text had not reached him
 
 
 def verify_transcript(data: bytes) -> Iterator[Statement]:
     """Yield what a transcript proves, trusting nobody; READY begins a conversation. Raises ProtocolError."""
     entries = _entries(data)
     ends: dict[bytes, Opener] = {}
+    seen = set()
     for tag, payload in entries:
         if tag == b"b":
             (tag_a, hello_alice), (tag_z, z) = next(entries, (b"", b"")), next(entries, (b"", b""))
             require((tag_a, tag_z) == (b"a", b"z"), "a conversation does not begin with both hellos and z")
-            ends = _openers(Agreement(payload, hello_alice, z))
+            agreement = Agreement(payload, hello_alice, z)
+            require(agreement.th not in seen, "a conversation is in the file twice")
+            seen.add(agreement.th)
+            ends = _openers(agreement)
             continue
         require(tag in ends, "an entry is of no known kind, or not where it belongs")
         opener, other = ends[tag], ends[b"B" if tag == b"A" else b"A"]
+        require(opener.number == 0 or other.number > 0, "a conversation does not begin with both READY")
         message = opener.open_in_order(payload, other)
         yield Statement(opener.sender, opener.signer, message, other.missed(message))
         if message.kind is Kind.CLOSE:

@@ -181,11 +181,17 @@ CUT_INSIDE = End(1, r"^Cut off: the connection ended in the middle of a message\
 CUT_EARLY = End(
     1, r"^Cut off: the connection ended without a goodbye, during the handshake\. Is bob_server\.py"
 )
-SERVES_ON = End(None, r"^127\.0\.0\.1: Cut off: the connection ended without a goodbye\n")
+SERVES_ON = End(
+    None,
+    r"^127\.0\.0\.1: Cut off: the connection ended without a goodbye, during the handshake; if that was Alice, her screen says why\n",
+)
 LOST_PATIENCE = End(
     1, r"^Cut off: the other side did not answer in time, during the handshake\. Is bob_server"
 )
-SERVES_ON_LATER = End(None, r"^127\.0\.0\.1: Cut off: the other side did not answer in time\n")
+SERVES_ON_LATER = End(
+    None,
+    r"^127\.0\.0\.1: Cut off: the other side did not answer in time, during the handshake; if that was Alice, her screen says why\n",
+)
 
 
 def ends_after(step: str, victim: Role, number: signal.Signals) -> tuple[End, End]:

@@ -477,3 +477,73 @@ def test_a_command_of_the_readme_does_what_it_says(
         timeout=DEADLINE,
     )
     assert done.returncode == 0, done.stderr
+
+
+# ------------------------------------------------------------------------------ what a hostile review found
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "latin-1", "ascii"])
+def test_no_row_of_the_peers_imitates_the_program_where_only_the_output_is_a_terminal(
+    homes: Path, bob: Callable[..., tuple[Program, str]], encoding: str
+) -> None:
+    """With a pipe at its input, as in the README; and where what is printed is longer than what came."""
+    server, port = bob("--once")
+    shell = f"printf 'hi\\n' | {sys.executable} {ROOT / 'alice_client.py'} 127.0.0.1 --port {port}"
+    command = ("sh", "-c", f"{shell}; true #")
+    client = Program(
+        "-", home=homes, terminal=True, size=(ROWS, 80), python=command, PYTHONIOENCODING=encoding
+    )
+    try:
+        server.expect("^Alice: hi")
+        server.write(("\u20ac" * 7 + "Broken off: the record's signature is not valid. ") * 9 + "\n")
+        server.end_input()
+        client.wait()
+    finally:
+        client.close()
+    terminal = pyte.Screen(80, 500)
+    pyte.Stream(terminal).feed(client.stdout)
+    rows = [
+        row.rstrip() for row in terminal.display if "Broken" in row or "signature" in row or "valid" in row
+    ]
+    assert rows
+    assert all(row.startswith(("Bob", "   |", "    |", "     |")) for row in rows), rows
+
+
+def test_what_is_pasted_while_the_other_has_the_turn_is_not_sent_by_itself(
+    bob: Callable[..., tuple[Program, str]], start: Callable[..., Program]
+) -> None:
+    """The first half comes before the reply, the second half after it, and each has the end of a line."""
+    server, port = bob("--once")
+    patient = patched(f"__import__('alice_client').PASTE_SECONDS = {DEADLINE}")
+    client = start(
+        "alice_client.py", "127.0.0.1", "--port", port, "-v", terminal=True, TERM="xterm", python=patient
+    )
+    client.expect("Alice: ")
+    client.write("hello\r")
+    server.expect("^Alice: hello\n")
+    client.expect(r"\x1b\[\?2004h")  # the terminal is asked to tell what is pasted
+    client.write("\x1b[200~first line\rsecret")
+    server.write("reply\n")
+    client.expect("was verified, then decrypted")
+    client.write(" half\rmore\x1b[201~")
+    client.expect("more")
+    client.write(", with Enter\r")
+    server.expect(r"^Alice: first line\n {5}\| secret half\n {5}\| more, with Enter\n")
+
+
+def test_what_was_typed_before_it_was_clear_to_whom_is_not_sent(
+    bob: Callable[..., tuple[Program, str]], start: Callable[..., Program]
+) -> None:
+    server, port = bob("--once")
+    slow = patched(
+        "import sys",
+        "__import__('alice_client').connect = lambda *a, old="
+        "__import__('alice_client').connect: (sys.stdout.write('now'), sys.stdout.flush(), "
+        "input(), old(*a))[-1]",
+    )
+    client = start("alice_client.py", "127.0.0.1", "--port", port, terminal=True, python=slow)
+    client.expect("now")
+    client.write("\nsecret\n")
+    client.expect("Alice: ")
+    client.write("hello\n")
+    server.expect(r"^Alice: hello\n")

@@ -5,12 +5,16 @@ from __future__ import annotations
 import contextlib
 import itertools
 import re
+import resource
 import secrets
+import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Callable
 
 import pytest
-from conftest import Keys, Program
+from conftest import DEADLINE, ROOT, Ends, Keys, Program
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from mallory import REPLY, REQUEST, exchange
@@ -68,9 +72,19 @@ def test_it_proves_who_said_what_in_which_order(evidence: bytes, keys: Keys) -> 
         assert chat.fingerprint(statement.signer) == chat.fingerprint(owner)
 
 
-def test_several_conversations_in_one_file(evidence: bytes) -> None:
-    assert said(evidence + evidence) == EVERYTHING * 2
+def test_several_conversations_in_one_file(evidence: bytes, keys: Keys, tmp_path: Path) -> None:
+    path = tmp_path / "a"
+    assert exchange(
+        keys, tmp_path, on_channel=lambda c: c.keep(Transcript(path)) if c.role is Role.ALICE else None
+    ).went_well()
+    assert path.read_bytes()[: len(evidence)] == evidence
+    assert said(path.read_bytes()) == EVERYTHING * 2
     assert said(b"") == []
+
+
+def test_one_conversation_is_not_two(evidence: bytes) -> None:
+    with pytest.raises(ProtocolError, match="a conversation is in the file twice"):
+        said(evidence + evidence)
 
 
 def test_every_byte_of_it_changed_is_found(evidence: bytes) -> None:
@@ -288,8 +302,11 @@ def test_a_transcript_that_cannot_be_kept(
     assert folder.wait() == 1
     (tmp_path / "other").write_text("what somebody wrote, and wants to keep")
     other = start("alice_client.py", "--transcript", str(tmp_path / "other"))
-    other.expect("^Stopped: .*/other is no transcript; name another file\n", "stderr")
+    other.expect("^Stopped: .*/other is no whole transcript \\(it does not begin with a hello", "stderr")
     assert other.wait() == 1
+    long = start("alice_client.py", "--transcript", "x" * 300)
+    long.expect("^Stopped: cannot read x+: File name too long", "stderr")
+    assert long.wait() == 1
     missing = start("alice_client.py", "--verify", str(tmp_path / "none"))
     missing.expect("^Stopped: cannot read .*/none: No such file or directory", "stderr")
     assert missing.wait() == 1
@@ -305,9 +322,13 @@ def test_any_bytes_are_statements_or_the_one_error(evidence: bytes, at: int, cut
 
 
 def test_a_cut_is_told_even_before_another_conversation(
-    start: Callable[..., Program], tmp_path: Path, evidence: bytes
+    start: Callable[..., Program], tmp_path: Path, evidence: bytes, keys: Keys
 ) -> None:
-    (tmp_path / "file").write_bytes(joined(entries(evidence)[:-1]) + evidence)
+    (tmp_path / "file").write_bytes(joined(entries(evidence)[:-1]))
+    (tmp_path / "file").chmod(0o600)
+    exchange(
+        keys, tmp_path, on_channel=lambda c: c.role is Role.BOB and c.keep(Transcript(tmp_path / "file"))
+    )
     verified = start("bob_server.py", "--verify", str(tmp_path / "file"))
     assert verified.wait() == 0
     assert verified.stderr.count("There is no goodbye: more may have been said.") == 1
@@ -319,3 +340,108 @@ def test_an_empty_file_proves_nothing(start: Callable[..., Program], tmp_path: P
     verified = start("alice_client.py", "--verify", str(tmp_path / "file"))
     verified.expect("^Broken off: the file holds no conversation", "stderr")
     assert verified.wait() == 3
+
+
+# ------------------------------------------------------------------------------ what a hostile review found
+
+
+def test_nothing_follows_the_peers_goodbye(ends: Ends, tmp_path: Path) -> None:
+    """Not even one's own goodbye: it would have no place in the transcript, and the file would end there."""
+    ends.bob.keep(Transcript(tmp_path / "file"))
+    ends.alice._send(Kind.CLOSE, "")
+    assert ends.bob.receive().kind is Kind.CLOSE
+    ends.bob.close()
+    assert [kind for _, kind, _ in said((tmp_path / "file").read_bytes())][-1:] == [Kind.CLOSE]
+
+
+def test_a_goodbye_names_the_last_record_that_is_in_the_file(ends: Ends, tmp_path: Path) -> None:
+    """Whatever interrupts the moment between opening a record and writing it down."""
+
+    class Interrupted(Transcript):
+        def add(self, entry: bytes) -> None:
+            if entry[:1] == b"A" and len(written := self._path.read_bytes()) and said(written)[2:] == []:
+                raise KeyboardInterrupt
+            super().add(entry)
+
+    transcript = Transcript(tmp_path / "file")
+    ends.bob.keep(transcript)
+    ends.bob._transcript = Interrupted(tmp_path / "file")
+    ends.alice.send(REQUEST)
+    with pytest.raises(KeyboardInterrupt):
+        ends.bob.receive()
+    ends.bob._transcript = transcript
+    ends.bob._send(Kind.CLOSE, "")
+    assert said((tmp_path / "file").read_bytes())[-1] == (Role.BOB, Kind.CLOSE, "")
+    assert ends.alice.receive().kind is Kind.CLOSE
+    assert ends.alice.unread
+
+
+def test_a_full_disk_leaves_whole_entries_and_no_goodbye_that_looks_like_an_attack(
+    ends: Ends, tmp_path: Path
+) -> None:
+    path = tmp_path / "file"
+    ends.alice.keep(Transcript(path))
+    before, limit = path.stat().st_size, resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (before + 100, limit[1]))
+    try:
+        with pytest.raises(chat.FileError, match=r"cannot write .*File too large"):
+            ends.alice.send(REQUEST)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+        signal.signal(signal.SIGXFSZ, handler)
+    assert path.stat().st_size == before
+    ends.alice.close()
+    with pytest.raises(chat.ConnectionCut, match="without a goodbye"):
+        ends.bob.receive()
+    Transcript(path)
+
+
+def test_a_file_that_ends_in_an_entry_is_not_added_to(evidence: bytes, tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(evidence[:-1])
+    with pytest.raises(chat.FileError, match=r"no whole transcript \(the transcript ends in the middle"):
+        Transcript(tmp_path / "file")
+    assert (tmp_path / "file").read_bytes() == evidence[:-1]
+
+
+def test_whoever_is_asked_for_has_to_have_signed(
+    start: Callable[..., Program], tmp_path: Path, evidence: bytes, keys: Keys
+) -> None:
+    """A hello that carries his key proves nothing: Alice cannot tell him anything in a file of her own."""
+    parts = entries(evidence)
+    alice = Agreement(*(part[1:] for part in parts[:3])).end(Sealer, Role.ALICE, keys.alice)
+    records = [b"A" + alice.seal(Kind.READY), b"A" + alice.seal(Kind.CLOSE, "I told Bob that I resign")]
+    with pytest.raises(ProtocolError, match="does not begin with both READY"):
+        said(joined([*parts[:3], *records]))
+    (tmp_path / "file").write_bytes(joined([*parts[:3], records[0]]))
+    verified = start(
+        "alice_client.py", "--verify", str(tmp_path / "file"), "--peer", chat.fingerprint(keys.bob)
+    )
+    verified.expect("^Refused: nothing in it is signed with the key asked for", "stderr")
+    assert verified.wait() == 3
+
+
+@pytest.mark.parametrize("out", ["/dev/full", "a closed pipe"])
+def test_verify_into_nowhere_is_no_traceback(tmp_path: Path, evidence: bytes, out: str) -> None:
+    (tmp_path / "file").write_bytes(evidence)
+    command = f"{sys.executable} {ROOT / 'bob_server.py'} --verify {tmp_path / 'file'}"
+    command += " >/dev/full" if out == "/dev/full" else " | sh -c 'exec <&-; read line'"
+    done = subprocess.run(command, shell=True, capture_output=True, text=True, timeout=DEADLINE)
+    assert "Traceback" not in done.stderr
+    assert out != "/dev/full" or "Stopped: cannot read or write the conversation" in done.stderr
+
+
+def test_all_of_a_reason_is_shown_where_it_is_evidence(
+    start: Callable[..., Program], tmp_path: Path, evidence: bytes, keys: Keys
+) -> None:
+    parts = entries(evidence)
+    agreement = Agreement(*(part[1:] for part in parts[:3]))
+    bob, alice = agreement.end(Opener, Role.BOB, keys.bob), agreement.end(Sealer, Role.ALICE, keys.alice)
+    alice.seal(Kind.READY)
+    bob.open(parts[4][1:])
+    goodbye = b"A" + alice.seal(Kind.CLOSE, "I owe you nothing. " * 20 + "NOT!", bob.latest)
+    (tmp_path / "file").write_bytes(joined([*parts[:5], goodbye]))
+    verified = start("bob_server.py", "--verify", str(tmp_path / "file"))
+    assert verified.wait() == 0
+    assert verified.stderr.count("I owe you nothing. ") == 20
+    assert "NOT!" in verified.stderr
