@@ -74,7 +74,7 @@ WEAKENINGS = [
     weak(
         "Alice does not check the group",
         ATTACKS + "parameters[g outside the subgroup]",
-        ("    check_group(group, checked_before)\n    offer", "    offer"),
+        ("        check_group(group, checked_before)\n", "        pass\n"),
     ),
     unchecked("g", ATTACKS + "parameters[g = 1]", "group.contains(g)"),
     unchecked(
@@ -667,6 +667,27 @@ WEAKENINGS = [
         "a transcript's order",
         TRANSCRIPT + "changed[reply before request]",
         ("opener.open_in_order(payload, other)", "opener.open(payload)"),
+    ),
+    unchecked("a conversation twice", TRANSCRIPT + "one_conversation_is_not_two", "agreement.th not in seen"),
+    unchecked(
+        "a transcript without both READY",
+        TRANSCRIPT + "whoever_is_asked_for_has_to_have_signed",
+        "opener.number == 0 or other.number > 0",
+    ),
+    weak(
+        "a goodbye after the peer's",
+        TRANSCRIPT + "nothing_follows_the_peers_goodbye",
+        ("            self._sealer.end()\n        if self._tr", "            pass\n        if self._tr"),
+    ),
+    weak(
+        "a goodbye that names what is not in the file",
+        TRANSCRIPT + "a_goodbye_names_the_last_record_that_is_in_the_file",
+        ("seal(kind, text, self._received)", "seal(kind, text, self._opener.latest)"),
+    ),
+    weak(
+        "half an entry",
+        TRANSCRIPT + "a_full_disk_leaves_whole_entries_and_no_goodbye_that_looks_like_an_attack",
+        ("file.truncate(whole.st_size)", "pass"),
     ),
     unchecked(
         "one key on both sides of a transcript",
