@@ -609,7 +609,7 @@ def test_the_key_asked_for_takes_the_place_of_the_old_ones(home: Home, keys: Key
 def test_any_key_but_the_one_asked_for_is_refused(home: Home, keys: Keys, known: Path, pinned: bool) -> None:
     before = pin_of("bob", keys.bob) if pinned else ""
     known.write_text(before)
-    both = f": {fingerprint(keys.alice)}\n  presented:    {fingerprint(keys.bob)}\n"
+    both = f": {fingerprint(keys.alice)}\n  presented: {fingerprint(keys.bob)}\n"
     for use in (bob(home, only=keys.alice).check, bob(home, only=keys.alice).pin):
         with pytest.raises(TrustError, match=f"(?s)not the one asked for.*{re.escape(both)}"):
             use(keys.bob)

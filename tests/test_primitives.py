@@ -317,13 +317,16 @@ def test_power_refuses_to_run_without_constant_time_arithmetic() -> None:
     assert last_line == "RuntimeError: this installation of pycryptodome has no constant-time arithmetic"
 
 
-def test_nothing_but_power_uses_pow() -> None:
-    users = []
+def test_nothing_but_power_uses_pow_with_a_secret() -> None:
+    """The one other user is for public numbers alone, and is asked by nothing that knows a secret."""
+    users, askers = [], []
     for script in ("crypto_utils.py", "bob_server.py", "alice_client.py"):
         for part in ast.parse((ROOT / script).read_text(encoding="utf-8")).body:
-            names = (getattr(node, "id", getattr(node, "attr", "")) for node in ast.walk(part))
-            users += [(script, getattr(part, "name", "")) for name in names if name in ("pow", "__pow__")]
-    assert users == [("crypto_utils.py", "power")]
+            names = {getattr(node, "id", getattr(node, "attr", "")) for node in ast.walk(part)}
+            users += [getattr(part, "name", "")] if names & {"pow", "__pow__"} else []
+            askers += [getattr(part, "name", "")] if "is_power_one" in names else []
+    assert users == ["power", "is_power_one"]
+    assert askers == ["is_safe_prime", "_fermat", "Home"]
 
 
 # --------------------------------------------------------------------------- RSA keys and their fingerprints

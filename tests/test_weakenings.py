@@ -74,7 +74,7 @@ WEAKENINGS = [
     weak(
         "Alice does not check the group",
         ATTACKS + "parameters[g outside the subgroup]",
-        ("        check_group(group, checked_before)\n", "        pass\n"),
+        ("        check_group(group, checked_before)\n    narrate", "        pass\n    narrate"),
     ),
     unchecked("g", ATTACKS + "parameters[g = 1]", "group.contains(g)"),
     unchecked(
