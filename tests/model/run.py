@@ -1,0 +1,351 @@
+"""Prove the claims of secure_chat.pv, and see that each broken variant of it has the attack meant for it.
+
+    python3 tests/model/run.py                 everything
+    python3 tests/model/run.py WORD ...        only the models that have one of these words in their name
+    python3 tests/model/run.py --write DIR     keep each model there, as ProVerif was given it
+
+ProVerif 2.05 (https://proverif.inria.fr) is $PROVERIF, or `proverif` on the path.
+Exit status: 0 everything is as expected; 1 something is not; 2 there is no ProVerif.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from concurrent.futures import ThreadPoolExecutor
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import NamedTuple
+
+MODEL = Path(__file__).with_name("secure_chat.pv")
+SECONDS = 900  # for one run of ProVerif
+TRUE, FALSE = "true", "false"
+FOUND = {"is true": TRUE, "is false": FALSE, "cannot be proved": "not proved"}
+ROW = "{:46}  {:30}  {:8}  {:10}  {:>7}"
+
+Edit = tuple[str, str]  # what stands in exactly one place of the model, and what takes its place
+
+
+class Variant(NamedTuple):
+    """The model with edits, the claims looked at (patterns of their names), and what is to be found of them.
+
+    None: what the model itself says of each. FALSE: ProVerif must show a run of the variant, an attack, that
+    contradicts the claim; that it cannot prove it is not enough.
+    """
+
+    name: str
+    claims: tuple[str, ...]
+    expected: str | None
+    edits: tuple[Edit, ...]
+
+
+def setting(name: str, *claims: str, edits: tuple[Edit, ...] = ()) -> Variant:
+    """The protocol, against an attacker who can do what the edits add."""
+    return Variant(name, claims, None, edits)
+
+
+def broken(name: str, claim: str, *edits: Edit) -> Variant:
+    """Take away what a claim rests on."""
+    return Variant(name, (claim,), FALSE, edits)
+
+
+def spare(name: str, claims: tuple[str, ...], *edits: Edit) -> Variant:
+    """Take away what nothing rests on alone: something else stands behind it."""
+    return Variant(name, claims, TRUE, edits)
+
+
+# What else an attacker can do. (Not all of it at once, and not in every model: it takes too long.)
+
+# AES-GCM as it is: who knows two keys can make a ciphertext that opens to a text of his own under each.
+TWO_FACED = (
+    (
+        "fun decrypt(",
+        "fun two_faced(bitstring, bitstring, bitstring, bitstring, bitstring): bitstring.\nfun decrypt(",
+    ),
+    (
+        "decrypt(k, n, encrypt(k, n, m)) = m.",
+        """decrypt(k, n, encrypt(k, n, m)) = m
+  otherwise forall n: bitstring, k: bitstring, m: bitstring, k2: bitstring, m2: bitstring;
+    decrypt(k, n, two_faced(n, k, m, k2, m2)) = m
+  otherwise forall n: bitstring, k: bitstring, m: bitstring, k2: bitstring, m2: bitstring;
+    decrypt(k2, n, two_faced(n, k, m, k2, m2)) = m2.""",
+    ),
+)
+# Whoever keeps a transcript may publish Z as soon as he has it, and talk on.
+PUBLISHED = (
+    (
+        "event AliceDone(alice, pinned, th, Z);\n",
+        "event AliceDone(alice, pinned, th, Z);\n  (event Published(th); out(net, Z)) |\n",
+    ),
+    (
+        "out(net, (n0, c, sign(me, b0)));\n",
+        "out(net, (n0, c, sign(me, b0)));\n  (event Published(th); out(net, Z)) |\n",
+    ),
+)
+# Public values whose exponent nobody has drawn: g, and the g^xy of others.
+MORE_VALUES = (
+    (
+        "contains(p, power(g(p), x)) = true.",
+        """contains(p, power(g(p), x)) = true
+  otherwise forall p: bitstring, x: exponent, y: exponent; contains(p, power(power(g(p), x), y)) = true
+  otherwise forall p: bitstring; contains(p, g(p)) = true.""",
+    ),
+)
+
+# What is taken away.
+
+NO_RSA_KEYS_HASHED = (
+    "sha256(((hello, p, nonce_b, B, bob), (hello, nonce_a, A, alice)))",
+    "sha256(((hello, p, nonce_b, B), (hello, nonce_a, A)))",
+)
+NO_TH_SIGNED = ("sha256((signature, direction, th, C, n, c))", "sha256((signature, direction, C, n, c))")
+NO_TH = (
+    NO_TH_SIGNED,
+    ("sha256((block1, Z, direction, th))", "sha256((block1, Z, direction))"),
+    ("sha256((block2, Z, direction, th))", "sha256((block2, Z, direction))"),
+)
+NO_PIN_FOR_ALICE = ("  if is_pinned(bob, pinned) then\n", "")
+NO_PIN_FOR_BOB = ("  if is_pinned(alice, pinned) then\n", "")
+ALICE_TAKES_HER_OWN_KEY = ("  if is_not(bob, alice) then\n", "")
+BOB_TAKES_HIS_OWN_KEY = ("  if is_not(alice, bob) then\n  if is_pinned", "  if is_pinned")
+BOB_IS_READY_FIRST = (
+    "  if is_valid(alice, a0, s) then\n"
+    "  let (=EMPTY) = opened(Ka, n, READY, NOTHING, c) in\n"
+    "  event BobReady",
+    "  event BobReady",
+)
+NO_NONCES = (
+    ("new nonce_a: bitstring;", "let nonce_a = NOTHING in"),
+    ("new nonce_b: bitstring;", "let nonce_b = NOTHING in"),
+)
+# One exponent for all sessions of a person
+ONE_EXPONENT = (
+    ("type exponent.", "type exponent.\nfun kept(rsa_key): exponent."),
+    ("new x: exponent;", "let x = kept(me) in"),
+    ("new y: exponent;", "let y = kept(me) in"),
+)
+# Exponents are written to a disk, from which a thief takes them together with the RSA key.
+STORED_EXPONENTS = (
+    ("type exponent.", "type exponent.\ntable disk(rsa_key, exponent)."),
+    ("new x: exponent;", "new x: exponent; insert disk(me, x);"),
+    ("new y: exponent;", "new y: exponent; insert disk(me, y);"),
+    ("out(net, me))", "out(net, me); !get disk(=me, e) in out(net, e))"),
+)
+# A public value that would be refused: every power of it is itself, so that everybody knows Z.
+VALUES_UNCHECKED = (
+    ("fun contains(", "const small: bitstring.\nfun contains("),
+    (
+        "contains(p, power(g(p), x)) = true.",
+        """contains(p, power(g(p), x)) = true
+  otherwise forall p: bitstring; contains(p, small) = true.
+fun shared(bitstring, exponent): bitstring
+  reduc forall x: exponent; shared(small, x) = small
+  otherwise forall Y: bitstring, x: exponent; shared(Y, x) = power(Y, x).""",
+    ),
+    ("let Z = power(B, x)", "let Z = shared(B, x)"),
+    ("let Z = power(A, y)", "let Z = shared(A, y)"),
+)
+NO_Z = ("sha256((block1, Z, direction, th))", "sha256((block1, direction, th))")
+NOT_VERIFIED = ("= verify(signer, d, s).", "= true.")
+NO_ANSWERS = (
+    ("encrypt(K, n, (kind, answers, text))", "encrypt(K, n, (kind, text))"),
+    ("let (=kind, =answers, text", "let (=kind, text"),
+)
+NO_KIND = ("let (=kind, =answers, text", "let (_: bitstring, =answers, text")
+NO_COMMITMENT = ("sha256((signature, direction, th, C, n, c))", "sha256((signature, direction, th, n, c))")
+NO_NUMBERS = (
+    ("= (number = n).", "= true."),
+    ("sha256((signature, direction, th, C, n, c))", "sha256((signature, direction, th, C, c))"),
+)
+NO_DIRECTION = (
+    ("sha256((signature, direction, th, C, n, c))", "sha256((signature, th, C, n, c))"),
+    ("sha256((block1, Z, direction, th))", "sha256((block1, Z, th))"),
+    ("sha256((block2, Z, direction, th))", "sha256((block2, Z, th))"),
+)
+
+QUICK = ("own-key-*", "misbinding", "shared-secret", "secrecy-*", "goodbye-*", "evidence-*", "one-text")
+
+VARIANTS = [
+    setting("the protocol", "*"),
+    setting("... two-faced ciphertexts", "evidence-*", "one-text", "reach-judge", edits=TWO_FACED),
+    setting("... published transcripts", "evidence-*", "record-*-2", "reach-*", edits=PUBLISHED),
+    setting("... g and g^xy as public values", *QUICK, "handshake-*", "reach-*", edits=MORE_VALUES),
+    # ----------------------------------------------------------------------------- the handshake
+    broken("no RSA keys in the transcript hash", "misbinding", NO_RSA_KEYS_HASHED),
+    broken("no transcript hash in keys and signatures", "handshake-alice", *NO_TH),
+    broken("Alice does not check the pin", "handshake-alice", NO_PIN_FOR_ALICE),
+    broken("Bob does not check the pin", "handshake-bob", NO_PIN_FOR_BOB),
+    broken("Alice takes her own key for Bob's", "own-key-alice", ALICE_TAKES_HER_OWN_KEY),
+    broken("Bob takes his own key for Alice's", "own-key-bob", BOB_TAKES_HIS_OWN_KEY),
+    broken("Bob signs READY before hers is verified", "handshake-bob", BOB_IS_READY_FIRST),
+    broken("no nonces, and the same exponent every time", "handshake-bob", *NO_NONCES, *ONE_EXPONENT),
+    broken("public values are not checked", "shared-secret", *VALUES_UNCHECKED),
+    broken("exponents are stored", "secrecy-alice", *STORED_EXPONENTS),
+    broken("exponents are stored", "secrecy-bob", *STORED_EXPONENTS),
+    broken("no Z in the encryption key", "secrecy-alice", NO_Z),
+    # ----------------------------------------------------------------------------------- records
+    broken("signatures are not verified", "handshake-bob", NOT_VERIFIED),
+    broken("signatures are not verified", "secrecy-alice", NOT_VERIFIED),
+    broken("signatures are not verified", "record-bob-1", NOT_VERIFIED),
+    broken("signatures are not verified", "evidence-alice-1", NOT_VERIFIED),
+    broken("the type is not checked", "record-alice-1", NO_KIND),
+    broken("no `answers`: a request is replaced", "evidence-bob-1", *NO_ANSWERS),
+    broken("no `answers`: a reply is replaced", "evidence-alice-2", *NO_ANSWERS),
+    broken("no `answers`: a text that had not arrived", "goodbye-alice", *NO_ANSWERS),
+    broken("no `answers`: a text that had not arrived", "evidence-goodbye-bob", *NO_ANSWERS),
+    broken("no C in signatures, two-faced ciphertexts", "one-text", NO_COMMITMENT, *TWO_FACED),
+    broken("no numbers, nor `answers`", "record-bob-2", *NO_NUMBERS, *NO_ANSWERS),
+    broken(
+        "no direction, nor `answers`; own keys taken",
+        "handshake-alice",
+        *NO_DIRECTION,
+        *NO_ANSWERS,
+        ALICE_TAKES_HER_OWN_KEY,
+        BOB_TAKES_HIS_OWN_KEY,
+    ),
+    # ------------------------------------------------------- what is there twice: no attack without
+    spare("no direction in keys and signatures", (*QUICK, "handshake-*"), *NO_DIRECTION),
+    spare("numbers are neither signed nor checked", (*QUICK, "record-*-2"), *NO_NUMBERS),
+    spare("no transcript hash in signatures", (*QUICK, "handshake-*"), NO_TH_SIGNED),
+    spare("no nonces", (*QUICK, "handshake-*"), *NO_NONCES),
+    spare("no C in signatures, two-faced ciphertexts", ("evidence-*",), NO_COMMITMENT, *TWO_FACED),
+]
+
+
+class Claim(NamedTuple):
+    name: str
+    expected: str
+    formula: str
+
+
+class Template(NamedTuple):
+    """The model, taken apart at its query."""
+
+    before: str
+    variables: list[str]
+    claims: list[Claim]
+    after: str
+
+    @classmethod
+    def read(cls) -> Template:
+        """A claim is a comment that begins with its [name] or [name: false], and a formula."""
+        parts = re.fullmatch(
+            r"(.*?)^query\n(.*?);\n(.*?)\.\n(\n\(\* -+ the protocol.*)",
+            MODEL.read_text(encoding="utf-8"),
+            re.DOTALL | re.MULTILINE,
+        )
+        if parts is None:
+            raise ValueError(f"{MODEL}: the query is not where it should be")
+        before, variables, query, after = parts.groups()
+        claims = [
+            Claim(name, FALSE if false else TRUE, formula)
+            for name, false, formula in re.findall(
+                r"^\(\* \[([a-z0-9-]+)(: false)?\].*?\*\)\n(.*?)(?:;\n|\Z)", query, re.DOTALL | re.MULTILINE
+            )
+        ]
+        if len(claims) != query.count("==>"):
+            raise ValueError(f"{MODEL}: a claim has no name")
+        return cls(before, re.split(r",\s*", variables.strip()), claims, after)
+
+    def model(self, edits: tuple[Edit, ...], claims: list[Claim]) -> str:
+        """Return what ProVerif is given."""
+        formulas = ";\n".join(claim.formula for claim in claims)
+        used = [name for name in self.variables if re.search(rf"\b{name.split(':')[0]}\b", formulas)]
+        text = f"{self.before}query {', '.join(used)};\n{formulas}.\n{self.after}"
+        for old, new in edits:
+            if text.count(old) != 1:
+                raise ValueError(f"{MODEL}: {text.count(old)} places, not one, for {old!r}")
+            text = text.replace(old, new)
+        return text
+
+
+class Run(NamedTuple):
+    """One run of ProVerif."""
+
+    variant: Variant
+    claims: list[Claim]
+    model: str
+
+
+def plan() -> list[Run]:
+    """Return the runs: one a variant, and one more for every claim of injective agreement: those take long."""
+    template, runs = Template.read(), []
+    for variant in VARIANTS:
+        claims = [
+            claim for claim in template.claims if any(fnmatch(claim.name, name) for name in variant.claims)
+        ]
+        groups = [[claim] for claim in claims if "inj-event" in claim.formula]
+        groups.insert(0, [claim for claim in claims if "inj-event" not in claim.formula])
+        runs += [Run(variant, group, template.model(variant.edits, group)) for group in groups if group]
+        if not claims or (variant.expected and {claim.expected for claim in claims} != {TRUE}):
+            raise ValueError(f"{variant.name}: not the claims that it should be about")
+    return runs
+
+
+def prove(command: str, file: Path, run: Run) -> tuple[list[str], float]:
+    """Return what ProVerif found of each claim, and how many seconds that took."""
+    file.write_text(run.model, encoding="utf-8")
+    environment = {"OCAMLRUNPARAM": "s=4M,o=300", **os.environ}  # collect garbage less often
+    begun = time.monotonic()
+    try:
+        done = subprocess.run(
+            [command, file], capture_output=True, text=True, timeout=SECONDS, env=environment
+        )
+    except subprocess.TimeoutExpired:
+        return ["no end"] * len(run.claims), SECONDS
+    results = re.findall(r"^RESULT [^(].*(is true|is false|cannot be proved)", done.stdout, re.MULTILINE)
+    if len(results) != len(run.claims):
+        raise ValueError(f"{run.variant.name}: ProVerif said\n{done.stdout[-2000:]}{done.stderr}")
+    return [FOUND[result] for result in results], time.monotonic() - begun
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description="Check secure_chat.pv and its broken variants.")
+    parser.add_argument(
+        "words", nargs="*", metavar="WORD", help="only models with one of these in their name"
+    )
+    parser.add_argument("--write", type=Path, metavar="DIR", help="keep what ProVerif was given here")
+    options = parser.parse_args()
+    command = shutil.which(os.environ.get("PROVERIF", "proverif"))
+    if command is None:
+        print(
+            "There is no ProVerif: put `proverif` on the path, or its place into $PROVERIF.", file=sys.stderr
+        )
+        return 2
+    runs = [r for r in plan() if not options.words or any(word in r.variant.name for word in options.words)]
+    begun, total, differing = time.monotonic(), 0, 0
+    print(ROW.format("model", "claim", "expected", "found", "seconds"), flush=True)
+    with tempfile.TemporaryDirectory() as temporary, ThreadPoolExecutor(os.cpu_count()) as pool:
+        folder = options.write or Path(temporary)
+        folder.mkdir(parents=True, exist_ok=True)
+        files = [
+            folder / f"{number:02} {re.sub('[^A-Za-z0-9]+', ' ', run.variant.name).strip()}.pv"
+            for number, run in enumerate(runs, 1)
+        ]
+        for run, (found, seconds) in zip(runs, pool.map(prove, [command] * len(runs), files, runs)):
+            expected = [run.variant.expected or claim.expected for claim in run.claims]
+            rows = list(zip((claim.name for claim in run.claims), expected, found))
+            total += len(rows)
+            differing += sum(wanted != got for _, wanted, got in rows)
+            if expected == found and len(rows) > 2 and run.variant is not VARIANTS[0]:
+                rows = [(f"{len(rows)} claims", run.variant.expected or "as above", found[0])]
+            took = f"{seconds:.1f}"
+            for name, wanted, got in rows:
+                row = ROW.format(run.variant.name, name, wanted, got, took)
+                print(
+                    row.rstrip() if wanted in (got, "as above") else f"{row:111}  <-- not as expected",
+                    flush=True,
+                )
+                took = ""
+    print(f"{total - differing} of {total} as expected, in {time.monotonic() - begun:.0f} s")
+    return 1 if differing else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
