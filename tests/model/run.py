@@ -274,7 +274,7 @@ class Run(NamedTuple):
 
 
 def plan() -> list[Run]:
-    """Return the runs: one a variant, and one more for every claim of injective agreement: those take long."""
+    """Return the runs: one a variant, and one more for every claim of injective agreement: they are slow."""
     template, runs = Template.read(), []
     for variant in VARIANTS:
         claims = [
