@@ -1,57 +1,67 @@
-"""The secure-chat/1 protocol, from the bottom up: three steps, frames and hellos, records, the handshake.
+"""Secure chat: the protocol secure-chat/1 and what its two programs share, in the order in which it runs.
 
     Bob                                                               Alice
     hello_bob = "secure-chat/1", nonce_B, p, g, B = g^b, RSA_bob  ---->
                 <----  hello_alice = "secure-chat/1", nonce_A, A = g^a, RSA_alice
-    both: Z = g^ab, th, two AES keys; is the peer's key the pinned one?
+    both: may the peer's key be trusted? Z = g^ab, th, two AES keys
                 <----  record 0: READY, sealed by Alice (sent together with her hello)
-    record 0: READY, sealed by Bob, once hers is verified and decrypted  ---->
+    record 0: READY, sealed by Bob, after he verified and decrypted hers  ---->
                 <----  record n: TEXT, the request
     record n: TEXT, the reply  ---->
-    either side, whenever it leaves: CLOSE
+    either side, when it leaves: CLOSE
 
-    symbol    here             bytes         what it is, and where it comes from
-    p, q, g   Group            256 to 512    safe prime p = 2q + 1, generator g of the subgroup of order q
+    symbol    here             bytes         what it is, and where it is defined
+    p, q, g   Group            256 to 512    safe prime p = 2q + 1; g generates the subgroup of order q
     a, b      Offer.exponent   len(p) / 8    private exponent, for one session (SP 800-56A, 5.6.1.1)
     A, B      public_value     len(p)        g^a, g^b mod p, left-padded
     Z         z                len(p)        shared secret g^ab mod p, left-padded (SP 800-56A, 5.7.1.1)
     th        th               32            transcript hash: SHA-256 over both hello frames
     K         key              32            AES-256 key of one direction (SP 800-56C, 4.1)
-    C         commitment       32            commits to K; never sent, in every signature
-    n         number           12            record number in its direction: the GCM nonce (SP 800-38D, 8.2.1)
-              answers          32            in each record: what the last signature received was made over
+    C         commitment       32            commits to K; never sent, covered by every signature
+    n         number           12            number of a record in its direction: the GCM nonce (SP 800-38D, 8.2.1)
+              in_reply_to      32            in each record: the hash that was signed of the last record received
 
-Bytes go in, bytes come out: a socket is only something to read from and to write to, and nothing
-here prints or asks. Secrets come from the system's CSPRNG, and secret Diffie-Hellman exponents are
-used in one function, `power`. What a peer sends is either a value that passed every check or an exception.
+The three steps are Diffie-Hellman, AES-GCM and RSA-PSS. They are followed by hellos, records, the handshake,
+evidence, and keys on disk. Up to the banner, bytes go in and bytes come out: a socket is something to read from
+and to write to, and nothing prints or asks. Below the banner is what both programs need for a person at a
+terminal. Whatever a peer sends becomes a value that passed every check, or an exception.
 """
 
 from __future__ import annotations
 
+import sys
+
+if sys.version_info < (3, 9):
+    raise ImportError(f"Python 3.9 or newer is needed, and this is {sys.version.split()[0]}")
+
+import argparse
 import base64
 import contextlib
 import enum
 import errno
-import functools
+import getpass
 import hmac
+import itertools
 import logging
 import math
 import os
 import re
 import secrets
+import select
 import shlex
+import signal
 import socket
 import stat
-import sys
+import textwrap
+import threading
 import time
 from array import array
-from collections.abc import Iterator, Mapping
+from collections import deque
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from itertools import compress
 from pathlib import Path
-from typing import Callable, NamedTuple, TypeVar, Union
-from unicodedata import east_asian_width
+from typing import BinaryIO, Callable, NamedTuple, NoReturn, TextIO, Union
 
 from Crypto import IncorrectPassphraseError, PassphraseRequiredError
 from Crypto.Cipher import AES
@@ -59,11 +69,11 @@ from Crypto.Hash import SHA256
 from Crypto.Hash.SHA256 import SHA256Hash
 from Crypto.IO import PEM
 from Crypto.Math.Numbers import Integer, _implementation
-from Crypto.Math.Primality import test_probable_prime
+from Crypto.Math.Primality import miller_rabin_test
 from Crypto.PublicKey import RSA
 from Crypto.PublicKey.RSA import RsaKey as RsaKey
 from Crypto.Signature import pss
-from Crypto.Util.asn1 import DerBitString, DerObject, DerSequence
+from Crypto.Util.asn1 import DerSequence
 from Crypto.Util.Padding import unpad
 from Crypto.Util.RFC1751 import key_to_english
 
@@ -71,13 +81,16 @@ if sys.platform == "win32":
     import msvcrt
 else:
     import fcntl
+    import grp
+    import pwd
 
-log = logging.getLogger("secure_chat")  # tells the steps as they happen; never a secret
+if _implementation.get("library") != "nat":
+    raise ImportError("this installation of pycryptodome has no constant-time arithmetic")
 
 VERSION = b"secure-chat/1"
 PORT = 65432
 
-# Sizes in bytes unless the name says bits; every limit holds before anything is allocated or computed.
+# Sizes in bytes, unless the name says bits. Each limit is checked before anything is allocated or computed.
 NONCE_BYTES = 32
 GROUP_BITS = range(2048, 4096 + 1)
 RSA_BITS = range(2048, 4096 + 1)
@@ -90,44 +103,52 @@ TEXT_LIMIT = 1024 * 1024
 PADDING = 256
 GCM_NONCE, GCM_TAG = 12, 16
 RECORD_LIMIT = GCM_NONCE + (TEXT_LIMIT // PADDING + 1) * PADDING + GCM_TAG + RSA_BITS[-1] // 8
-FILE_LIMIT = 1024 * 1024
-# How a file is opened: through no symbolic link, and without waiting for a pipe.
-NO_TRICKS = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
+FILE_LIMIT = 1024 * 1024  # of a file in a home folder
 
 HANDSHAKE_SECONDS = 10.0  # for the whole handshake, from its first byte
-FIRST_BYTE_SECONDS = 120.0  # Alice's patience with a Bob who is still making his parameters
-STALL_SECONDS = 30.0  # for the next bytes of a frame that has begun
+FIRST_BYTE_SECONDS = 120.0  # that Alice waits for Bob, who may still be searching for parameters
+STALL_SECONDS = 30.0  # without progress in the middle of a frame, sent or received
 GOODBYE_SECONDS = 2.0  # for a CLOSE to reach the other side before we hang up
 
-# A record is one write, sent at once; a dead line is noticed after 30 s, idle (seconds) or sending (ms).
+# A record is sent at once, in one segment where it fits. A dead line is noticed after 30 s: idle, by keep-alive
+# (values in seconds); while sending, by the time-out (in milliseconds).
 TCP_OPTIONS = {
     "TCP_NODELAY": 1,
     "TCP_KEEPIDLE": 15,
-    "TCP_KEEPALIVE": 15,  # macOS's name for it
+    "TCP_KEEPALIVE": 15,  # the same option on macOS
     "TCP_KEEPINTVL": 5,
     "TCP_KEEPCNT": 3,
     "TCP_USER_TIMEOUT": 30_000,
 }
 
 Buffer = Union[bytes, bytearray, memoryview]
+Waitable = Union[socket.socket, "Inbox", "select.epoll"]
 Random = Callable[[int], bytes]
 UNPARSABLE = (ValueError, IndexError, TypeError, ArithmeticError)  # what the library raises for damaged keys
 
 
 class ProtocolError(Exception):
-    """The peer, or somebody on the line, broke the protocol. The connection is over."""
+    """The peer, or somebody in between, broke the protocol. The connection is over."""
 
 
 class TrustError(Exception):
-    """The peer holds a key that is not the one to be trusted: a person has to decide."""
+    """The peer's key is not the one to be trusted: a person has to decide.
+
+    `presented` and `expected` are fingerprints; several keys may be expected.
+    """
+
+    def __init__(self, reason: str, presented: str = "", expected: tuple[str, ...] = ()) -> None:
+        super().__init__(reason)
+        self.presented = presented
+        self.expected = expected
 
 
 class ConnectionCut(Exception):
-    """There is no connection, or it ended or stalled without a goodbye."""
+    """The connection ended or stalled without a goodbye."""
 
 
 class FileError(Exception):
-    """A file, a folder or the terminal cannot be used as it is. Files were left as they were."""
+    """A file or folder cannot be used as it is, and was left as it was. The text says what to do."""
 
 
 class MessageError(ValueError):
@@ -140,23 +161,16 @@ def require(condition: bool, reason: str) -> None:
         raise ProtocolError(reason)
 
 
-def narrate(where: str, what: str, public: Mapping[str, int | bytes | RsaKey]) -> None:
-    """Log a step with its public values: shortened at level INFO, whole at DEBUG."""
-    if not log.isEnabledFor(logging.INFO):
-        return
-    lines = [where, "    " + what]
-    for name, value in public.items():
-        if isinstance(value, int):
-            value = to_bytes(value)
-        shown = value.hex() if isinstance(value, bytes) else fingerprint(value)
-        if len(shown) > 64 and not log.isEnabledFor(logging.DEBUG):
-            shown = f"{shown[:24]}...{shown[-24:]} ({len(shown) // 2} bytes)"
-        lines.append(f"    {name:10} {shown}")
-    log.info("\n".join(lines))
+log = logging.getLogger("secure_chat")
+
+
+def trace(step: str, **values: Buffer | int | str) -> None:
+    """Log a step of the protocol with its values. No secret key or exponent is ever among them."""
+    log.info(step, extra={"values": values})
 
 
 class Role(enum.Enum):
-    """Who one is: it orders the transcript and labels the keys."""
+    """Which side one is. It orders the hellos and labels the keys."""
 
     BOB = "bob"
     ALICE = "alice"
@@ -167,43 +181,36 @@ class Role(enum.Enum):
 
     @property
     def label(self) -> bytes:
-        """The label of what this role sends, for example b"bob->alice"."""
+        """The direction of what this role sends, for example b"bob->alice"."""
         return f"{self.value}->{self.peer.value}".encode()
 
     @property
     def symbol(self) -> str:
-        """The name of this role's public value."""
+        """The name of this role's public value, A or B."""
         return self.value[0].upper()
 
     @property
     def tag(self) -> bytes:
-        """What marks this role's records in a transcript."""
+        """The byte that marks this role's records in a transcript."""
         return self.symbol.encode()
 
 
-# ---------------------------------------------------------------- Diffie-Hellman parameters and step 1
+# ------------------------------------------------------------------------- step 1: Diffie-Hellman
 
 
-def power(base: int, exponent: bytes, modulus: int) -> bytes:
+def modexp(base: int, exponent: bytes, modulus: int) -> bytes:
     """Return base^exponent mod modulus, left-padded to the length of the modulus.
 
-    The running time depends on the lengths alone: the exponent is taken as bytes and stays so. This
-    is the one place that touches the library's internal big integers, and it insists on the
-    constant-time ones (the library silently falls back to others where its C code cannot be loaded).
+    The running time depends on the lengths alone: the exponent is kept as bytes, and the library's
+    Integer is constant-time (this module cannot be imported where it is not). No other function raises
+    a number to a secret power.
     """
-    if _implementation.get("library") != "nat":
-        raise RuntimeError("this installation of pycryptodome has no constant-time arithmetic")
     result = pow(Integer(base), Integer.from_bytes(exponent), Integer(modulus))
     return result.to_bytes(byte_length(modulus))
 
 
-def is_square(y: int, p: int) -> bool:
-    """Whether y is a square modulo the odd prime p: the Jacobi symbol, for public values."""
-    return Integer.jacobi_symbol(y, p) == 1
-
-
 def is_power_one(base: int, exponent: int, modulus: int) -> bool:
-    """Whether base^exponent = 1 mod modulus, all of them public."""
+    """Whether base^exponent = 1 mod modulus. All three are public, so the time may depend on them."""
     return pow(Integer(base), Integer(exponent, public=True), Integer(modulus)) == 1
 
 
@@ -212,7 +219,7 @@ def byte_length(number: int) -> int:
 
 
 def to_bytes(number: int) -> bytes:
-    """Return the minimal unsigned big-endian encoding."""
+    """Return the shortest unsigned big-endian encoding; 0 has none (b"")."""
     return number.to_bytes(byte_length(number), "big")
 
 
@@ -230,14 +237,15 @@ class Group:
     def contains(self, y: int) -> bool:
         """Whether y is in the subgroup of order q and not 1 (SP 800-56A, 5.6.2.3.1).
 
-        Modulo a safe prime, that subgroup is the squares: y^q = 1 by Euler's criterion.
+        Modulo a safe prime, that subgroup consists of the squares (Euler's criterion), and the Jacobi
+        symbol tells a square six times faster than y^q does. All values are public.
         """
-        return 2 <= y <= self.p - 2 and is_square(y, self.p)
+        return 2 <= y <= self.p - 2 and Integer.jacobi_symbol(y, self.p) == 1
 
     def private_exponent(self, random: Random = secrets.token_bytes) -> bytes:
-        """Return len(p) / 8 random bytes: 256 bits for a 2048-bit group, well over twice its strength.
+        """Return len(p) / 8 random bytes: 256 bits for a 2048-bit group, over twice its strength.
 
-        (SP 800-56A, 5.6.1.1.3 excludes 0. A zero has probability 2^-256, and the peer would refuse g^0.)
+        (SP 800-56A, 5.6.1.1.3 excludes 0. It has probability 2^-256, and the peer would refuse g^0 = 1.)
         """
         return random(byte_length(self.p) // 8)
 
@@ -247,10 +255,7 @@ class Group:
 
     @classmethod
     def load(cls, pem: bytes) -> Group:
-        """Read PKCS#3 PEM (an optional private value length is ignored), unchecked.
-
-        Raises ValueError if it is anything else.
-        """
+        """Read PKCS#3 PEM, unchecked; an optional private value length in it is ignored. Raises ValueError."""
         try:
             der, marker, _ = PEM.decode(pem.decode("ascii"))
             sequence = DerSequence().decode(der, strict=True, nr_elements=(2, 3), only_ints_expected=True)
@@ -261,55 +266,41 @@ class Group:
         return cls(sequence[0], sequence[1])
 
 
-# SHA-256 over p of the groups in RFC 7919 (ffdhe) and RFC 3526 (modp): safe primes, known to everybody.
-KNOWN_PRIMES = frozenset(
-    bytes.fromhex(digest)
-    for digest in (
-        "9cd3b7f336872f46c09428d1bbc19877a4d440512cda8d1c1cf0cd6e33698966",  # ffdhe2048
-        "0eaf67db3a839156d5013494a5318a772b5697d270d721f37f092efc69ea5a17",  # ffdhe3072
-        "4648414224ac881b3d0dc59b466f96d06a558278776807797ecf1f66ff397b3e",  # ffdhe4096
-        "d66436f79bbd6b2e38c0ffbd079be904d2641415e2e67140e09448be9a60890e",  # modp 2048
-        "48cf8b092fbce4359d9871abf74f98e25b6163379eaa15cd9087e800c6d1c55c",  # modp 3072
-        "4ee95187682bcb230ad26a95205f6920e84708f6251b3894329b09ec23919e33",  # modp 4096
-    )
-)
-
-
-def check_group(group: Group, checked_before: Group | None = None) -> None:
+def check_group(group: Group, rounds: int = 64) -> None:
     """Raise ProtocolError unless p is a safe prime of 2048 to 4096 bits and g generates the subgroup.
 
-    A p that passed before, or that everybody knows, is not tested again.
+    `rounds` of Miller-Rabin test q: 64 for a p that somebody else chose (an error below 2^-128), 1 for
+    a file of one's own that may be damaged, and 0 for a p that has passed before.
     """
     p, g = group.p, group.g
     require(p.bit_length() in GROUP_BITS, f"p has {p.bit_length()} bits, not 2048 to 4096")
     require(p % 2 == 1, "p is even")
-    known = SHA256.new(to_bytes(p)).digest() in KNOWN_PRIMES
-    if not known and (checked_before is None or p != checked_before.p):
-        require(is_safe_prime(p), "p is not a safe prime")
+    require(rounds == 0 or is_safe_prime(p, rounds), "p is not a safe prime")
     require(group.contains(g), "g does not generate the subgroup of order q")
 
 
-def is_safe_prime(p: int) -> bool:
+def is_safe_prime(p: int, rounds: int = 64) -> bool:
     """Whether the odd number p and q = (p - 1) / 2 are both prime.
 
-    q gets the library's test (Miller-Rabin with random bases, and Lucas). For p that settles it:
-    with q > sqrt(p) prime, 4^q = 1 and gcd(4 - 1, p) = 1 prove p prime (Pocklington's theorem).
+    q passes `rounds` of Miller-Rabin with random bases; a composite q passes one with probability 1/4 at
+    most. Then p is proven prime: with q > sqrt(p) prime, 4^q = 1 mod p and gcd(4 - 1, p) = 1 suffice
+    (Pocklington's theorem).
     """
     q = (p - 1) // 2
-    return p % 3 != 0 and is_power_one(4, q, p) and bool(test_probable_prime(q))
+    return p % 3 != 0 and is_power_one(4, q, p) and bool(miller_rabin_test(q, rounds))
 
 
 def generate_group(bits: int = 2048, progress: Callable[[float], None] = lambda _: None) -> Group:
-    """Make fresh parameters: p of exactly `bits` bits, the first p = 23 mod 24 after a random start; g = 2.
+    """Make new parameters: the first safe prime p of exactly `bits` bits after a random start; g = 2.
 
-    p = 24k - 1 makes q = 12k - 1, and 2 a square mod p (p = 7 mod 8), so that it has order q. A run
-    of k from a random start is sieved of small factors of p and q; what survives is tested, a thread
-    a core (the library's arithmetic releases the interpreter lock). `progress` is told after every
-    test what part of all such searches would have ended by then.
+    Every p here is 24k - 1. Then q = 12k - 1, neither is divisible by 2 or 3, and 2 is a square mod p
+    (p = 7 mod 8), so it has order q. A million numbers k from a random start are sieved of small factors
+    of p and q. What is left is tested, one thread per core (the library's arithmetic releases the
+    interpreter lock). `progress` is called after every test with the share of all searches that end by then.
     """
     bound, run = 10_000_000 if bits < 2560 else 24_000_000, 1 << 20
     small_primes = _small_primes(bound)
-    # Mertens: among numbers without factors below B, one in ln(q) / (e^gamma ln(B)) is prime.
+    # Mertens: of the numbers without factors below `bound`, one in ln(q) / (e^gamma ln(bound)) is prime.
     chance = (1.781 * math.log(bound) / (bits * math.log(2))) ** 2
     tested = 0
     pool = ThreadPoolExecutor(max_workers=os.cpu_count())
@@ -318,7 +309,7 @@ def generate_group(bits: int = 2048, progress: Callable[[float], None] = lambda 
             start = (secrets.randbelow(1 << (bits - 1)) + (1 << (bits - 1))) // 24
             candidates = (12 * (start + i) - 1 for i in _survivors(start, run, small_primes))
             survivors = [q for q in candidates if q.bit_length() == bits - 1]
-            for q, passed in zip(survivors, pool.map(_fermat, survivors)):
+            for q, passed in zip(survivors, pool.map(_passes_fermat, survivors)):
                 tested += 1
                 progress(1 - (1 - chance) ** tested)
                 if passed and is_safe_prime(2 * q + 1):
@@ -327,8 +318,8 @@ def generate_group(bits: int = 2048, progress: Callable[[float], None] = lambda 
         pool.shutdown(cancel_futures=True)
 
 
-def _fermat(q: int) -> bool:
-    """Whether 2^(q-1) = 1 mod q: nearly always false for a composite q."""
+def _passes_fermat(q: int) -> bool:
+    """Whether 2^(q-1) = 1 mod q, which is nearly always false for a composite q."""
     return is_power_one(2, q - 1, q)
 
 
@@ -339,7 +330,7 @@ def _small_primes(bound: int) -> array[int]:
         if is_prime[n]:
             is_prime[n * n :: n] = bytes(len(range(n * n, bound, n)))
     is_prime[:5] = bytes(5)
-    return array("I", compress(range(bound), is_prime))
+    return array("I", itertools.compress(range(bound), is_prime))
 
 
 def _survivors(start: int, run: int, small_primes: array[int]) -> Iterator[int]:
@@ -350,55 +341,48 @@ def _survivors(start: int, run: int, small_primes: array[int]) -> Iterator[int]:
         rest = start % math.prod(primes)  # one long division for sixteen primes
         for r in primes:
             inverse = (1 + r * (24 - r % 24)) // 24  # of 24 mod r, since r^2 = 1 mod 24
-            for k in (inverse, 2 * inverse):  # 24k = 1 strikes p, 12k = 1 strikes q
+            for k in (inverse, 2 * inverse):  # r divides p where 24k = 1 mod r, and q where 12k = 1 mod r
                 first = (k - rest) % r
                 if r < run:
                     alive[first::r] = bytes(len(range(first, run, r)))
                 elif first < run:
                     alive[first] = 0
-    return compress(range(run), alive)
+    return itertools.compress(range(run), alive)
 
 
-# ------------------------------------------------------------------------ step 2: symmetric encryption
+# --------------------------------------------------------------------- step 2: SHA-256 and AES-GCM
 
 
-class DirectionKeys(NamedTuple):
-    """What SHA-256 makes of the shared secret for one direction: K encrypts, C is signed."""
-
-    key: bytes
-    commitment: bytes
-
-    def __repr__(self) -> str:
-        return "DirectionKeys(...)"
-
-
-def derive_keys(z: bytes, direction: bytes, th: bytes) -> DirectionKeys:
-    """Derive K and C, 32 bytes each (SP 800-56C, 4.1: one-step with SHA-256, two blocks)."""
+def derive_keys(z: bytes, direction: bytes, th: bytes) -> tuple[bytes, bytes]:
+    """Return K and C for one direction, 32 bytes each (SP 800-56C, 4.1: one-step with SHA-256, two blocks)."""
     fixed_info = VERSION + b" key " + direction + th
     key, commitment = (SHA256.new(block.to_bytes(4, "big") + z + fixed_info).digest() for block in (1, 2))
-    return DirectionKeys(key, commitment)
+    return key, commitment
 
 
 def encrypt(key: bytes, nonce: bytes, plaintext: bytes) -> tuple[bytes, bytes]:
-    """AES-256-GCM: return ciphertext and tag[16] for a 12-byte nonce (SP 800-38D)."""
+    """AES-256-GCM: return the ciphertext and its 16-byte tag, for a 12-byte nonce (SP 800-38D, 7.1)."""
     return AES.new(key, AES.MODE_GCM, nonce=nonce, mac_len=GCM_TAG).encrypt_and_digest(plaintext)
 
 
 def decrypt(key: bytes, nonce: bytes, ciphertext: Buffer, tag: Buffer) -> bytes:
-    """Undo `encrypt`. Raises ValueError if the tag is not valid: then nothing is returned."""
+    """Undo `encrypt` (SP 800-38D, 7.2). Raises ValueError, and returns nothing, if the tag is not valid."""
     return AES.new(key, AES.MODE_GCM, nonce=nonce, mac_len=GCM_TAG).decrypt_and_verify(ciphertext, tag)
 
 
-# ------------------------------------------------------------------------------ step 3: authentication
+# ------------------------------------------------------------------------------- step 3: RSA-PSS
 
 
 def sign(key: RsaKey, message: SHA256Hash, random: Random = secrets.token_bytes) -> bytes:
-    """RSASSA-PSS with SHA-256, MGF1-SHA-256 and a 32-byte salt over a hashed message (RFC 8017, 8.1.1)."""
+    """RSASSA-PSS with SHA-256, MGF1-SHA-256 and a 32-byte salt, over a hashed message (RFC 8017, 8.1.1).
+
+    The signature is as long as the modulus: 256 to 512 bytes.
+    """
     return pss.new(key, salt_bytes=32, rand_func=random).sign(message)
 
 
 def verify(key: RsaKey, message: SHA256Hash, signature: bytes) -> bool:
-    """Whether `signature` is `key`'s over a hashed message (RFC 8017, 8.1.2)."""
+    """Whether `signature` was made with `key` over this hashed message (RFC 8017, 8.1.2)."""
     try:
         pss.new(key, salt_bytes=32).verify(message, signature)
     except ValueError:
@@ -406,24 +390,20 @@ def verify(key: RsaKey, message: SHA256Hash, signature: bytes) -> bool:
     return True
 
 
-# DER of AlgorithmIdentifier { rsaEncryption, NULL } (RFC 8017, A.1): the first part of a public key.
+def public_der(key: RsaKey) -> bytes:
+    """Return the public half in its one canonical encoding, DER SubjectPublicKeyInfo (RFC 8017, A.1)."""
+    return key.public_key().export_key("DER")
+
+
+# DER of AlgorithmIdentifier { rsaEncryption, NULL }: how the public key's DER begins, after its length.
 _RSA_ENCRYPTION = bytes.fromhex("300d06092a864886f70d0101010500")
 
 
-def public_der(key: RsaKey) -> bytes:
-    """Return the public half as DER SubjectPublicKeyInfo, in its one canonical encoding.
-
-    (The library's own export takes ten times as long, and a handshake needs this six times.)
-    """
-    numbers = [DerObject(0x02, n.to_bytes(n.bit_length() // 8 + 1, "big")).encode() for n in (key.n, key.e)]
-    return DerSequence([_RSA_ENCRYPTION, DerBitString(DerSequence(numbers).encode()).encode()]).encode()
-
-
 def load_public_key(der: bytes) -> RsaKey:
-    """Parse and check an RSA public key from a peer: DER SubjectPublicKeyInfo, at most 1 KiB.
+    """Parse and check a peer's RSA public key: DER SubjectPublicKeyInfo of at most 1 KiB.
 
-    Size first: the library needs 25 s for a key of 131 KB. (It refuses an n that is even or a multiple
-    of e.) Raises ProtocolError.
+    The size is checked first, because the library needs 25 s to parse a key of 131 KB. (It refuses
+    an n that is even or a multiple of e.) Raises ProtocolError.
     """
     require(len(der) <= RSA_DER_LIMIT, "the RSA key is larger than 1 KiB")
     require(_RSA_ENCRYPTION in der[:19], "the key is not an RSA SubjectPublicKeyInfo")
@@ -443,35 +423,25 @@ def ssh_line(key: RsaKey) -> str:
 
 
 def fingerprint(key: RsaKey) -> str:
-    """Return OpenSSH's fingerprint, as `ssh-keygen -lf` prints it: "SHA256:" and 43 base64 characters."""
+    """Return what `ssh-keygen -lf` prints: "SHA256:" and 43 base64 characters."""
     blob = base64.b64decode(ssh_line(key).split()[1])
     return "SHA256:" + base64.b64encode(SHA256.new(blob).digest()).decode().rstrip("=")
 
 
-def spoken(key: RsaKey) -> str:
-    """Return half of the fingerprint, 128 bits, as twelve English words (RFC 1751)."""
-    digest = base64.b64decode(fingerprint(key).partition(":")[2] + "=")
-    return key_to_english(digest[:16]).lower()
-
-
-# ------------------------------------------------------------------------------------ frames and hellos
+# ------------------------------------------------------------------------------ frames and hellos
 
 
 def frame(payload: bytes) -> bytes:
     """Return uint32 length || payload, big-endian."""
-    return _length(payload) + payload
+    return len(payload).to_bytes(4, "big") + payload
 
 
-def _length(payload: bytes) -> bytes:
-    return len(payload).to_bytes(4, "big")
+class FrameSocket:
+    """Frames over a connected stream socket. Nothing is read ahead of the frame that is asked for.
 
-
-class Line:
-    """Frames over a connected stream socket. One write a frame, and nothing is read ahead.
-
-    A `deadline` (of time.monotonic) bounds everything until it is set to None again, and a frame that
-    has begun may not stall. Whatever the network does ends in ConnectionCut; a peer that announces too
-    long a frame, in ProtocolError.
+    Until it is None again, `deadline` (of time.monotonic) bounds whatever is done. Without one, a frame
+    that has begun may not stall for 30 seconds. Whatever the network does ends in ConnectionCut; a peer
+    that announces too long a frame, in ProtocolError.
     """
 
     def __init__(self, connected: socket.socket) -> None:
@@ -484,9 +454,11 @@ class Line:
                     connected.setsockopt(socket.IPPROTO_TCP, getattr(socket, option), value)
 
     def send(self, *payloads: bytes) -> None:
-        """Send each payload as a frame, in a single write."""
-        with self._network():
-            self.socket.sendall(b"".join(part for data in payloads for part in (_length(data), data)))
+        """Send each payload as a frame, all in one write."""
+        unsent = memoryview(b"".join(map(frame, payloads)))
+        while unsent:
+            with self._network(STALL_SECONDS):
+                unsent = unsent[self.socket.send(unsent) :]
 
     def receive(self, limit: int) -> bytearray:
         """Return the payload of the next frame, at most `limit` bytes long."""
@@ -515,10 +487,10 @@ class Line:
             self.socket.recv(1, socket.MSG_PEEK)
 
     def hang_up(self, wait: float = 0.0) -> None:
-        """End the connection, at most `wait` seconds after telling the peer that nothing follows.
+        """Tell the peer that nothing follows, wait at most `wait` seconds for it to hang up, and close.
 
-        Whoever closes a socket with unread bytes resets the connection, and the reset destroys what
-        the peer has not read yet: so read on until he hangs up too.
+        A socket that is closed with unread bytes resets the connection, and the reset destroys what the
+        peer has not read yet. So we read on until the peer hangs up too.
         """
         self.deadline = time.monotonic() + wait
         with contextlib.suppress(OSError, ConnectionCut):
@@ -529,10 +501,10 @@ class Line:
                         break
         self.socket.close()
 
-    def abort(self) -> None:
-        """End the connection from another thread: whoever uses it finds it cut."""
+    def abort(self, how: int = socket.SHUT_RDWR) -> None:
+        """End the connection, or one direction of it, from another thread: its user finds it cut."""
         with contextlib.suppress(OSError):
-            self.socket.shutdown(socket.SHUT_RDWR)
+            self.socket.shutdown(how)
 
     @contextlib.contextmanager
     def _network(self, limit: float | None = None) -> Iterator[None]:
@@ -568,7 +540,7 @@ def decode_fields(data: bytes) -> list[bytes]:
 
 @dataclass(frozen=True)
 class Hello:
-    """The first message of either side. Bob's carries the group, Alice's takes his for granted."""
+    """The first message of each side. Only Bob's carries the group."""
 
     group: Group | None
     nonce: bytes
@@ -581,7 +553,7 @@ class Hello:
 
     @classmethod
     def decode(cls, sender: Role, data: bytes) -> Hello:
-        """Undo `encode`: sizes and encodings are checked, values not yet. Raises ProtocolError."""
+        """Undo `encode`. Sizes and encodings are checked here, values in `check`. Raises ProtocolError."""
         fields = decode_fields(data)
         require(fields[:1] == [VERSION], "the other side does not speak secure-chat/1")
         require(len(fields) == (6 if sender is Role.BOB else 4), "the hello has too many or too few fields")
@@ -593,7 +565,7 @@ class Hello:
         return cls(group, nonce, public_value, rsa)
 
     def check(self, group: Group) -> tuple[RsaKey, int]:
-        """Check the RSA key, and the public value against `group`; return them. Raises ProtocolError."""
+        """Check the RSA key, and the public value against `group`; return both. Raises ProtocolError."""
         key = load_public_key(self.rsa)
         require(len(self.public_value) == byte_length(group.p), "the public value is not as long as p")
         y = int.from_bytes(self.public_value, "big")
@@ -601,503 +573,533 @@ class Hello:
         return key, y
 
 
-# -------------------------------------------------------------------------- records, one object a direction
+# ------------------------------------------------------------ records: one object for each direction
 
 
-class Kind(enum.IntEnum):
-    """What a record carries."""
+class RecordType(enum.IntEnum):
+    """What a record is for; the first byte of its plaintext."""
 
     READY = 0
     TEXT = 1
     CLOSE = 2
 
 
-NOTHING = bytes(32)  # what the first record answers
+NOTHING = bytes(32)  # what a record replies to whose sender has received none
 
 
 class Message(NamedTuple):
-    kind: Kind
-    text: str
-    answers: bytes
+    """What a record says, once it has passed every check."""
+
+    type: RecordType
+    body: bytes
+    in_reply_to: bytes
+    crossed: bool = False  # of a CLOSE: its sender had not received our latest record yet
+
+    @property
+    def text(self) -> str:
+        """The body of a TEXT, or the reason in a CLOSE."""
+        return self.body.decode()
 
 
 class Direction:
-    """What both ends of one direction know: its keys, the signer's key (private in a Sealer), its records.
+    """The records of one direction: who sends and signs them, their keys, and how far they have come.
 
-    `latest` is the hash that its latest signature was made over, `before` the one before that. A record
-    names the one it answers by this hash, so that every signature covers the conversation up to there.
-    The number is taken out while a record is being worked on, and put back, one higher, only when
-    that has succeeded: a direction in which anything failed is dead, and no nonce is used twice.
+    `number` is that of the next record. `latest` is the hash that was signed of the latest one, `before` of
+    the one before it. `closed` is set before any work on a record begins and taken back only when all of
+    it has succeeded: no nonce is used twice, and nothing follows a failure or a CLOSE.
     """
 
-    def __init__(self, sender: Role, keys: DirectionKeys, th: bytes, signer: RsaKey) -> None:
+    def __init__(self, sender: Role, signer: RsaKey, z: bytes, th: bytes) -> None:
         self.sender = sender
         self.signer = signer
-        self._keys = keys
-        self._context = SHA256.new(VERSION + b" signature " + sender.label + th + keys.commitment)
-        self._next: int | None = 0
+        self._key, commitment = derive_keys(z, sender.label, th)
+        self._context = SHA256.new(VERSION + b" signature " + sender.label + th + commitment)
+        self.number = 0
+        self.closed = False
         self.latest = self.before = NOTHING
 
-    @property
-    def number(self) -> int:
-        """The number of the next record. Raises ValueError in a direction that is closed."""
-        if self._next is None:
+    def has_the_turn(self, other: Direction) -> bool:
+        """Whether READY or TEXT may come next: Alice's record n is a request, and Bob's record n the reply."""
+        return self.number - other.number == (0 if self.sender is Role.ALICE else -1)
+
+    def _begin(self) -> bytes:
+        """Close the direction while a record is worked on; return that record's nonce."""
+        if self.closed:
             raise ValueError("this direction is closed")
-        return self._next
+        self.closed = True
+        return self.number.to_bytes(GCM_NONCE, "big")
 
-    @property
-    def is_open(self) -> bool:
-        return self._next is not None
+    def _succeed(self, record_type: RecordType, signed: bytes) -> None:
+        self.latest, self.before = signed, self.latest
+        self.number += 1
+        self.closed = record_type is RecordType.CLOSE
 
-    def end(self) -> None:
-        """Let nothing follow."""
-        self._next = None
-
-    def signed(self, *body: Buffer) -> SHA256Hash:
-        """Hash what a signature covers: the direction, th and C, then nonce || ciphertext || tag."""
+    def _hash(self, *parts: Buffer) -> SHA256Hash:
+        """Hash what is signed: label, direction, th and C, then nonce || ciphertext || tag."""
         message = self._context.copy()
-        for part in body:
+        for part in parts:
             message.update(part)
         return message
 
-    def missed(self, answer: Message) -> bool:
-        """Whether an answer was made before the latest text of this direction had arrived."""
-        return answer.answers != self.latest and self.number > 1
-
-    def _advance(self, number: int, kind: Kind, signed: SHA256Hash) -> None:
-        self.latest, self.before = signed.digest(), self.latest
-        if kind is not Kind.CLOSE:
-            self._next = number + 1
-
-    def _narrate(self, number: int, kind: Kind, what: str, record: Buffer) -> None:
-        if not log.isEnabledFor(logging.INFO):
-            return
-        record, split = bytes(record), len(record) - self.signer.size_in_bytes()
-        nonce, ciphertext = record[:GCM_NONCE], record[GCM_NONCE : split - GCM_TAG]
-        narrate(
-            f"steps 2 and 3, encryption and authentication ({type(self).__name__})",
-            f"Record {number} {self.sender.label.decode()}, {kind.name}, was {what}. On the wire it is:",
-            {
-                "nonce": nonce,
-                "ciphertext": ciphertext,
-                "tag": record[:split][-GCM_TAG:],
-                "signature": record[split:],
-            },
-        )
-
-
-def may_speak(one: Direction, other: Direction) -> bool:
-    """Whether it is `one`'s turn: Alice's record n is a request, and Bob's record n the reply."""
-    return one.number - other.number == (0 if one.sender is Role.ALICE else -1)
-
-
-End = TypeVar("End", bound=Direction)
+    def _name(self, record_type: RecordType) -> str:
+        return f"record {self.number}, {self.sender.label.decode()}, {record_type.name}"
 
 
 class Sealer(Direction):
-    """Makes the records of one direction: nonce[12] || ciphertext || tag[16] || signature."""
+    """Makes records: nonce[12] || ciphertext || tag[16] || signature. `signer` is a private key."""
 
     def seal(
-        self, kind: Kind, text: str = "", answers: bytes = NOTHING, random: Random = secrets.token_bytes
+        self,
+        record_type: RecordType,
+        body: bytes,
+        other: Direction,
+        send: Callable[[bytes], None] = lambda _: None,
+        random: Random = secrets.token_bytes,
     ) -> bytes:
-        """Return the next record, which answers what is `latest` in the other direction.
+        """Make the next record, in reply to the latest of the `other` direction, and `send` it.
 
-        Raises MessageError, and nothing has changed, for an unfit text.
+        The direction stays closed if `send` fails or is interrupted: part of the record may be on its way.
+        Raises ValueError out of turn, and in a direction that is closed.
         """
-        try:
-            encoded = text.encode()
-        except UnicodeEncodeError:
-            raise MessageError("the text is not valid Unicode") from None
-        if len(encoded) > TEXT_LIMIT:
-            raise MessageError(f"the text is {len(encoded)} bytes long, over the limit of {TEXT_LIMIT}")
-        number, self._next = self.number, None
-        nonce = number.to_bytes(GCM_NONCE, "big")
-        padding = b"\x80" + bytes(-(2 + len(answers) + len(encoded)) % PADDING)  # ISO 7816-4
-        plaintext = b"".join((bytes([kind]), answers, encoded, padding))
-        body = nonce, *encrypt(self._keys.key, nonce, plaintext)
-        signed = self.signed(*body)
-        record = b"".join((*body, sign(self.signer, signed, random)))
-        self._narrate(number, kind, "encrypted, then signed", record)
-        self._advance(number, kind, signed)
+        if not (record_type is RecordType.CLOSE or self.has_the_turn(other)):
+            raise ValueError("it is the other side's turn")
+        nonce = self._begin()
+        plaintext = bytes([record_type]) + other.latest + body + b"\x80"
+        plaintext += bytes(-len(plaintext) % PADDING)  # ISO 7816-4
+        ciphertext, tag = encrypt(self._key, nonce, plaintext)
+        name = self._name(record_type)
+        trace(
+            f"step 2, AES-GCM: {name}: our text is padded, and encrypted",
+            plaintext=plaintext,
+            nonce=nonce,
+            ciphertext=ciphertext,
+            tag=tag,
+        )
+        signed = self._hash(nonce, ciphertext, tag)
+        signature = sign(self.signer, signed, random)
+        trace(
+            f"step 3, RSA-PSS: {name}: the SHA-256 hash of label, direction, th, C, nonce, ciphertext and tag is signed",
+            hash=signed.digest(),
+            signature=signature,
+        )
+        record = b"".join((nonce, ciphertext, tag, signature))
+        send(record)
+        self._succeed(record_type, signed.digest())
         return record
 
 
 class Opener(Direction):
-    """Opens the records of one direction: verifies, then decrypts, then looks inside."""
+    """Opens records: verifies, then decrypts, then looks inside. `signer` is the sender's public key."""
 
-    def open(self, record: Buffer) -> Message:
-        """Verify and decrypt the next record, whoever's turn it is. A ProtocolError closes the direction."""
-        number, self._next = self.number, None
-        nonce = number.to_bytes(GCM_NONCE, "big")
+    def open(
+        self, record: Buffer, other: Direction, keep: Callable[[Buffer], None] = lambda _: None
+    ) -> Message:
+        """Return what the next record says in reply to the `other` direction, and `keep` the record.
+
+        Only a CLOSE may come out of turn. One that comes in turn may have crossed our latest record on the
+        way: then it replies to the one before. Raises ProtocolError, and the direction stays closed.
+        """
+        nonce = self._begin()
         split = len(record) - self.signer.size_in_bytes()
         padded = split - GCM_NONCE - GCM_TAG
         require(padded >= PADDING and padded % PADDING == 0, "the record has an impossible length")
-        body, signature = memoryview(record)[:split], bytes(record[split:])
-        received = int.from_bytes(body[:GCM_NONCE], "big")
+        parts, signature = memoryview(record)[:split], bytes(record[split:])
+        received, ciphertext, tag = parts[:GCM_NONCE], parts[GCM_NONCE:-GCM_TAG], parts[-GCM_TAG:]
         require(
-            received == number,
-            f"record {received} where record {number} should be: replayed, dropped or reordered",
+            received == nonce,
+            f"record {int.from_bytes(received, 'big')} where record {self.number} should be: "
+            "replayed, dropped or reordered",
         )
-        signed = self.signed(body)
+        signed = self._hash(nonce, ciphertext, tag)
         require(verify(self.signer, signed, signature), "the record's signature is not valid")
         try:
-            plaintext = decrypt(self._keys.key, nonce, body[GCM_NONCE:-GCM_TAG], body[-GCM_TAG:])
+            plaintext = decrypt(self._key, nonce, ciphertext, tag)
         except ValueError:
             raise ProtocolError("the record's authentication tag is not valid") from None
-        message = self._parse(number, plaintext)
-        self._narrate(number, message.kind, "verified, then decrypted", record)
-        self._advance(number, message.kind, signed)
-        return message
-
-    def open_in_order(self, record: Buffer, other: Direction) -> Message:
-        """Return what the next record says in answer to the `other` direction. Raises ProtocolError.
-
-        Only a CLOSE may come out of turn; or in turn, having crossed the other's latest record on the way.
-        """
-        in_turn = may_speak(self, other)
-        message = self.open(record)
-        following, self._next = self._next, None
-        closing = message.kind is Kind.CLOSE
-        require(in_turn or closing, "the other side spoke out of turn")
+        message = self._parse(plaintext)
+        closing, in_turn = message.type is RecordType.CLOSE, self.has_the_turn(other)
+        require(closing or in_turn, "the other side spoke out of turn")
+        crossed = message.in_reply_to != other.latest
         require(
-            message.answers == other.latest or (closing and in_turn and message.answers == other.before),
-            "the record answers something else than what was said last",
+            not crossed or (closing and in_turn and message.in_reply_to == other.before),
+            "the record replies to another record than the last one",
         )
-        self._next = following
-        return message
+        name = self._name(message.type)
+        trace(
+            f"step 3, RSA-PSS: {name}: it has the next number, and its signature is valid",
+            nonce=nonce,
+            hash=signed.digest(),
+            signature=signature,
+        )
+        trace(
+            f"step 2, AES-GCM: {name}: its tag is valid, so it was decrypted; padding, text and turn are right",
+            ciphertext=ciphertext,
+            tag=tag,
+            plaintext=plaintext,
+        )
+        keep(record)
+        self._succeed(message.type, signed.digest())
+        # Nothing is wrong with a READY that we had not sent: it never counts as missed.
+        return message._replace(crossed=crossed and other.number > 1)
 
-    @staticmethod
-    def _parse(number: int, plaintext: bytes) -> Message:
+    def _parse(self, plaintext: bytes) -> Message:
         try:
-            last = unpad(plaintext[-PADDING:], PADDING, style="iso7816")
+            end = len(plaintext) - PADDING + len(unpad(plaintext[-PADDING:], PADDING, style="iso7816"))
         except ValueError:
             raise ProtocolError("the record's padding is not valid") from None
-        unpadded = memoryview(plaintext)[: len(plaintext) - PADDING + len(last)]
-        require(len(unpadded) > len(NOTHING), "the record is too short")
-        require(unpadded[0] in list(Kind), "the record is of no known type")
-        kind, answers, encoded = Kind(unpadded[0]), bytes(unpadded[1:33]), unpadded[33:]
-        require((kind is Kind.READY) == (number == 0), "READY is record 0, and no other")
-        require(len(encoded) <= (0 if kind is Kind.READY else TEXT_LIMIT), "the record's text is too long")
-        try:
-            return Message(kind, str(encoded, "utf-8"), answers)
-        except UnicodeDecodeError:
-            raise ProtocolError("the record's text is not valid UTF-8") from None
+        require(end > len(NOTHING), "the record is too short")
+        require(plaintext[0] in list(RecordType), "the record is of no known type")
+        record_type, in_reply_to, body = RecordType(plaintext[0]), plaintext[1:33], plaintext[33:end]
+        ready = record_type is RecordType.READY
+        require(ready == (self.number == 0), "READY is record 0, and no other")
+        require(len(body) <= (0 if ready else TEXT_LIMIT), "the record's body has a wrong length")
+        if not ready:
+            try:
+                body.decode()
+            except UnicodeDecodeError:
+                raise ProtocolError("the record's text is not valid UTF-8") from None
+        return Message(record_type, body, in_reply_to)
 
 
-# ------------------------------------------------------------------------------------------- handshake
+# -------------------------------------------------------------------------- handshake and channel
 
 
-@dataclass(frozen=True)
-class Agreement:
-    """What both sides know once their hellos are exchanged: the hellos, and the secret z."""
-
-    hello_bob: bytes
-    hello_alice: bytes
-    z: bytes = field(repr=False)
-
-    @property
-    def th(self) -> bytes:
-        return SHA256.new(frame(self.hello_bob) + frame(self.hello_alice)).digest()
-
-    def first_entries(self, ready_alice: bytes, ready_bob: bytes) -> list[bytes]:
-        """Return how a transcript of the conversation begins."""
-        hellos = [b"b" + self.hello_bob, b"a" + self.hello_alice]
-        return [*hellos, b"z" + self.z, Role.ALICE.tag + ready_alice, Role.BOB.tag + ready_bob]
-
-    def end(self, kind: type[End], sender: Role, signer: RsaKey) -> End:
-        """Return the sealing or the opening end of what `sender` sends, and `signer` signs."""
-        return kind(sender, derive_keys(self.z, sender.label, self.th), self.th, signer)
+def transcript_hash(hello_bob: bytes, hello_alice: bytes) -> bytes:
+    """Return th, 32 bytes: both sides mean the same hellos if they have the same th."""
+    return SHA256.new(frame(hello_bob) + frame(hello_alice)).digest()
 
 
 @dataclass(frozen=True)
 class Offer:
-    """One side's half of the key exchange: its hello, and the private exponent that goes with it."""
+    """One side's half of the key exchange: its hello, and the private exponent that belongs to it."""
 
     role: Role
     group: Group
+    rsa: bytes
     hello: bytes
-    identity: RsaKey = field(repr=False)
     exponent: bytes = field(repr=False)
 
     @classmethod
     def make(cls, role: Role, identity: RsaKey, group: Group, random: Random = secrets.token_bytes) -> Offer:
         """Make an offer for one session, with a nonce and a private exponent of its own."""
         exponent = group.private_exponent(random)
-        public_value = power(group.g, exponent, group.p)
-        mine = Hello(
-            group if role is Role.BOB else None, random(NONCE_BYTES), public_value, public_der(identity)
+        public_value, nonce = modexp(group.g, exponent, group.p), random(NONCE_BYTES)
+        rsa = public_der(identity)
+        hello = Hello(group if role is Role.BOB else None, nonce, public_value, rsa).encode()
+        symbol = role.symbol
+        trace(
+            f"step 1, Diffie-Hellman: our hello, for everybody to read. {symbol.lower()}, of {8 * len(exponent)} "
+            "random bits, stays secret",
+            **({"p": group.p, "g": group.g} if role is Role.BOB else {}),
+            **{symbol: public_value, f"nonce_{symbol}": nonce, f"RSA_{role.value}": rsa},
         )
-        hello, symbol = mine.encode(), role.symbol
-        narrate(
-            "step 1, key exchange (Offer.make)",
-            f"{symbol.lower()} is drawn, {8 * len(exponent)} secret bits. The rest is for everybody to read:",
-            {
-                **({"p": group.p, "g": group.g} if role is Role.BOB else {}),
-                symbol: public_value,
-                "RSA": identity,
-                f"nonce_{symbol}": mine.nonce,
-            },
-        )
-        return cls(role, group, hello, identity, exponent)
+        return cls(role, group, rsa, hello, exponent)
 
-    def agree(self, hello: bytes) -> tuple[Sealer, Opener, Agreement]:
-        """Check the peer's hello against this offer, and return both directions.
+    def agree(self, hello: bytes) -> tuple[RsaKey, bytes, bytes]:
+        """Check the peer's hello against this offer; return the peer's RSA key, Z, and th.
 
-        The peer's values are checked before the secret exponent meets them. That the peer holds his
-        keys is proven only by the first record that opens. Raises ProtocolError.
+        Every value of the peer is checked before the secret exponent meets it. That the peer holds the
+        private half of its key is shown only by the first record that opens. Raises ProtocolError.
         """
-        peer = Hello.decode(self.role.peer, hello)
+        peer, sender = Hello.decode(self.role.peer, hello), self.role.peer
         key, y = peer.check(self.group)
-        require(peer.rsa != public_der(self.identity), "the other side presents our own key: a reflection")
-        symbol = self.role.peer.symbol
-        narrate(
-            "step 1, key exchange (Offer.agree)",
-            f"The other hello is here: {symbol} is in the subgroup of order q, the RSA key is sound.",
-            {symbol: peer.public_value, "RSA": key, f"nonce_{symbol}": peer.nonce},
+        require(peer.rsa != self.rsa, "the other side presents our own key: a reflection")
+        symbol = sender.symbol
+        trace(
+            f"step 1, Diffie-Hellman: the other hello. {symbol} is in the subgroup of order q, the RSA key is sound",
+            **{symbol: peer.public_value, f"nonce_{symbol}": peer.nonce, f"RSA_{sender.value}": peer.rsa},
         )
-        z = power(y, self.exponent, self.group.p)
-        hellos = (self.hello, hello) if self.role is Role.BOB else (hello, self.hello)
-        agreement = Agreement(*hellos, z)
-        narrate(
-            "step 2, encryption (derive_keys)",
-            "Z = g^ab, which nobody can compute who only listened (whose hello that was, step 3 will tell),\n"
-            "    and th, SHA-256 over both hellos, make an AES-256 key for each direction.",
-            {"th": agreement.th},
+        z = modexp(y, self.exponent, self.group.p)
+        th = transcript_hash(*((self.hello, hello) if self.role is Role.BOB else (hello, self.hello)))
+        trace(
+            "step 2, SHA-256: Z = g^ab, which only the two who sent these hellos can compute, and th, the hash "
+            "of both hellos, make an AES-256 key for each direction",
+            th=th,
         )
-        return (
-            agreement.end(Sealer, self.role, self.identity),
-            agreement.end(Opener, self.role.peer, key),
-            agreement,
-        )
+        return key, z, th
 
 
 class Channel:
-    """An authenticated conversation: Alice sends, Bob replies, and so on, until somebody closes."""
+    """An authenticated conversation: Alice sends, Bob replies, and so on, until somebody leaves."""
 
     def __init__(
-        self, line: Line, sealer: Sealer, opener: Opener, first_contact: bool, first_entries: list[bytes]
+        self, frames: FrameSocket, sealer: Sealer, opener: Opener, trust: Trust, beginning: tuple[bytes, ...]
     ) -> None:
+        self.frames = frames
         self.role = sealer.sender
-        self.first_contact = first_contact  # whether the peer's key was taken on trust
-        self.line = line
         self.peer_key = opener.signer
+        self.trust = trust  # what is known of the peer's key
+        self.beginning = beginning  # of its transcript; empty if there is to be none
+        self.transcript: Transcript | None = None
         self._sealer = sealer
         self._opener = opener
-        self._first_entries = first_entries
-        self._transcript: Transcript | None = None
-        self.unread = False  # whether the peer, who left, says that our latest text had not reached him
-        self._received = opener.latest  # what our next record answers
-
-    def keep(self, transcript: Transcript) -> None:
-        """From here on, add to a transcript everything that is said, and what proves it."""
-        for entry in self._first_entries:
-            transcript.add(entry)
-        self._transcript = transcript
 
     @property
     def my_turn(self) -> bool:
         """Whether the next TEXT is ours."""
-        return may_speak(self._sealer, self._opener)
+        return self._sealer.has_the_turn(self._opener)
+
+    @property
+    def texts(self) -> int:
+        """How many TEXTs have been sent and received."""
+        ready_and_goodbye = 2 + self._opener.closed
+        return self._sealer.number + self._opener.number - ready_and_goodbye
+
+    @property
+    def has_something(self) -> bool:
+        """Whether there is something to receive, or the connection has ended."""
+        return bool(select.select([self.frames.socket], [], [], 0)[0])
+
+    @property
+    def words(self) -> str:
+        return ""
 
     def send(self, text: str) -> None:
-        """Send a text. Raises MessageError if it cannot be sent as it is, and the turn is still ours."""
-        if not self.my_turn:
-            raise ValueError("it is the other side's turn")
-        self._send(Kind.TEXT, text)
+        """Send a text of at most 1 MiB in UTF-8. Raises MessageError if it cannot be sent as it is."""
+        try:
+            body = text.encode()
+        except UnicodeEncodeError:
+            raise MessageError("the text is not valid Unicode") from None
+        if len(body) > TEXT_LIMIT:
+            raise MessageError(f"the text is {len(body)} bytes long, over the limit of {TEXT_LIMIT}")
+        self._sealer.seal(RecordType.TEXT, body, self._opener, self._send)
 
     def receive(self) -> Message:
-        """Return the peer's next TEXT, or his CLOSE, which may come at any time."""
-        if not self._opener.is_open:
-            raise ValueError("this direction is closed")
-        record = self.line.receive(RECORD_LIMIT)
-        message = self._opener.open_in_order(record, self._sealer)
-        self.unread = self._sealer.missed(message)
-        if message.kind is Kind.CLOSE:
-            self._sealer.end()
-        if self._transcript:
-            self._transcript.add(self.role.peer.tag + record)
-        self._received = self._opener.latest
+        """Return the peer's next TEXT, or its CLOSE, which may come at any time and ends the conversation."""
+        record = self.frames.receive(RECORD_LIMIT)
+        message = self._opener.open(record, self._sealer, self._keep)
+        if message.type is RecordType.CLOSE:
+            self._sealer.closed = True
         return message
 
-    def close(self, reason: str = "") -> None:
-        """Say goodbye, if that is still possible, and hang up."""
-        self.line.deadline = time.monotonic() + GOODBYE_SECONDS
+    def close(self, reason: str = "", wait: float = GOODBYE_SECONDS) -> None:
+        """Say goodbye if that is still possible, and hang up, all within two times `wait` seconds."""
+        self.frames.deadline = time.monotonic() + wait
         with contextlib.suppress(ConnectionCut):
-            if self._sealer.is_open:
-                self._send(Kind.CLOSE, reason)
-        self.line.hang_up(wait=GOODBYE_SECONDS)
+            if not self._sealer.closed:
+                self._sealer.seal(RecordType.CLOSE, reason.encode(), self._opener, self._send)
+        self.frames.hang_up(wait)
 
-    def _send(self, kind: Kind, text: str) -> None:
-        record = self._sealer.seal(kind, text, self._received)
-        if self._transcript:
-            try:
-                self._transcript.add(self.role.tag + record)
-            except FileError:
-                self._sealer.end()  # a goodbye under the next number would look like an attack
-                raise
-        self.line.send(record)
+    def _send(self, record: bytes) -> None:
+        if self.transcript:
+            self.transcript.add(self.role.tag, record)
+        self.frames.send(record)
+
+    def _keep(self, record: Buffer) -> None:
+        if self.transcript:
+            self.transcript.add(self.role.peer.tag, record)
 
 
-def bob_handshake(line: Line, identity: RsaKey, group: Group, peer: KnownPeer) -> Channel:
-    """Bob's side: he signs nothing until Alice's key is acceptable and her READY has been opened."""
-    line.deadline = time.monotonic() + HANDSHAKE_SECONDS
+def bob_handshake(
+    frames: FrameSocket,
+    identity: RsaKey,
+    group: Group,
+    peer: PinnedPeer,
+    admit: Callable[[RsaKey, Trust], str] = lambda *_: "",
+    evidence: bool = False,
+) -> Channel | None:
+    """Bob's side. He signs nothing until Alice's key is acceptable and her READY has been opened.
+
+    `admit` returns a reason to send her away with. Then a CLOSE follows READY in the same write, and
+    there is no channel. With `evidence`, Z is kept for a transcript; otherwise it ends here. Raises
+    ProtocolError, TrustError, ConnectionCut, and FileError for known_peers.
+    """
+    frames.deadline = time.monotonic() + HANDSHAKE_SECONDS
     offer = Offer.make(Role.BOB, identity, group)
-    line.send(offer.hello)
-    sealer, opener, agreement = offer.agree(bytes(line.receive(HELLO_LIMIT)))
-    peer.check(opener.signer)
-    hers = bytes(line.receive(READY_LIMIT))
-    opener.open_in_order(hers, sealer)
-    first_contact = peer.pin(opener.signer) and peer.only is None
-    his = sealer.seal(Kind.READY, "", opener.latest)
-    line.send(his)
-    line.deadline = None
-    return Channel(line, sealer, opener, first_contact, agreement.first_entries(hers, his))
+    frames.send(offer.hello)
+    hello = bytes(frames.receive(HELLO_LIMIT))
+    key, z, th = offer.agree(hello)
+    trust = peer.check(key)
+    sealer, opener = Sealer(Role.BOB, identity, z, th), Opener(Role.ALICE, key, z, th)
+    hers = bytes(frames.receive(READY_LIMIT))
+    opener.open(hers, sealer)
+    reason = admit(key, trust)
+    if reason:
+        his = sealer.seal(RecordType.READY, b"", opener)
+        frames.send(his, sealer.seal(RecordType.CLOSE, reason.encode(), opener))
+        frames.hang_up(GOODBYE_SECONDS)
+        return None
+    his = sealer.seal(RecordType.READY, b"", opener, frames.send)
+    frames.deadline = None
+    beginning = transcript_beginning(offer.hello, hello, z, hers, his) if evidence else ()
+    return Channel(frames, sealer, opener, trust, beginning)
 
 
 def alice_handshake(
-    line: Line, identity: RsaKey, checked_before: Group | None, peer: KnownPeer
-) -> tuple[Channel, Group]:
-    """Alice's side: she signs nothing until Bob's parameters and his key are acceptable.
+    frames: FrameSocket, identity: RsaKey, groups: KeyStore, peer: PinnedPeer, evidence: bool = False
+) -> Channel:
+    """Alice's side. She signs nothing until Bob's parameters and his key are acceptable.
 
-    Also returns his group, for her to remember: it need not be tested again.
+    A group that passed is remembered in `groups` at once, and not tested again. `evidence` and what is
+    raised are as in `bob_handshake`.
     """
-    line.wait_for_first_byte(FIRST_BYTE_SECONDS)
-    line.deadline = time.monotonic() + HANDSHAKE_SECONDS
-    hello = bytes(line.receive(HELLO_LIMIT))
+    frames.wait_for_first_byte(FIRST_BYTE_SECONDS)
+    frames.deadline = time.monotonic() + HANDSHAKE_SECONDS
+    hello = bytes(frames.receive(HELLO_LIMIT))
     group = Hello.decode(Role.BOB, hello).group
     assert group is not None  # Bob's hello has one
-    if group != checked_before:
-        check_group(group, checked_before)
-    narrate(
-        "step 1, key exchange (check_group)",
-        "Bob's hello is here: p = 2q + 1 is a safe prime, and g generates the subgroup of order q.",
-        {"p": group.p, "g": group.g},
+    groups.check_group(group)
+    trace(
+        "step 1, Diffie-Hellman: Bob's parameters. p = 2q + 1 is a safe prime, and g generates the subgroup of order q",
+        p=group.p,
+        g=group.g,
     )
     offer = Offer.make(Role.ALICE, identity, group)
-    sealer, opener, agreement = offer.agree(hello)
-    peer.check(opener.signer)
-    hers = sealer.seal(Kind.READY)
-    line.send(offer.hello, hers)
-    his = bytes(line.receive(READY_LIMIT))
-    opener.open_in_order(his, sealer)
-    first_contact = peer.pin(opener.signer) and peer.only is None
-    line.deadline = None
-    return Channel(line, sealer, opener, first_contact, agreement.first_entries(hers, his)), group
+    key, z, th = offer.agree(hello)
+    trust = peer.check(key)
+    sealer, opener = Sealer(Role.ALICE, identity, z, th), Opener(Role.BOB, key, z, th)
+    hers = sealer.seal(RecordType.READY, b"", opener, lambda record: frames.send(offer.hello, record))
+    his = bytes(frames.receive(READY_LIMIT))
+    opener.open(his, sealer)
+    frames.deadline = None
+    beginning = transcript_beginning(hello, offer.hello, z, hers, his) if evidence else ()
+    return Channel(frames, sealer, opener, trust, beginning)
 
 
-# ------------------------------------------------------------------------------------------- evidence
+# ---------------------------------------------------------------------------------------- evidence
+
+
+def transcript_beginning(hello_bob: bytes, hello_alice: bytes, z: bytes, *ready: bytes) -> tuple[bytes, ...]:
+    """Return the first entries of a transcript: both hellos, Z, and both records 0, Alice's first."""
+    return b"b" + hello_bob, b"a" + hello_alice, b"z" + z, *(tag + r for tag, r in zip((b"A", b"B"), ready))
 
 
 class Transcript:
-    """A file that proves who said what: the frames as they were on the wire, and z to open them with.
+    """A file that proves who said what in one conversation: its frames, and Z to open them with.
 
-    An entry is a frame that begins with a tag: the hello of Bob (`b`) or of Alice (`a`), z (`z`), a record
-    of his (`B`) or hers (`A`). Every signature covers C, which commits to the key that z makes, so that no
-    other text can be claimed. A file may hold several conversations, one after the other. Mode 0600.
+    An entry is a frame that begins with a tag: the hello of Bob (`b`) or Alice (`a`), Z (`z`), a record of
+    his (`B`) or hers (`A`). Every signature covers C, and C commits to the key that Z makes, so nobody can
+    claim another text for a record.
     """
 
-    def __init__(self, path: Path) -> None:
-        """Take a transcript to append to, made if it is not there. Raises FileError."""
-        self._path = path
-        with _disk("read", path):
-            data = path.read_bytes() if path.is_file() else b""
-        try:
-            require(
-                data[4:5] in (b"", b"b") and all(_entries(data)), "it does not begin with a hello of Bob's"
-            )
-        except ProtocolError as error:
-            raise FileError(f"{path} is no whole transcript ({error}); name another file") from None
-        self._append(b"")
+    def __init__(self, folder: Path, role: Role, beginning: tuple[bytes, ...]) -> None:
+        """Make a new file (mode 0600), named after the time and the role. Raises FileError."""
+        name = time.strftime("%Y-%m-%dT%H-%M-%SZ-", time.gmtime()) + role.value
+        for suffix in itertools.count(1):
+            self.path = folder / (f"{name}.transcript" if suffix == 1 else f"{name}-{suffix}.transcript")
+            with disk("write", self.path), contextlib.suppress(FileExistsError):
+                self._file = open(self.path, "xb", opener=_private, buffering=0)  # noqa: SIM115  closed at exit
+                break
+        self._append(b"".join(map(frame, beginning)))
 
-    def add(self, entry: bytes) -> None:
-        """Add an entry, at once: a crash loses at most the record in flight. Raises FileError."""
-        self._append(frame(entry))
+    def add(self, tag: bytes, record: Buffer) -> None:
+        """Add a record, at once: a crash loses at most the one in flight. Raises FileError."""
+        self._append(frame(tag + record))
 
     def _append(self, data: bytes) -> None:
-        with _disk("write", self._path), open(self._path, "ab", opener=_private, buffering=0) as file:
-            whole = os.fstat(file.fileno())
-            _check_owner(self._path, whole, 0o077)
+        with disk("write", self.path):
+            whole = self._file.tell()
             try:
                 while data:
-                    data = data[file.write(data) :]
-            except OSError:
-                file.truncate(whole.st_size)  # half an entry would spoil what follows
+                    data = data[self._file.write(data) :]
+            except BaseException:
+                self._file.truncate(whole)  # a file that ends inside an entry would prove nothing
                 raise
 
 
-class Statement(NamedTuple):
-    """What a transcript proves: the owner of the RSA key signed this, in answer to what stands before."""
+def verify_transcript(file: BinaryIO) -> Iterator[tuple[Opener, Message]]:
+    """Yield what a transcript proves, trusting nobody: who signed (`sender`, `signer`), and what.
 
-    sender: Role
-    signer: RsaKey
-    message: Message
-    unread: bool  # of a CLOSE: whether its sender says that the other side's latest text had not reached him
-
-
-def verify_transcript(data: bytes) -> Iterator[Statement]:
-    """Yield what a transcript proves, trusting nobody; READY begins a conversation. Raises ProtocolError."""
-    entries = _entries(data)
-    ends: dict[bytes, Opener] = {}
-    seen = set()
-    for tag, payload in entries:
-        if tag == b"b":
-            (tag_a, hello_alice), (tag_z, z) = next(entries, (b"", b"")), next(entries, (b"", b""))
-            require((tag_a, tag_z) == (b"a", b"z"), "a conversation does not begin with both hellos and z")
-            agreement = Agreement(payload, hello_alice, z)
-            require(agreement.th not in seen, "a conversation is in the file twice")
-            seen.add(agreement.th)
-            ends = _openers(agreement)
-            continue
-        require(tag in ends, "an entry is of no known kind, or not where it belongs")
-        opener, other = ends[tag], ends[b"B" if tag == b"A" else b"A"]
-        require(opener.number == 0 or other.number > 0, "a conversation does not begin with both READY")
-        message = opener.open_in_order(payload, other)
-        yield Statement(opener.sender, opener.signer, message, other.missed(message))
-        if message.kind is Kind.CLOSE:
-            ends = {}
-
-
-def _entries(data: bytes) -> Iterator[tuple[bytes, bytes]]:
-    at = 0
-    while at < len(data):
-        end = at + 4 + int.from_bytes(data[at : at + 4], "big")
-        require(at + 4 < end <= len(data), "the transcript ends in the middle of an entry")
-        yield data[at + 4 : at + 5], data[at + 5 : end]
-        at = end
-
-
-def _openers(agreement: Agreement) -> dict[bytes, Opener]:
-    """Check both hellos as their receivers did, and return the opening end of each direction by its tag."""
-    bob = Hello.decode(Role.BOB, agreement.hello_bob)
-    alice = Hello.decode(Role.ALICE, agreement.hello_alice)
-    assert bob.group is not None
+    Reads no more than one entry at a time. Raises ProtocolError at the first entry that is not right.
+    """
+    hello_bob = _entry(file, HELLO_LIMIT, b"b", "this is no transcript of secure-chat")
+    order = "a transcript begins with both hellos, Z and both READY"
+    hello_alice = _entry(file, HELLO_LIMIT, b"a", order)
+    z = _entry(file, GROUP_BITS[-1] // 8, b"z", order)
+    bob, alice = Hello.decode(Role.BOB, hello_bob), Hello.decode(Role.ALICE, hello_alice)
+    assert bob.group is not None  # Bob's hello has one
     check_group(bob.group)
     (bob_key, _), (alice_key, _) = bob.check(bob.group), alice.check(bob.group)
     require(bob.rsa != alice.rsa, "both sides present the same key: a reflection")
-    require(len(agreement.z) == len(bob.public_value), "z is not as long as p")
-    ends = agreement.end(Opener, Role.BOB, bob_key), agreement.end(Opener, Role.ALICE, alice_key)
-    return {end.sender.tag: end for end in ends}
+    require(len(z) == len(bob.public_value), "Z is not as long as p")
+    th = transcript_hash(hello_bob, hello_alice)
+    _trace_transcript(bob, alice, z, th)
+    openers = Opener(Role.ALICE, alice_key, z, th), Opener(Role.BOB, bob_key, z, th)
+    for opener, other in (openers, openers[::-1]):
+        yield opener, opener.open(_entry(file, READY_LIMIT, opener.sender.tag, order), other)
+    while header := file.read(5):
+        speaks = [opener.sender.tag == header[4:] for opener in openers]
+        require(any(speaks), "an entry is of no known kind, or not where it belongs")
+        opener, other = openers if speaks[0] else openers[::-1]
+        message = opener.open(_payload(file, RECORD_LIMIT, header), other)
+        yield opener, message
+        if message.type is RecordType.CLOSE:
+            require(not file.read(1), "something follows the goodbye")
+            return
 
 
-# ---------------------------------------------------------------------------------------- keys on disk
+def _entry(file: BinaryIO, limit: int, tag: bytes, reason: str) -> bytes:
+    """Read the next entry, which must have this tag; return what it marks."""
+    header = file.read(5)
+    require(header[4:] == tag, reason)
+    return _payload(file, limit, header)
 
 
-class Home:
-    """A person's own folder: `identity.pem`, `dh_parameters.pem`, `known_peers`.
+def _payload(file: BinaryIO, limit: int, header: bytes) -> bytes:
+    length = int.from_bytes(header[:4], "big") - 1  # without the tag
+    require(length <= limit, f"an entry of {length} bytes, over the limit of {limit}")
+    payload = file.read(length) if length >= 0 and len(header) == 5 else b""
+    require(len(payload) == length, "the transcript ends in the middle of an entry")
+    return payload
 
-    Files are replaced whole or not at all, and never read through a symbolic link or when somebody
-    else could have written them. Every method may raise FileError, which says what to do.
+
+def _trace_transcript(bob: Hello, alice: Hello, z: bytes, th: bytes) -> None:
+    """Trace the first two steps of a conversation with its secrets, which its transcript discloses."""
+    assert bob.group is not None
+    trace(
+        "step 1, Diffie-Hellman: Bob's hello. p = 2q + 1 is a safe prime, g generates the subgroup of order q",
+        p=bob.group.p,
+        g=bob.group.g,
+        B=bob.public_value,
+        nonce_B=bob.nonce,
+        RSA_bob=bob.rsa,
+    )
+    trace(
+        "step 1, Diffie-Hellman: Alice's hello. A and B are in the subgroup of order q, both RSA keys are sound",
+        A=alice.public_value,
+        nonce_A=alice.nonce,
+        RSA_alice=alice.rsa,
+    )
+    trace(
+        "step 2, SHA-256: the shared secret Z = g^ab, and th, the hash of both hello frames",
+        Z=z,
+        hello_bob=bob.encode(),
+        hello_alice=alice.encode(),
+        th=th,
+    )
+    for role in Role:
+        key, commitment = derive_keys(z, role.label, th)
+        trace(
+            f"step 2, SHA-256: K encrypts {role.label.decode()}, C is covered by each of its signatures",
+            K=key,
+            C=commitment,
+        )
+
+
+# ------------------------------------------------------------------------------------- keys on disk
+
+# How files are opened: not through a symbolic link, and without waiting for a pipe.
+_OPEN_FLAGS = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
+
+
+class KeyStore:
+    """One person's own folder: `identity.pem`, `dh_parameters.pem`, `known_peers`.
+
+    Files are replaced whole or not at all, and never read through a symbolic link or where another user
+    could have written them. Every method may raise FileError, which says what to do.
     """
 
     IDENTITY, GROUP, KNOWN_PEERS = "identity.pem", "dh_parameters.pem", "known_peers"
 
     def __init__(self, folder: Path) -> None:
-        """Open the folder, making it (mode 0700) if it is not there."""
+        """Open the folder, made (mode 0700) where it is missing."""
         self.folder = folder
         for part in (folder.parent, folder):
-            with _disk("make", part):
+            with disk("make", part):
                 part.mkdir(mode=0o700, parents=True, exist_ok=True)
-        _check_owner(folder, folder.stat(), 0o022)
+        with disk("read", folder):
+            _check_owner(folder, folder.stat(), 0o022)
+            _check_parents(folder)
 
     def load_identity(self, ask_passphrase: Callable[[str], str]) -> RsaKey | None:
         """Return the private RSA key, or None if there is none yet."""
@@ -1121,7 +1123,7 @@ class Home:
         return key
 
     def make_identity(self) -> RsaKey:
-        """Make an RSA key of 3072 bits and keep it, or take the one that another program just made."""
+        """Make an RSA key of 3072 bits and keep it; return it, or the one another program just made."""
         key = RSA.generate(NEW_RSA_BITS, e=RSA_EXPONENT)
         with self.locked():
             made = self.load_identity(lambda _: "")
@@ -1129,40 +1131,45 @@ class Home:
                 self.write(self.IDENTITY, key.export_key("PEM", pkcs=8) + b"\n")
         return made or key
 
-    def load_group(self) -> Group | None:
-        """Return the Diffie-Hellman parameters kept here, None if there are none.
+    def load_group(self, path: Path | None = None, rounds: int = 64) -> Group | None:
+        """Return the group in a file, checked with `rounds` (see `check_group`); by default the one kept here.
 
-        They passed `check_group` when they were saved, and pass the part of it that is quick again.
+        None if no group is kept here.
         """
-        pem = self.read(self.GROUP)
-        if pem is None:
+        pem = self.read(self.GROUP) if path is None else read_file(path, 0)
+        if pem is None and path is None:
             return None
-        path = self.folder / self.GROUP
+        path = path or self.folder / self.GROUP
         try:
-            group = Group.load(pem)
-            check_group(group, checked_before=group)
-            require(is_power_one(4, group.q, group.p) and _fermat(group.q), "p is not a safe prime")
-        except ValueError:
-            raise FileError(f"{path} holds no Diffie-Hellman parameters; move it away for new ones") from None
-        except ProtocolError as error:
-            raise FileError(f"{path} is damaged ({error}); move it away for new parameters") from None
+            group = Group.load(pem or b"")
+            check_group(group, rounds)
+        except (ValueError, ProtocolError) as error:
+            raise FileError(
+                f"{path} holds no usable Diffie-Hellman parameters ({error}); move it away, or name another file"
+            ) from None
         return group
 
     def save_group(self, group: Group) -> None:
-        if group != self.load_group():
-            with self.locked():
-                self.write(self.GROUP, group.export())
+        with self.locked():
+            self.write(self.GROUP, group.export())
+
+    def check_group(self, group: Group) -> None:
+        """Check a peer's group, and keep it once it has passed: a p that is kept is not tested again."""
+        kept = self.load_group(rounds=0)
+        check_group(group, rounds=0 if kept and kept.p == group.p else 64)
+        if group != kept:
+            self.save_group(group)
 
     def read(self, name: str, forbidden: int = 0o022) -> bytes | None:
-        """Return a file's bytes, None if there is none. By default, nobody else may have written it."""
+        """Return a file's bytes, None if there is none. By default, nobody else may be able to write it."""
         return read_file(self.folder / name, forbidden)
 
     def write(self, name: str, data: bytes) -> None:
         """Replace a file (mode 0600): whatever happens, the old or the new one is there. Needs the lock."""
         path = self.folder / name
         temporary = self.folder / f".{name}.new"
-        with _disk("write", path):
-            temporary.unlink(missing_ok=True)  # of a program that crashed here
+        with disk("write", path):
+            temporary.unlink(missing_ok=True)  # left by a program that was killed here
             try:
                 with open(temporary, "xb", opener=_private) as file:
                     file.write(data)
@@ -1173,7 +1180,7 @@ class Home:
                 with contextlib.suppress(OSError):
                     temporary.unlink(missing_ok=True)
                 raise
-        with contextlib.suppress(OSError):  # not every system can do that to a folder
+        with contextlib.suppress(OSError):  # not every system can sync a folder
             folder = os.open(self.folder, os.O_RDONLY)
             try:
                 os.fsync(folder)
@@ -1185,7 +1192,7 @@ class Home:
         """Keep every other program that uses this folder out while something is read and then written."""
         with contextlib.ExitStack() as stack:
             path = self.folder / ".lock"
-            with _disk("lock", path):
+            with disk("lock", path):
                 file = stack.enter_context(open(path, "ab", opener=_private))
                 if sys.platform == "win32":
                     msvcrt.locking(file.fileno(), msvcrt.LK_LOCK, 1)
@@ -1194,42 +1201,38 @@ class Home:
             yield
 
 
-def _private(file: str, flags: int) -> int:
-    return os.open(file, flags | NO_TRICKS, 0o600)
+def open_regular(path: Path) -> BinaryIO:
+    """Open a regular file to read, not through a symbolic link. Raises OSError, and FileError."""
+    file = open(path, "rb", opener=_private)  # noqa: SIM115  the caller closes it
+    if stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+        return file
+    file.close()
+    raise FileError(f"{path} is not a regular file; move it away, or name another one")
 
 
 def read_file(path: Path, forbidden: int) -> bytes | None:
-    """Return the bytes of a regular file to which nobody else has `forbidden` rights, or None."""
-    with _disk("read", path):
+    """Return the bytes of a regular file to which nobody else has `forbidden` rights; None if there is none."""
+    with disk("read", path):
         try:
-            with open(path, "rb", opener=_private) as file:
-                info = os.fstat(file.fileno())
-                if not stat.S_ISREG(info.st_mode) or info.st_size > FILE_LIMIT:
-                    raise FileError(
-                        f"{path} is not a regular file of at most {FILE_LIMIT} bytes; move it away"
-                    )
-                if forbidden:
-                    _check_owner(path, info, forbidden)
-                return file.read()
+            file = open_regular(path)
         except FileNotFoundError:
             return None
+        with file:
+            info = os.fstat(file.fileno())
+            if forbidden:
+                _check_owner(path, info, forbidden)
+            if info.st_size > FILE_LIMIT:
+                raise FileError(f"{path} is larger than {FILE_LIMIT} bytes; move it away")
+            return file.read(FILE_LIMIT)
 
 
-def load_group_file(path: Path, checked_before: Group | None) -> Group:
-    """Return the group in a file from anywhere, checked as a peer's would be. Raises FileError."""
-    pem = read_file(path, 0)
-    if pem is None:
-        raise FileError(f"cannot read {path}: No such file or directory")
-    try:
-        group = Group.load(pem)
-        check_group(group, checked_before)
-    except (ValueError, ProtocolError) as error:
-        raise FileError(f"{path} holds no usable Diffie-Hellman parameters: {error}") from None
-    return group
+def _private(file: str, flags: int) -> int:
+    return os.open(file, flags | _OPEN_FLAGS, 0o600)
 
 
 @contextlib.contextmanager
-def _disk(what: str, path: Path) -> Iterator[None]:
+def disk(what: str, path: Path) -> Iterator[None]:
+    """Turn an error of the disk into a FileError that names the file."""
     try:
         yield
     except OSError as error:
@@ -1243,104 +1246,167 @@ def _check_owner(path: Path, info: os.stat_result, forbidden: int) -> None:
     if info.st_uid != os.geteuid():
         raise FileError(f"{path} belongs to another user; move it away, or take it over with chown")
     if info.st_mode & forbidden:
-        mode = stat.S_IMODE(info.st_mode)
         raise FileError(
-            f"{path} is open to other users (mode {mode:04o}); run: chmod go-rwx {shlex.quote(str(path))}"
+            f"{path} is open to other users (mode {stat.S_IMODE(info.st_mode):04o}); "
+            f"run: chmod go-rwx {shlex.quote(str(path))}"
         )
 
 
-class KnownPeer:
+def _check_parents(folder: Path) -> None:
+    """Refuse a folder in which another user could put a folder of theirs in the place of `folder`."""
+    if sys.platform == "win32":
+        return
+    for parent in folder.absolute().parents:
+        info = parent.stat()
+        if info.st_mode & stat.S_ISVTX:  # nobody but its owner moves a file, as in /tmp
+            continue
+        others = info.st_mode & stat.S_IWOTH
+        group = info.st_mode & stat.S_IWGRP and info.st_uid != 0 and not _is_own_group(info.st_gid)
+        if others or group:
+            raise FileError(
+                f"other users can move what is in {parent} (mode {stat.S_IMODE(info.st_mode):04o}); "
+                f"run: chmod {'o' if others else 'g'}-w {shlex.quote(str(parent))}"
+            )
+
+
+def _is_own_group(gid: int) -> bool:
+    """Whether this is the group that many systems make for each user, with nobody else in it."""
+    with contextlib.suppress(KeyError):
+        group = grp.getgrgid(gid)
+        user = pwd.getpwuid(os.geteuid()).pw_name
+        return group.gr_name == user and set(group.gr_mem) <= {user}
+    return False
+
+
+class Trust(NamedTuple):
+    """What is known of a key that was presented, when it is not refused."""
+
+    known: bool  # it is the pinned one: nobody need be asked, and nothing be written
+    asked_for: bool = False  # it is the one of --peer
+    also: tuple[str, ...] = ()  # other names under which this key is pinned
+    others: tuple[str, ...] = ()  # names under which another key is pinned
+
+
+class PinnedPeer:
     """Whether a peer's key is to be trusted: trust on first use, in the manner of OpenSSH's known_hosts.
 
-    `known_peers` is text, a line a key: name, "ssh-rsa", base64. A name may have several lines. With
-    `only`, that one fingerprint is accepted and no other, and takes the place of what was pinned.
+    `known_peers` is text, a line for each key: name, "ssh-rsa", base64. A name may have several lines.
+    The name is "alice" in Bob's file, and "[host]:port" in Alice's, in any case. With `only`, the one key
+    with that fingerprint is accepted, and takes the place of what was pinned.
     """
 
-    def __init__(self, home: Home, name: str, only: str | None = None) -> None:
-        self.home = home
-        self.name = name
+    def __init__(self, store: KeyStore, name: str, only: str | None = None) -> None:
+        self.name = name.lower()
         self.only = only
+        self.path = store.folder / KeyStore.KNOWN_PEERS
+        self._store = store
 
-    def check(self, key: RsaKey) -> None:
-        """Raise TrustError if the key is not acceptable. Called before anything is signed."""
+    def check(self, key: RsaKey) -> Trust:
+        """Return what is known of a key, before anything is signed. Raises TrustError if it is not acceptable."""
+        return self._judge(key, self.pins())
+
+    def _judge(self, key: RsaKey, pins: list[Pin]) -> Trust:
         presented = fingerprint(key)
+        mine = [pin for pin in pins if pin.name == self.name]
+        known = ssh_line(key) in (pin.key for pin in mine)
         if self.only is not None:
             if not hmac.compare_digest(presented, self.only):
                 raise TrustError(
                     f"the key of {self.name} is not the one asked for\n"
                     f"  asked for: {self.only}\n"
                     f"  presented: {presented}\n"
-                    "Somebody may be in between; or the fingerprint was not copied whole, or is an older one."
+                    "Somebody may be in between. Or the fingerprint was not copied whole, or is an old one.",
+                    presented,
+                    (self.only,),
                 )
-            return
-        pinned = [(number, line) for number, line in self._lines() if self._is_mine(line)]
-        if pinned and ssh_line(key) not in (_pinned_key(line) for _, line in pinned):
-            known = "".join(
-                f"  pinned:       {fingerprint(RSA.import_key(_pinned_key(line)))}"
-                f"  ({self.home.folder / Home.KNOWN_PEERS}, line {number})\n"
-                for number, line in pinned
-            )
+            return Trust(known, asked_for=True)
+        if mine and not known:
+            expected = tuple(fingerprint(RSA.import_key(pin.key)) for pin in mine)
             raise TrustError(
-                f"the key of {self.name} is not the one pinned\n"
-                f"{known}"
-                f"  presented:    {presented}\n"
-                f"  by telephone: {spoken(key)}\n"
-                "Either somebody is in between, or the other side has a new key. Ask for the fingerprint in\n"
-                "person or by telephone. Only if it is the one presented, run this program again with\n"
-                f"  --peer {presented}"
+                f"the key of {self.name} is not the pinned one\n"
+                + "".join(
+                    f"  pinned:    {known_as}\n             ({self.path}, line {pin.number})\n"
+                    for pin, known_as in zip(mine, expected)
+                )
+                + f"  presented: {presented}\n"
+                "Either somebody is in between, or the other side has a new key. Ask them for their fingerprint, "
+                "in person or by telephone. Only if it is the one presented, run this program again with\n"
+                f"  --peer {presented}",
+                presented,
+                expected,
             )
+        return Trust(
+            known,
+            also=tuple(pin.name for pin in pins if pin.key == ssh_line(key) and pin.name != self.name),
+            others=tuple(pin.name for pin in pins if pin.key != ssh_line(key)),
+        )
 
-    def pin(self, key: RsaKey) -> bool:
-        """Remember the key, once its owner has proven that he holds it; return whether it was new.
+    def pin(self, key: RsaKey) -> int:
+        """Remember a key that `check` found new; return its line in known_peers.
 
-        Checks again, under the lock: somebody else may have been pinned since.
+        Call it once the key's owner has proven to hold it and, at a terminal, a person has accepted it. It
+        checks again, under the lock: another program may have pinned another key since.
         """
-        wanted = f"{self.name} {ssh_line(key)}"
-        if self.only is None and wanted in (line for _, line in self._lines()):
-            return False
-        with self.home.locked():
-            self.check(key)
-            lines = [line for _, line in self._lines()]
-            mine = [line for line in lines if self._is_mine(line)]
-            if self.only is not None and any(_pinned_key(line) != ssh_line(key) for line in mine):
-                lines, mine = [line for line in lines if line not in mine], []
-            if not mine:
-                text = "".join(line + "\n" for line in [*lines, wanted])
-                self.home.write(Home.KNOWN_PEERS, text.encode())
-            return not mine
+        with self._store.locked():
+            lines = self._lines()
+            pins = self._pins(lines)
+            if not self._judge(key, pins).known:
+                replaced = {pin.number for pin in pins if pin.name == self.name}  # only --peer replaces a pin
+                lines = [line for number, line in enumerate(lines, 1) if number not in replaced]
+                lines.append(f"{self.name} {ssh_line(key)}")
+                self._store.write(KeyStore.KNOWN_PEERS, "".join(line + "\n" for line in lines).encode())
+                pins = self._pins(lines)
+            return next(pin.number for pin in pins if (pin.name, pin.key) == (self.name, ssh_line(key)))
 
-    def _is_mine(self, line: str) -> bool:
-        return line.split()[:1] == [self.name]
+    def pins(self) -> list[Pin]:
+        return self._pins(self._lines())
 
-    def _lines(self) -> list[tuple[int, str]]:
-        """Return the file's lines, numbered from 1; each is blank, a comment or a well-formed pin."""
-        path = self.home.folder / Home.KNOWN_PEERS
+    def _lines(self) -> list[str]:
         try:
-            lines = (self.home.read(Home.KNOWN_PEERS) or b"").decode("utf-8-sig").split("\n")
+            lines = (self._store.read(KeyStore.KNOWN_PEERS) or b"").decode("utf-8-sig").split("\n")
         except UnicodeDecodeError:
-            raise FileError(f"{path} is damaged: it is not UTF-8 text") from None
+            raise FileError(f"{self.path} is damaged: it is not UTF-8 text") from None
+        return lines[:-1] if lines[-1] == "" else lines
+
+    def _pins(self, lines: list[str]) -> list[Pin]:
+        """Return what the lines pin. A line that is not understood is refused, not passed over."""
+        name_form = "alice" if self.name == "alice" else r"\[[^][,*?\s]+\]:[0-9]{1,5}"
+        pins = []
         for number, line in enumerate(lines, 1):
-            blank = not line.strip() or line.lstrip().startswith("#")
-            if not (blank or _is_ssh_line(_pinned_key(line))):
-                raise FileError(f"{path}, line {number}: not NAME ssh-rsa BASE64; mend or delete it")
-        return list(enumerate(lines[:-1] if lines[-1] == "" else lines, 1))
+            name, *key = line.split()[:3] or ["#"]
+            if name.startswith("#"):
+                continue
+            pin = Pin(number, name.lower(), " ".join(key))
+            if not re.fullmatch(name_form, pin.name):
+                raise FileError(
+                    f"{self.path}, line {number}: the name is not {'alice' if self.name == 'alice' else '[HOST]:PORT'}"
+                    "; mend or delete the line"
+                )
+            if not _is_ssh_line(pin.key):
+                raise FileError(
+                    f"{self.path}, line {number}: not NAME ssh-rsa BASE64; mend or delete the line"
+                )
+            pins.append(pin)
+        return pins
 
 
-@functools.lru_cache(maxsize=256)
+class Pin(NamedTuple):
+    """A line of known_peers."""
+
+    number: int  # from 1
+    name: str
+    key: str  # as `ssh_line` returns it
+
+
 def _is_ssh_line(line: str) -> bool:
-    """Whether `line` is "ssh-rsa AAAA..." in its canonical encoding (remembered: it is asked often)."""
+    """Whether `line` is "ssh-rsa AAAA..." in its canonical encoding."""
     try:
         return ssh_line(RSA.import_key(line)) == line
     except UNPARSABLE:
         return False
 
 
-def _pinned_key(line: str) -> str:
-    """Return "ssh-rsa AAAA..." of a line in known_peers, as `ssh_line` does of a key."""
-    return " ".join(line.split()[1:3])
-
-
-# --------------------------------------------------------------------------------- text from the peer
+# ------------------------------------------------------------------------------ text from the peer
 
 # Unicode's classes Cc but for the tab, Cf, Cs, Zl, Zp, and the unassigned that are ignored by default.
 _UNSAFE = (
@@ -1348,36 +1414,782 @@ _UNSAFE = (
     r"\ufff0-\ufffb\U00013430-\U0001343f\U0001bca0-\U0001bca3\U0001d173-\U0001d17a\U000e0000-\U000e00ff"
     r"\U000e01f0-\U000e0fff"
 )
-# What may stand all the same: a joiner inside an emoji, or a word of a script that needs it, and the tags
-# of a flag. (Arabic's number signs, of class Cf too, are not in the list above: they are visible.)
+# What may stand all the same: a joiner inside an emoji, or in a word of a script that needs it, and the tags of
+# a flag. (Arabic number signs, of class Cf too, are not in the list above: they are visible.)
 _JOINER = rf"(?<=[^\0-\x7f{_UNSAFE}])[\u200c\u200d](?=[^\0-\x7f{_UNSAFE}])"
 _FLAG = r"(?<=\U0001f3f4)[\U000e0030-\U000e0039\U000e0061-\U000e007a]{1,6}\U000e007f"
+_ANY_UNSAFE = re.compile(f"[{_UNSAFE}]")
 _ESCAPE = re.compile(f"(?P<harmless>{_JOINER}|{_FLAG})|[{_UNSAFE}]")
 
 
 def printable(text: str) -> str:
-    """Return text that cannot drive a terminal: controls, bidi and other format characters escaped."""
+    """Return text that cannot drive a terminal: controls, bidi and other format characters are escaped."""
+    if not _ANY_UNSAFE.search(text):
+        return text
     return _ESCAPE.sub(lambda m: m[0] if m["harmless"] else m[0].encode("unicode_escape").decode(), text)
 
 
 def screen_lines(text: str, columns: int | None = None) -> list[str]:
-    """Return the printable lines of a text, each at most `columns` wide: what may be wide counts as wide.
+    """Return the printable lines of a text, broken to `columns`, after a space where possible.
 
-    Whoever prints them behind a mark of its own leaves no way to imitate a line that has none.
+    What is not ASCII counts as two columns wide, which is never too little; a tab counts as eight. Whoever
+    prints the lines behind marks of its own leaves no way to imitate a line that has no mark.
     """
-    lines = []
-    for line in map(printable, text.split("\n")):
-        width = start = space = before = (
-            0  # `space`: where the last word begins; `before`: the width before it
+    lines = [printable(line) for line in text.split("\n")]
+    if columns is None:
+        return lines
+    columns = max(columns, 8)
+    row = re.compile(rf".{{1,{columns}}}(?:(?<= )|\Z)|.{{1,{columns}}}(?!\0)")
+    rows = []
+    for line in lines:  # each further column of a character is a NUL, of which there are none left
+        filled = re.sub(r"[^\0-\x7f]+", lambda m: "\0".join(m[0]) + "\0", line).replace("\t", "\t" + 7 * "\0")
+        rows += [part.replace("\0", "") for part in row.findall(filled)] or [""]
+    return rows
+
+
+# ==================================================================================================
+# Above this line, bytes go in and bytes come out. Below it is a person at a terminal, for both programs.
+# ==================================================================================================
+
+try:
+    import readline
+    import termios
+except ImportError:  # Windows, where the terminal itself edits lines
+    readline = termios = None  # type: ignore[assignment]
+
+# Whether the prompt is there all the time. It needs GNU readline (libedit never calls the hook) and timers;
+# elsewhere it is there in one's own turn.
+ALWAYS_PROMPT = readline is not None and "libedit" not in (readline.__doc__ or "")
+OBEYS_ESCAPES = os.environ.get("TERM", "dumb") != "dumb"  # whether the terminal knows more than letters
+ERASE_ROW = "\r\x1b[K" if OBEYS_ESCAPES else "\n"
+TICK = 0.02  # seconds between two looks for something that arrived, while a person types
+LINE_LIMIT = TEXT_LIMIT + 2  # bytes of a line from a pipe: the longest text, and its end
+INBOX_LIMIT = 100
+READLINE_SETTINGS = ["disable-completion on", "horizontal-scroll-mode on"]  # the prompt is always one row
+if OBEYS_ESCAPES:
+    READLINE_SETTINGS.append("enable-bracketed-paste on")  # lines that are pasted together are one message
+BUSY = "Bob is talking to somebody else; try again later"
+QUESTION_SECONDS = 600.0  # that a question may keep others away from Bob
+TAKEOVER_SECONDS = 0.05  # for a goodbye to a connection that was replaced by another
+LEAVING_SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
+HELP = """\
+Type a line and press Enter to send it, when it is your turn. Lines that you paste together are one message.
+  /words   show the six words of this conversation
+  /help    show this
+  /quit    leave; so do Ctrl-D and Ctrl-C"""
+
+
+class NoConnection(Exception):
+    """There is no connection, or none can be waited for."""
+
+
+class PersonLeft(Exception):
+    """The person at this terminal leaves the conversation."""
+
+
+class Replaced(Exception):
+    """Another connection, `channel`, takes the place of this one."""
+
+    def __init__(self, channel: Channel) -> None:
+        super().__init__()
+        self.channel = channel
+
+
+class Woken(Exception):
+    """Something has arrived while a person was typing."""
+
+
+# How each failure is told, and the exit status. An OSError that is none of the others comes from standard
+# input or output: the network's errors become ConnectionCut or NoConnection, the disk's FileError.
+FAILURES: dict[type[Exception], tuple[str, int]] = {
+    argparse.ArgumentTypeError: ("Usage", 2),
+    NoConnection: ("No connection", 1),
+    ConnectionCut: ("Cut off", 1),
+    FileError: ("Stopped", 1),
+    OSError: ("Stopped: cannot use the terminal, or the pipe in its place", 1),
+    MemoryError: ("Stopped: there is not enough memory", 1),
+    ProtocolError: ("Broken off", 3),
+    TrustError: ("Refused", 3),
+}
+
+
+def describe(error: Exception) -> tuple[str, int]:
+    """Return how a failure is told, and the exit status that goes with it."""
+    told, status = next(FAILURES[kind] for kind in type(error).__mro__ if kind in FAILURES)
+    return (f"{told}: {error}" if str(error) else told), status
+
+
+class Inbox:
+    """What other threads hand to the main thread: lines to show, and channels. No thread ever waits for it.
+
+    It has a file descriptor, which is ready to be read while there is something in it.
+    """
+
+    def __init__(self) -> None:
+        self._items: deque[str | Channel] = deque()
+        self._ours, self._theirs = socket.socketpair()
+        self._ours.setblocking(False)
+        self._theirs.setblocking(False)
+
+    def fileno(self) -> int:
+        return self._ours.fileno()
+
+    def put(self, item: str | Channel) -> bool:
+        """Add an item; return False, and drop it, where there is no room."""
+        if len(self._items) >= INBOX_LIMIT:
+            return False
+        self._items.append(item)
+        with contextlib.suppress(BlockingIOError):
+            self._theirs.send(b"!")
+        return True
+
+    def take(self) -> list[str | Channel]:
+        """Return and remove all items."""
+        with contextlib.suppress(BlockingIOError):
+            while self._ours.recv(4096):
+                pass
+        return [self._items.popleft() for _ in range(len(self._items))]
+
+
+def columns(stream: TextIO) -> int | None:
+    """Return the width of a terminal, None of anything else."""
+    return (os.get_terminal_size(stream.fileno()).columns or 80) if stream.isatty() else None
+
+
+def marked(mark: str, text: str, stream: TextIO) -> str:
+    """Put a mark before the peer's text and a bar before each further row: none passes for the program's."""
+    text = text.encode(stream.encoding, "backslashreplace").decode(stream.encoding)  # as it will be printed
+    terminals = (stream, sys.stderr, sys.stdin)  # with `| tee`, what is printed still comes to a terminal
+    width = next(filter(None, map(columns, terminals)), None)
+    return mark + f"\n{'|':>{len(mark) - 1}} ".join(screen_lines(text, width and width - len(mark)))
+
+
+class Console:
+    """What one person sees and types. Only the main thread uses it, except for the inbox.
+
+    The conversation goes to standard output, everything else to standard error. At a terminal, lines are
+    typed at a prompt; from a pipe, each line is a message.
+    """
+
+    def __init__(self, role: Role) -> None:
+        self.me, self.peer = role.value.title(), role.peer.value.title()
+        self.inbox = Inbox()
+        self.status = 0  # the exit status of what a person asked for and did not get: a line was not sent
+        self.draft = ""  # typed at the prompt, and not sent yet
+        self.leaving = 0  # the signal that asked the program to end
+        self._leaves_by = 0.0
+        self._unfinished = False  # whether a prompt, or progress, stands in the last row of the screen
+        self._lines: list[str] = []  # typed at the prompt, and not used yet
+        self._typed = b""  # read from standard input without a prompt, and not used yet
+        self._ended = False  # whether standard input has ended
+        self.nowhere = os.open(os.devnull, os.O_RDWR)
+
+    # What a person sees.
+
+    @property
+    def has_prompt(self) -> bool:
+        return sys.stdin.isatty() and sys.stdout.isatty()
+
+    @property
+    def can_ask(self) -> bool:
+        return sys.stdin.isatty() and sys.stderr.isatty()
+
+    def write(self, text: str, stream: TextIO, *, unfinished: bool = False) -> None:
+        """Write in one go, over whatever is unfinished in the last row. Raises OSError."""
+        if self._unfinished:
+            self._unfinished = False
+            if stream.isatty():
+                text = ERASE_ROW + text
+            else:
+                self.write(ERASE_ROW, sys.stdout if sys.stdout.isatty() else sys.stderr)
+        self._unfinished = unfinished
+        stream.write(text)
+        stream.flush()
+
+    def notice(self, text: str) -> None:
+        """Tell the person something that is not part of the conversation. Raises OSError.
+
+        Lines are broken between words for a terminal, but not those that are indented: fingerprints, paths
+        and commands stay whole.
+        """
+        width, rows = columns(sys.stderr), []
+        for line in map(printable, text.split("\n")):
+            if width is None or not line or line.startswith("  "):
+                rows.append(line)
+            else:
+                rows += textwrap.wrap(line, max(width, 20), break_long_words=False, break_on_hyphens=False)
+        self.write("".join(row + "\n" for row in rows), sys.stderr)
+
+    def progress(self, text: str) -> None:
+        """Show a row that the next one takes the place of, on a terminal only."""
+        if sys.stderr.isatty():
+            self.write(text[: (columns(sys.stderr) or 80) - 1], sys.stderr, unfinished=True)
+
+    def show(self, name: str, text: str) -> None:
+        """Show a message. At a terminal, a check mark says that it was verified."""
+        if not sys.stdout.isatty():
+            self.write(marked(f"{name}: ", text, sys.stdout) + "\n", sys.stdout)
+            return
+        mark = f"{name} \N{CHECK MARK} " if "utf" in sys.stdout.encoding.lower() else f"{name} + "
+        rows = marked(mark, text, sys.stdout)
+        if OBEYS_ESCAPES and "NO_COLOR" not in os.environ:
+            rows = f"\x1b[32m{mark}\x1b[0m" + rows[len(mark) :]
+        self.write(rows + "\n", sys.stdout)
+
+    def show_goodbye(self, name: str, goodbye: Message) -> None:
+        reason = goodbye.text[:200]
+        told = marked(f"{name} left: ", reason, sys.stderr) if reason else f"{name} left."
+        self.write(told + "\n", sys.stderr)
+        if goodbye.crossed:
+            self.notice(f"{name} left before the last message had arrived.")
+
+    def finish_row(self) -> None:
+        """Keep what is unfinished in the last row on the screen, and begin the next row."""
+        if self._unfinished:
+            self._unfinished = False
+            with contextlib.suppress(OSError):
+                self.write("\n", sys.stdout if sys.stdout.isatty() else sys.stderr)
+
+    # What a person types.
+
+    def ask(self, question: str) -> str:
+        """Return the answer to a question outside of a conversation. Ctrl-D is as Ctrl-C."""
+        self._unfinished = True
+        try:
+            answer = input(question)
+        except EOFError:
+            raise KeyboardInterrupt from None
+        self._unfinished = False
+        return answer.strip()
+
+    def next_line(self, channel: Channel) -> str | None:
+        """Return what the person says next, or None: look whether something has arrived. Raises PersonLeft."""
+        others: list[Waitable] = [channel.frames.socket, self.inbox]
+        if not channel.my_turn and not (self.has_prompt and ALWAYS_PROMPT):
+            select.select(others, [], [])
+            return None
+        if not self.has_prompt:
+            data = self.read_line(others)
+            if data == b"":
+                raise PersonLeft
+            line = data and data.removesuffix(b"\n").removesuffix(b"\r")
+            return line if line is None else line.decode(sys.stdin.encoding, "surrogateescape")
+        prompt = f"{self.me}: " if channel.my_turn else f"({self.peer}'s turn) "
+        typed = self._prompted_line(prompt, lambda: bool(select.select(others, [], [], 0)[0]))
+        return typed if typed is None else self._obey(typed.rstrip("\n"), channel)  # a paste may end with one
+
+    def _obey(self, line: str, channel: Channel) -> str | None:
+        """Do what a command asks for; return any other line, if it can be sent now."""
+        command = line.strip().lower()
+        if command == "/quit":
+            raise PersonLeft
+        if command == "/help":
+            self.notice(HELP)
+        elif command == "/words":
+            self.notice(f"Words: {channel.words}")
+        elif line.startswith("/"):
+            self.draft = line
+            self.notice(
+                "Not sent: a line that begins with / is a command. To send it, put a space before it."
+            )
+        elif not channel.my_turn:
+            self.draft = line
+            self.notice(f"Not sent: it is {self.peer}'s turn. Your line is kept.")
+        else:
+            return line
+        return None
+
+    def _prompted_line(self, prompt: str, ready: Callable[[], bool]) -> str | None:
+        """Return a line that was typed at the prompt, or None as soon as `ready` or continued after Ctrl-Z.
+
+        `readline` does all the editing. A timer looks again and again whether something is ready. Then an
+        exception ends input(), and what has been typed becomes the draft, with which the next line begins.
+        """
+        begun = False
+        last = time.monotonic()
+
+        def begin() -> None:
+            nonlocal begun
+            readline.insert_text(self.draft)
+            begun = True  # the last thing done: an exception in this function would be lost
+
+        def tick(*_: object) -> None:
+            nonlocal last
+            now = time.monotonic()
+            was_stopped, last = now - last > 1, now
+            if begun and (self.leaving or was_stopped or ready()):
+                signal.setitimer(signal.ITIMER_REAL, 0)
+                self.draft = readline.get_line_buffer()
+                raise Woken
+
+        self._unfinished = True
+        try:
+            if ALWAYS_PROMPT:
+                readline.set_startup_hook(begin)
+                signal.signal(signal.SIGALRM, tick)
+                signal.setitimer(signal.ITIMER_REAL, TICK, TICK)
+            try:
+                self._lines.extend(
+                    map(input, [prompt])
+                )  # all in C: no exception comes before the line is kept
+            finally:
+                if ALWAYS_PROMPT:
+                    signal.setitimer(signal.ITIMER_REAL, 0)
+        except EOFError:
+            self.finish_row()
+            raise PersonLeft from None
+        except (Woken, SystemError):  # CPython raises SystemError where two signals raise at once
+            pass
+        if self.leaving:
+            raise KeyboardInterrupt
+        if not self._lines:
+            return None
+        self._unfinished, self.draft = False, ""
+        return self._lines.pop(0)
+
+    def read_line(self, others: Sequence[Waitable], seconds: float | None = None) -> bytes | None:
+        """Return a line of standard input with its end, b"" when there are no more, None if `others` are ready.
+
+        What was read of a line is kept, whatever interrupts the reading: a line is returned whole. (What is
+        too long to be sent is returned too long, but not to its end.) Raises TimeoutError after `seconds`.
+        """
+        stdin = sys.stdin.fileno()
+        while True:
+            whole = self._ended or b"\n" in self._typed
+            if sys.platform != "win32":
+                waiting = [*others] if whole else [*others, stdin]
+                ready = select.select(waiting, [], [], 0 if whole else seconds)[0]
+                if ready not in ([], [stdin]):
+                    return None
+                if not (ready or whole):
+                    raise TimeoutError
+            if whole:
+                line, end, self._typed = self._typed.partition(b"\n")
+                return line + end
+            data = os.read(stdin, 65536)
+            self._ended = not data
+            begin, end, rest = data.partition(b"\n")
+            self._typed += begin[: max(0, LINE_LIMIT + 1 - len(self._typed))] + end + rest
+
+    def answer(self, question: str, others: Sequence[Waitable], seconds: float | None) -> str | None:
+        """Return the answer to a question at the terminal, "" for Ctrl-C and Ctrl-D; None if `others` are ready."""
+        self.forget_input()
+        self.write(question, sys.stderr, unfinished=True)
+        try:
+            data = self.read_line(others, seconds)
+        except KeyboardInterrupt:
+            if self.leaving != signal.SIGINT:
+                raise
+            self.leaving, data = 0, b""
+        if data == b"":
+            self.finish_row()
+            self._ended = False  # Ctrl-D ends the answer, not the terminal
+        elif data is not None:
+            self._unfinished = False
+        return data if data is None else data.decode(errors="replace")
+
+    def forget_input(self) -> None:
+        """Drop what was typed at a terminal until now: it was not an answer to what comes next."""
+        self.draft = ""
+        if sys.stdin.isatty():
+            self._typed = b""
+            if termios is not None:
+                with contextlib.suppress(termios.error):
+                    termios.tcflush(sys.stdin.fileno(), termios.TCIFLUSH)
+
+    def on_signal(self, number: int, _: object) -> None:
+        """End what is being done, by KeyboardInterrupt; from now on, a stopped screen holds up nothing.
+
+        Further signals are ignored for as long as a goodbye may take.
+        """
+        now = time.monotonic()
+        if self.leaving and now < self._leaves_by:
+            return
+        self.leaving, self._leaves_by = number, now + 3 * GOODBYE_SECONDS
+        if sys.platform != "win32":
+            for stream in (sys.stdout, sys.stderr):
+                if not select.select([], [stream], [], 0)[1]:
+                    os.dup2(self.nowhere, stream.fileno())
+        raise KeyboardInterrupt
+
+
+class StepHandler(logging.Handler):
+    """Shows the steps of the protocol, shortened or whole. It has no lock that a thread could wait for."""
+
+    def __init__(self, console: Console, whole: bool) -> None:
+        super().__init__()
+        self._console = console
+        self._whole = whole
+
+    def handle(self, record: logging.LogRecord) -> bool:
+        rows = [record.getMessage()[:1].upper() + record.getMessage()[1:] + "."]
+        width = max(columns(sys.stderr) or 100, 40) - 15
+        for name, value in getattr(record, "values", {}).items():
+            text = (to_bytes(value) if isinstance(value, int) else bytes(value)).hex()
+            if len(text) > width and not self._whole:
+                size = f"... ({len(text) // 2} bytes)"
+                text = text[: width - len(size)] + size
+            parts = [text[at : at + width] for at in range(0, len(text), width)] or [""]
+            rows += [f"  {name:11}  {parts[0]}", *(f"  {'':11}  {part}" for part in parts[1:])]
+        if threading.current_thread() is threading.main_thread():
+            self._console.notice("\n".join(rows))
+        else:
+            self._console.inbox.put("\n".join(rows))
+        return True
+
+
+# A conversation, from the question of trust to the goodbye.
+
+
+@contextlib.contextmanager
+def hanging_up(console: Console, channel: Channel) -> Iterator[None]:
+    """Whatever ends the body, say goodbye if that is still right, and hang up. Raises PersonLeft for Ctrl-C."""
+    try:
+        yield
+    except (KeyboardInterrupt, PersonLeft):
+        console.finish_row()
+        channel.close()
+        raise PersonLeft from None
+    except TrustError:
+        channel.close(f"{console.me} did not accept your key")
+        raise
+    except (ConnectionCut, ProtocolError, Replaced):
+        raise
+    except BaseException:
+        channel.close()
+        raise
+    finally:
+        channel.frames.hang_up()
+
+
+def take_inbox(console: Console, channel: Channel) -> None:
+    """Show what other threads told. Raises Replaced where a channel takes the place of this one."""
+    channels = []
+    for item in console.inbox.take():
+        if isinstance(item, str):
+            console.notice(item)
+        else:
+            channels.append(item)
+    for old, new in zip([channel, *channels], channels):
+        same = old.peer_key == new.peer_key
+        old.close("you connected again, and go on there" if same else BUSY, TAKEOVER_SECONDS)
+    if channels:
+        raise Replaced(channels[-1])
+
+
+def meet(console: Console, channel: Channel, peer: PinnedPeer, transcripts: Path | None) -> None:
+    """Settle who is at the other end, pin a new key, and say how to begin. Raises TrustError for a no."""
+    trust, key, name = channel.trust, channel.peer_key, console.peer
+    if trust.known or trust.asked_for:
+        console.notice(f"{name} is here, with the key you {'know' if trust.known else 'asked for'}.")
+        console.notice(f"  {fingerprint(key)}")
+        asked = False
+    else:
+        console.notice(f"{name} is here. You have not met this key before.")
+        console.notice(f"  {fingerprint(key)}")
+        if trust.also:
+            console.notice(f"You know the same key as: {', '.join(trust.also)}.")
+        if trust.others:
+            console.notice(f"You know other keys as: {', '.join(trust.others)}.")
+        asked = console.can_ask
+    console.notice(f"Words: {channel.words}")
+    if asked:
+        ask_about_key(console, channel)
+    if not trust.known:
+        line = peer.pin(key)
+        console.notice(
+            f"The key is pinned now. If {name} finds other words, delete line {line} of\n  {peer.path}"
         )
-        for at, char in enumerate(line):
-            wide = 8 if char == "\t" else 2 if char >= "\u2600" or east_asian_width(char) in "WFA" else 1
-            width += wide
-            while columns is not None and width > columns and at > start:
-                end, gone = (space, before) if space > start else (at, width - wide)
-                lines.append(line[start:end])
-                start, width = end, width - gone
-            if char == " ":
-                space, before = at + 1, width
-        lines.append(line[start:])
-    return lines
+    if transcripts:
+        channel.transcript = Transcript(transcripts, channel.role, channel.beginning)
+        console.notice("Whoever has this file can read the conversation, and check who said what:")
+        console.notice(f"  {channel.transcript.path}")
+    first = "You speak" if channel.role is Role.ALICE else f"{name} speaks"
+    console.notice(
+        f"{first} first. {name} may still be deciding about your key. /help lists what you can type."
+    )
+
+
+def ask_about_key(console: Console, channel: Channel) -> None:
+    """Ask until the person has accepted the key. Raises TrustError for a no.
+
+    The question is about this connection alone: input from before is dropped, and no record is opened
+    while it stands. It is void when the connection ends (ConnectionCut) or is replaced (Replaced).
+    """
+    name, presented = console.peer, fingerprint(channel.peer_key)
+    console.notice(
+        f"Compare the words with {name}, by telephone or in person: the same six must stand on both screens. "
+        f"If they differ, somebody is in between: answer no. Is this {name}'s key? Answer yes or no, or type "
+        f"the words or the fingerprint that {name} reads to you."
+    )
+    deadline = time.monotonic() + QUESTION_SECONDS if channel.role is Role.BOB else math.inf
+    with contextlib.ExitStack() as stack:
+        others: list[Waitable] = [console.inbox]
+        if hasattr(select, "EPOLLRDHUP"):  # Linux; elsewhere, a cut is noticed after the answer
+            cut = stack.enter_context(select.epoll())
+            cut.register(channel.frames.socket, select.EPOLLRDHUP)
+            others.append(cut)
+        while True:
+            left = None if deadline == math.inf else max(deadline - time.monotonic(), 0.0)
+            try:
+                answer = console.answer("yes or no? ", others, left)
+            except TimeoutError:
+                raise TrustError("the question was not answered; nothing is pinned", presented) from None
+            if answer is None:
+                take_inbox(console, channel)
+                if others[1:] and select.select(others[1:], [], [], 0)[0]:
+                    raise ConnectionCut(f"{name} was gone before you answered; nothing is pinned")
+                continue
+            verdict = judge(answer, channel.words, presented)
+            if verdict is True:
+                return
+            if verdict is False:
+                raise TrustError(f"you did not accept {name}'s key; nothing is pinned", presented)
+            console.notice(verdict)
+
+
+def judge(answer: str, words: str, presented: str) -> bool | str:
+    """Return whether an answer accepts the key, or what to say to an answer that does neither."""
+    typed = answer.lower().split()
+    if not answer or typed in (["no"], ["/quit"]):
+        return False
+    if typed == ["yes"] or typed == words.split() or answer.strip() == presented:
+        return True
+    if len(typed) == 6:
+        wrong = [
+            f"word {n} is {mine} here"
+            for n, (mine, word) in enumerate(zip(words.split(), typed), 1)
+            if mine != word
+        ]
+        return f"These are other words: {', '.join(wrong)}. If no word was misheard, answer no."
+    if typed and typed[0].startswith("sha256:"):
+        return "This is another fingerprint. If it was copied whole and without a mistake, answer no."
+    return "Please answer yes or no, or type the six words, or the fingerprint that begins with SHA256:."
+
+
+def converse(console: Console, channel: Channel) -> int:
+    """Talk until the peer leaves; return the exit status. Raises PersonLeft, Replaced, and what ends a channel."""
+    while True:
+        text = console.next_line(channel)
+        try:
+            if text is not None:
+                channel.send(text)
+                continue
+        except MessageError as error:
+            if not console.has_prompt:
+                console.status = 1
+            console.notice(f"Not sent: {error}")
+            continue
+        except ConnectionCut:
+            pass  # a goodbye may have come before the cut
+        else:
+            take_inbox(console, channel)
+            if not channel.has_something:
+                continue
+        message = channel.receive()
+        if message.type is RecordType.CLOSE:
+            return part(console, channel, message)
+        console.show(console.peer, message.text)
+
+
+def part(console: Console, channel: Channel, goodbye: Message) -> int:
+    """Show the peer's goodbye; return the exit status, 1 if nothing was said before."""
+    console.show_goodbye(console.peer, goodbye)
+    if console.draft:
+        console.notice(f"This was not sent:\n  {console.draft}")
+    return console.status if channel.texts > goodbye.crossed else 1
+
+
+# From the command line to the exit status.
+
+
+def a_fingerprint(text: str) -> str:
+    if not re.fullmatch("SHA256:[A-Za-z0-9+/]{43}", text):
+        raise argparse.ArgumentTypeError("a fingerprint is SHA256: and 43 characters")
+    return text
+
+
+def a_port(text: str) -> int:
+    if not re.fullmatch("[0-9]{1,5}", text) or int(text) > 65535:
+        raise argparse.ArgumentTypeError("a port is a number up to 65535")
+    return int(text)
+
+
+def common_options(role: Role, description: str, examples: str) -> argparse.ArgumentParser:
+    """Return a parser for the options that both programs have."""
+    peer = role.peer.value.title()
+    parser = argparse.ArgumentParser(
+        usage="%(prog)s [options]" + ("" if role is Role.BOB else " [HOST]"),
+        description=description,
+        epilog=f"examples:\n{examples}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.set_defaults(role=role)
+    home = os.environ.get("SECURE_CHAT_HOME") or "~/.secure-chat"
+    help_home = "where keys are ($SECURE_CHAT_HOME, or ~/.secure-chat)"
+    parser.add_argument("--home", type=Path, default=home, metavar="DIR", help=help_home)
+    help_peer = f"accept the key of {peer} with this fingerprint only"
+    parser.add_argument("--peer", type=a_fingerprint, metavar="FINGERPRINT", help=help_peer)
+    help_transcript = "keep each conversation in a file there, as evidence"
+    parser.add_argument("--transcript", type=Path, metavar="DIR", help=help_transcript)
+    help_verify = "check and show such a file, and end"
+    parser.add_argument("--verify", type=Path, metavar="FILE", help=help_verify)
+    help_steps = "show each step as it happens; -vv: whole values"
+    parser.add_argument("-v", "--verbose", action="count", default=0, help=help_steps)
+    return parser
+
+
+def home_folder(options: argparse.Namespace) -> Path:
+    try:
+        return Path(options.home).expanduser() / str(options.role.value)
+    except RuntimeError:
+        raise FileError(f"cannot tell which folder {options.home} is; say where with --home DIR") from None
+
+
+def open_home(console: Console, options: argparse.Namespace) -> tuple[KeyStore, RsaKey]:
+    """Return one's own folder and key; both are made on the first run. Look at --peer and --transcript."""
+    store = KeyStore(home_folder(options))
+    identity = store.load_identity(ask_passphrase)
+    if identity is None:
+        console.notice(f"Making your RSA key ({NEW_RSA_BITS} bits) ...")
+        identity = store.make_identity()
+        console.notice("Your key is in this file. Keep it secret: with it, anybody can pretend to be you.")
+        console.notice(f"  {store.folder / store.IDENTITY}")
+    if options.peer == fingerprint(identity):
+        raise argparse.ArgumentTypeError(f"this is your own fingerprint; ask {console.peer} for theirs")
+    if options.transcript:
+        with disk("make", options.transcript):
+            options.transcript.mkdir(mode=0o700, parents=True, exist_ok=True)
+            if not os.access(options.transcript, os.W_OK):
+                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+    console.notice(f"You are {console.me}. The fingerprint of your key is")
+    console.notice(f"  {fingerprint(identity)}")
+    return store, identity
+
+
+def ask_passphrase(prompt: str) -> str:
+    if not sys.stdin.isatty():
+        raise FileError(
+            "your key has a passphrase, which can only be typed at a terminal; start this program there"
+        )
+    try:
+        return getpass.getpass(prompt)
+    except (EOFError, UnicodeError):
+        raise FileError("no passphrase was given for the key") from None
+
+
+VERDICT = """
+The transcript is sound. Each message above was signed with the key shown for its sender, in this conversation, \
+in this order, and in reply to what stands before it.
+It does not prove when this was said, nor whose a key is: compare the fingerprints with their owners.
+The side that kept the file can still have added, changed or left out its own last messages: those that the \
+other side had not received when it last spoke or said goodbye.
+Somebody who has stolen both keys can have made all of it; somebody who has stolen one cannot."""
+
+
+def verify_file(console: Console, options: argparse.Namespace) -> int:
+    """Show what a transcript proves. Raises what is wrong with it."""
+    known = known_keys(console, options)
+    shown: dict[Role, RsaKey] = {}
+    goodbye = None
+    with disk("read", options.verify):
+        file = open_regular(options.verify)
+    with file:
+        try:
+            for opener, message in verify_transcript(file):
+                name, key = opener.sender.value.title(), fingerprint(opener.signer)
+                if opener.sender not in shown:
+                    shown[opener.sender] = opener.signer
+                    console.notice(f"{name} is {known.get(key, 'not known here')}:\n  {key}")
+                    if name == console.peer and options.peer not in (None, key):
+                        raise TrustError(f"{name}'s key is not the one asked for, {options.peer}", key)
+                elif message.type is RecordType.TEXT:
+                    console.show(name, message.text)
+                else:
+                    goodbye = message
+                    console.show_goodbye(name, message)
+        except ProtocolError as error:
+            raise ProtocolError(f"{error}.\nNothing is proven but what stands above.") from None
+    if goodbye is None:
+        console.notice("There is no goodbye: the connection was cut, or more was said than is in the file.")
+    console.notice(VERDICT)
+    return 0
+
+
+def known_keys(console: Console, options: argparse.Namespace) -> dict[str, str]:
+    """Return what is known of keys in the home folder, if there is one, by their fingerprints."""
+    if not home_folder(options).is_dir():
+        return {}
+    store = KeyStore(home_folder(options))
+    known = {
+        fingerprint(RSA.import_key(pin.key)): f"the {console.peer} you pinned as {pin.name}"
+        for pin in PinnedPeer(store, options.role.peer.value).pins()
+    }
+    with contextlib.suppress(FileError):  # with a passphrase, it is not worth asking for it
+        identity = store.load_identity(lambda _: "")
+        if identity is not None:
+            known[fingerprint(identity)] = "you"
+    return known
+
+
+def run_program(
+    parser: argparse.ArgumentParser, run: Callable[[Console, argparse.Namespace], int]
+) -> NoReturn:
+    """Run a program and exit. Whatever a user, a peer or the disk can cause is told in a line, not a traceback."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:  # the program was started with that stream closed
+            setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_RDWR), mode))
+        getattr(sys, name).reconfigure(errors="surrogateescape" if mode == "r" else "backslashreplace")
+    console = Console(parser.get_default("role"))
+    with restoring_terminal():
+        try:
+            for number in LEAVING_SIGNALS:
+                signal.signal(number, console.on_signal)
+            status = start(console, parser.parse_args(), run)
+        except KeyboardInterrupt:
+            status = 130
+        for number in LEAVING_SIGNALS:
+            signal.signal(number, signal.SIG_IGN)
+        console.finish_row()
+    with contextlib.suppress(OSError):
+        sys.stdout.flush()
+    sys.exit(status)
+
+
+def start(
+    console: Console, options: argparse.Namespace, run: Callable[[Console, argparse.Namespace], int]
+) -> int:
+    """Run the program for these options; return the exit status. Raises KeyboardInterrupt."""
+    log.addHandler(StepHandler(console, whole=options.verbose > 1))
+    log.setLevel(logging.INFO if options.verbose else logging.WARNING)
+    try:
+        if ALWAYS_PROMPT:
+            for setting in READLINE_SETTINGS:
+                readline.parse_and_bind(f"set {setting}")
+        return (verify_file if options.verify else run)(console, options)
+    except PersonLeft:
+        with contextlib.suppress(OSError):
+            console.notice("You left.")
+        return console.status
+    except tuple(FAILURES) as error:
+        told, status = describe(error)
+        if not isinstance(error, (ConnectionCut, ProtocolError, TrustError, FileError, NoConnection)):
+            os.dup2(console.nowhere, sys.stdout.fileno())  # what is left in its buffer must not fail again
+        with contextlib.suppress(OSError):
+            console.notice(told)
+        return status
+
+
+@contextlib.contextmanager
+def restoring_terminal() -> Iterator[None]:
+    """Leave the terminal as it was, whatever interrupts who has changed it."""
+    if termios is None or not sys.stdin.isatty():
+        yield
+        return
+    with contextlib.suppress(termios.error):
+        before = termios.tcgetattr(sys.stdin.fileno())
+        try:
+            yield
+        finally:
+            if termios.tcgetattr(sys.stdin.fileno()) != before:
+                termios.tcsetattr(sys.stdin.fileno(), termios.TCSANOW, before)
