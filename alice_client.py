@@ -61,7 +61,7 @@ def run(console: chat.Console, options: argparse.Namespace) -> int:
 
 
 def reach_bob(console: chat.Console, options: argparse.Namespace) -> tuple[chat.FrameSocket, str]:
-    """Connect to the address that was given, or is asked for; return the connection, and Bob's name for a pin."""
+    """Connect to the address that was given, or is asked for; return also Bob's name in known_peers."""
     if options.host is None and not console.has_prompt:
         options.host = "127.0.0.1"
     while True:

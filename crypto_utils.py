@@ -18,13 +18,13 @@
     th        th               32            transcript hash: SHA-256 over both hello frames
     K         key              32            AES-256 key of one direction (SP 800-56C, 4.1)
     C         commitment       32            commits to K; never sent, covered by every signature
-    n         number           12            number of a record in its direction: the GCM nonce (SP 800-38D, 8.2.1)
-              in_reply_to      32            in each record: the hash that was signed of the last record received
+    n         number           12            number of a record, and its GCM nonce (SP 800-38D, 8.2.1)
+              in_reply_to      32            in each record: what was signed of the last record received
 
 The three steps are Diffie-Hellman, AES-GCM and RSA-PSS. They are followed by hellos, records, the handshake,
-evidence, and keys on disk. Up to the banner, bytes go in and bytes come out: a socket is something to read from
-and to write to, and nothing prints or asks. Below the banner is what both programs need for a person at a
-terminal. Whatever a peer sends becomes a value that passed every check, or an exception.
+evidence, and keys on disk. Up to the banner, bytes go in and bytes come out: a socket is something to read
+from and to write to, and nothing prints or asks. Below the banner is what both programs need for a person at
+a terminal. Whatever a peer sends becomes a value that passed every check, or an exception.
 """
 
 from __future__ import annotations
@@ -110,8 +110,8 @@ FIRST_BYTE_SECONDS = 120.0  # that Alice waits for Bob, who may still be searchi
 STALL_SECONDS = 30.0  # without progress in the middle of a frame, sent or received
 GOODBYE_SECONDS = 2.0  # for a CLOSE to reach the other side before we hang up
 
-# A record is sent at once, in one segment where it fits. A dead line is noticed after 30 s: idle, by keep-alive
-# (values in seconds); while sending, by the time-out (in milliseconds).
+# A record is sent at once, in one segment where it fits. A dead line is noticed after 30 s: while idle, by
+# keep-alive (in seconds); while sending, by the time-out (in milliseconds).
 TCP_OPTIONS = {
     "TCP_NODELAY": 1,
     "TCP_KEEPIDLE": 15,
@@ -255,7 +255,7 @@ class Group:
 
     @classmethod
     def load(cls, pem: bytes) -> Group:
-        """Read PKCS#3 PEM, unchecked; an optional private value length in it is ignored. Raises ValueError."""
+        """Read PKCS#3 PEM, unchecked (a private value length in it is ignored). Raises ValueError."""
         try:
             der, marker, _ = PEM.decode(pem.decode("ascii"))
             sequence = DerSequence().decode(der, strict=True, nr_elements=(2, 3), only_ints_expected=True)
@@ -354,7 +354,7 @@ def _survivors(start: int, run: int, small_primes: array[int]) -> Iterator[int]:
 
 
 def derive_keys(z: bytes, direction: bytes, th: bytes) -> tuple[bytes, bytes]:
-    """Return K and C for one direction, 32 bytes each (SP 800-56C, 4.1: one-step with SHA-256, two blocks)."""
+    """Return K and C of one direction, 32 bytes each (SP 800-56C, 4.1: one-step, SHA-256, two blocks)."""
     fixed_info = VERSION + b" key " + direction + th
     key, commitment = (SHA256.new(block.to_bytes(4, "big") + z + fixed_info).digest() for block in (1, 2))
     return key, commitment
@@ -572,6 +572,12 @@ class Hello:
         require(group.contains(y), "the public value is not in the subgroup of order q")
         return key, y
 
+    def trace(self, sender: Role, what: str) -> None:
+        group = {"p": self.group.p, "g": self.group.g} if self.group else {}
+        names = f"nonce_{sender.symbol}", sender.symbol, f"RSA_{sender.value}"
+        values = self.nonce, self.public_value, self.rsa
+        trace(f"step 1, Diffie-Hellman: {what}", **group, **dict(zip(names, values)))
+
 
 # ------------------------------------------------------------ records: one object for each direction
 
@@ -619,7 +625,7 @@ class Direction:
         self.latest = self.before = NOTHING
 
     def has_the_turn(self, other: Direction) -> bool:
-        """Whether READY or TEXT may come next: Alice's record n is a request, and Bob's record n the reply."""
+        """Whether READY or TEXT may come next. Alice's record n is a request, Bob's record n the reply."""
         return self.number - other.number == (0 if self.sender is Role.ALICE else -1)
 
     def _begin(self) -> bytes:
@@ -678,7 +684,7 @@ class Sealer(Direction):
         signed = self._hash(nonce, ciphertext, tag)
         signature = sign(self.signer, signed, random)
         trace(
-            f"step 3, RSA-PSS: {name}: the SHA-256 hash of label, direction, th, C, nonce, ciphertext and tag is signed",
+            f"step 3, RSA-PSS: {name}: the hash of direction, th, C, nonce, ciphertext and tag is signed",
             hash=signed.digest(),
             signature=signature,
         )
@@ -732,7 +738,7 @@ class Opener(Direction):
             signature=signature,
         )
         trace(
-            f"step 2, AES-GCM: {name}: its tag is valid, so it was decrypted; padding, text and turn are right",
+            f"step 2, AES-GCM: {name}: the tag is valid; it was decrypted; padding, text and turn are right",
             ciphertext=ciphertext,
             tag=tag,
             plaintext=plaintext,
@@ -752,7 +758,10 @@ class Opener(Direction):
         record_type, in_reply_to, body = RecordType(plaintext[0]), plaintext[1:33], plaintext[33:end]
         ready = record_type is RecordType.READY
         require(ready == (self.number == 0), "READY is record 0, and no other")
-        require(len(body) <= (0 if ready else TEXT_LIMIT), "the record's body has a wrong length")
+        r_bytes = range(NONCE_BYTES, NONCE_BYTES + 1) if self.sender is Role.BOB else range(1)
+        require(
+            len(body) in (r_bytes if ready else range(TEXT_LIMIT + 1)), "the record's body has a wrong length"
+        )
         if not ready:
             try:
                 body.decode()
@@ -769,31 +778,47 @@ def transcript_hash(hello_bob: bytes, hello_alice: bytes) -> bytes:
     return SHA256.new(frame(hello_bob) + frame(hello_alice)).digest()
 
 
+def commit(r: bytes) -> bytes:
+    """Return nonce_B, 32 bytes. With it, Bob commits to r before he sees Alice's hello."""
+    return SHA256.new(VERSION + b" commit " + r).digest()
+
+
+def check_commitment(nonce_b: bytes, r: bytes) -> None:
+    """Raise ProtocolError unless r, the body of Bob's READY, is what he committed to in his hello."""
+    require(hmac.compare_digest(commit(r), nonce_b), "Bob's r does not fit his nonce")
+
+
+def make_words(th: bytes, r: bytes) -> str:
+    """Return six words (RFC 1751) for two people to compare, from the first 8 bytes of a hash over th and r.
+
+    Somebody in between has chosen both hellos before Bob opens r, and so has one try in each handshake:
+    six equal words have a chance of 2^-64, and each word that is compared counts for 11 bits.
+    """
+    return key_to_english(SHA256.new(VERSION + b" words " + th + r).digest()[:8]).lower()
+
+
 @dataclass(frozen=True)
 class Offer:
     """One side's half of the key exchange: its hello, and the private exponent that belongs to it."""
 
     role: Role
     group: Group
-    rsa: bytes
-    hello: bytes
+    hello: Hello
+    payload: bytes  # the hello, encoded
     exponent: bytes = field(repr=False)
+    r: bytes = field(repr=False)  # what Bob's nonce commits to; Alice has none
 
     @classmethod
     def make(cls, role: Role, identity: RsaKey, group: Group, random: Random = secrets.token_bytes) -> Offer:
         """Make an offer for one session, with a nonce and a private exponent of its own."""
-        exponent = group.private_exponent(random)
-        public_value, nonce = modexp(group.g, exponent, group.p), random(NONCE_BYTES)
-        rsa = public_der(identity)
-        hello = Hello(group if role is Role.BOB else None, nonce, public_value, rsa).encode()
-        symbol = role.symbol
-        trace(
-            f"step 1, Diffie-Hellman: our hello, for everybody to read. {symbol.lower()}, of {8 * len(exponent)} "
-            "random bits, stays secret",
-            **({"p": group.p, "g": group.g} if role is Role.BOB else {}),
-            **{symbol: public_value, f"nonce_{symbol}": nonce, f"RSA_{role.value}": rsa},
+        exponent, drawn = group.private_exponent(random), random(NONCE_BYTES)
+        r, nonce = (drawn, commit(drawn)) if role is Role.BOB else (b"", drawn)
+        public_value = modexp(group.g, exponent, group.p)
+        hello = Hello(group if role is Role.BOB else None, nonce, public_value, public_der(identity))
+        hello.trace(
+            role, f"our hello, for everybody to read; of our exponent, {8 * len(exponent)} bits, only g^x"
         )
-        return cls(role, group, rsa, hello, exponent)
+        return cls(role, group, hello, hello.encode(), exponent, r)
 
     def agree(self, hello: bytes) -> tuple[RsaKey, bytes, bytes]:
         """Check the peer's hello against this offer; return the peer's RSA key, Z, and th.
@@ -801,20 +826,14 @@ class Offer:
         Every value of the peer is checked before the secret exponent meets it. That the peer holds the
         private half of its key is shown only by the first record that opens. Raises ProtocolError.
         """
-        peer, sender = Hello.decode(self.role.peer, hello), self.role.peer
+        peer = Hello.decode(self.role.peer, hello)
         key, y = peer.check(self.group)
-        require(peer.rsa != self.rsa, "the other side presents our own key: a reflection")
-        symbol = sender.symbol
-        trace(
-            f"step 1, Diffie-Hellman: the other hello. {symbol} is in the subgroup of order q, the RSA key is sound",
-            **{symbol: peer.public_value, f"nonce_{symbol}": peer.nonce, f"RSA_{sender.value}": peer.rsa},
-        )
+        require(peer.rsa != self.hello.rsa, "the other side presents our own key: a reflection")
+        peer.trace(self.role.peer, "the other hello; every value in it passed its checks")
         z = modexp(y, self.exponent, self.group.p)
-        th = transcript_hash(*((self.hello, hello) if self.role is Role.BOB else (hello, self.hello)))
+        th = transcript_hash(*((self.payload, hello) if self.role is Role.BOB else (hello, self.payload)))
         trace(
-            "step 2, SHA-256: Z = g^ab, which only the two who sent these hellos can compute, and th, the hash "
-            "of both hellos, make an AES-256 key for each direction",
-            th=th,
+            "step 2, SHA-256: Z = g^ab, and th, the hash of both hellos, make a key for each direction", th=th
         )
         return key, z, th
 
@@ -823,12 +842,19 @@ class Channel:
     """An authenticated conversation: Alice sends, Bob replies, and so on, until somebody leaves."""
 
     def __init__(
-        self, frames: FrameSocket, sealer: Sealer, opener: Opener, trust: Trust, beginning: tuple[bytes, ...]
+        self,
+        frames: FrameSocket,
+        sealer: Sealer,
+        opener: Opener,
+        trust: Trust,
+        words: str,
+        beginning: tuple[bytes, ...],
     ) -> None:
         self.frames = frames
         self.role = sealer.sender
         self.peer_key = opener.signer
         self.trust = trust  # what is known of the peer's key
+        self.words = words
         self.beginning = beginning  # of its transcript; empty if there is to be none
         self.transcript: Transcript | None = None
         self._sealer = sealer
@@ -849,10 +875,6 @@ class Channel:
     def has_something(self) -> bool:
         """Whether there is something to receive, or the connection has ended."""
         return bool(select.select([self.frames.socket], [], [], 0)[0])
-
-    @property
-    def words(self) -> str:
-        return ""
 
     def send(self, text: str) -> None:
         """Send a text of at most 1 MiB in UTF-8. Raises MessageError if it cannot be sent as it is."""
@@ -906,7 +928,7 @@ def bob_handshake(
     """
     frames.deadline = time.monotonic() + HANDSHAKE_SECONDS
     offer = Offer.make(Role.BOB, identity, group)
-    frames.send(offer.hello)
+    frames.send(offer.payload)
     hello = bytes(frames.receive(HELLO_LIMIT))
     key, z, th = offer.agree(hello)
     trust = peer.check(key)
@@ -915,14 +937,14 @@ def bob_handshake(
     opener.open(hers, sealer)
     reason = admit(key, trust)
     if reason:
-        his = sealer.seal(RecordType.READY, b"", opener)
+        his = sealer.seal(RecordType.READY, offer.r, opener)
         frames.send(his, sealer.seal(RecordType.CLOSE, reason.encode(), opener))
         frames.hang_up(GOODBYE_SECONDS)
         return None
-    his = sealer.seal(RecordType.READY, b"", opener, frames.send)
+    his = sealer.seal(RecordType.READY, offer.r, opener, frames.send)
     frames.deadline = None
-    beginning = transcript_beginning(offer.hello, hello, z, hers, his) if evidence else ()
-    return Channel(frames, sealer, opener, trust, beginning)
+    beginning = transcript_beginning(offer.payload, hello, z, hers, his) if evidence else ()
+    return Channel(frames, sealer, opener, trust, make_words(th, offer.r), beginning)
 
 
 def alice_handshake(
@@ -936,24 +958,20 @@ def alice_handshake(
     frames.wait_for_first_byte(FIRST_BYTE_SECONDS)
     frames.deadline = time.monotonic() + HANDSHAKE_SECONDS
     hello = bytes(frames.receive(HELLO_LIMIT))
-    group = Hello.decode(Role.BOB, hello).group
-    assert group is not None  # Bob's hello has one
-    groups.check_group(group)
-    trace(
-        "step 1, Diffie-Hellman: Bob's parameters. p = 2q + 1 is a safe prime, and g generates the subgroup of order q",
-        p=group.p,
-        g=group.g,
-    )
-    offer = Offer.make(Role.ALICE, identity, group)
+    bob = Hello.decode(Role.BOB, hello)
+    assert bob.group is not None  # Bob's hello has one
+    groups.check_group(bob.group)
+    offer = Offer.make(Role.ALICE, identity, bob.group)
     key, z, th = offer.agree(hello)
     trust = peer.check(key)
     sealer, opener = Sealer(Role.ALICE, identity, z, th), Opener(Role.BOB, key, z, th)
-    hers = sealer.seal(RecordType.READY, b"", opener, lambda record: frames.send(offer.hello, record))
+    hers = sealer.seal(RecordType.READY, b"", opener, lambda record: frames.send(offer.payload, record))
     his = bytes(frames.receive(READY_LIMIT))
-    opener.open(his, sealer)
+    r = opener.open(his, sealer).body
+    check_commitment(bob.nonce, r)
     frames.deadline = None
-    beginning = transcript_beginning(hello, offer.hello, z, hers, his) if evidence else ()
-    return Channel(frames, sealer, opener, trust, beginning)
+    beginning = transcript_beginning(hello, offer.payload, z, hers, his) if evidence else ()
+    return Channel(frames, sealer, opener, trust, make_words(th, r), beginning)
 
 
 # ---------------------------------------------------------------------------------------- evidence
@@ -1013,10 +1031,19 @@ def verify_transcript(file: BinaryIO) -> Iterator[tuple[Opener, Message]]:
     require(bob.rsa != alice.rsa, "both sides present the same key: a reflection")
     require(len(z) == len(bob.public_value), "Z is not as long as p")
     th = transcript_hash(hello_bob, hello_alice)
-    _trace_transcript(bob, alice, z, th)
+    bob.trace(Role.BOB, "Bob's hello; p = 2q + 1 is a safe prime, and g generates the subgroup of order q")
+    alice.trace(Role.ALICE, "Alice's hello; A and B are in the subgroup of order q")
+    trace("step 2, SHA-256: Z = g^ab, and th, over both hello frames", Z=z, b=hello_bob, a=hello_alice, th=th)
+    for role in Role:
+        key, commitment = derive_keys(z, role.label, th)
+        trace(f"step 2, SHA-256: the key K, and C, of {role.label.decode()}", K=key, C=commitment)
     openers = Opener(Role.ALICE, alice_key, z, th), Opener(Role.BOB, bob_key, z, th)
     for opener, other in (openers, openers[::-1]):
-        yield opener, opener.open(_entry(file, READY_LIMIT, opener.sender.tag, order), other)
+        message = opener.open(_entry(file, READY_LIMIT, opener.sender.tag, order), other)
+        if opener.sender is Role.BOB:
+            check_commitment(bob.nonce, message.body)
+            trace(f"the words, of th and r: {make_words(th, message.body)}", r=message.body)
+        yield opener, message
     while header := file.read(5):
         speaks = [opener.sender.tag == header[4:] for opener in openers]
         require(any(speaks), "an entry is of no known kind, or not where it belongs")
@@ -1041,39 +1068,6 @@ def _payload(file: BinaryIO, limit: int, header: bytes) -> bytes:
     payload = file.read(length) if length >= 0 and len(header) == 5 else b""
     require(len(payload) == length, "the transcript ends in the middle of an entry")
     return payload
-
-
-def _trace_transcript(bob: Hello, alice: Hello, z: bytes, th: bytes) -> None:
-    """Trace the first two steps of a conversation with its secrets, which its transcript discloses."""
-    assert bob.group is not None
-    trace(
-        "step 1, Diffie-Hellman: Bob's hello. p = 2q + 1 is a safe prime, g generates the subgroup of order q",
-        p=bob.group.p,
-        g=bob.group.g,
-        B=bob.public_value,
-        nonce_B=bob.nonce,
-        RSA_bob=bob.rsa,
-    )
-    trace(
-        "step 1, Diffie-Hellman: Alice's hello. A and B are in the subgroup of order q, both RSA keys are sound",
-        A=alice.public_value,
-        nonce_A=alice.nonce,
-        RSA_alice=alice.rsa,
-    )
-    trace(
-        "step 2, SHA-256: the shared secret Z = g^ab, and th, the hash of both hello frames",
-        Z=z,
-        hello_bob=bob.encode(),
-        hello_alice=alice.encode(),
-        th=th,
-    )
-    for role in Role:
-        key, commitment = derive_keys(z, role.label, th)
-        trace(
-            f"step 2, SHA-256: K encrypts {role.label.decode()}, C is covered by each of its signatures",
-            K=key,
-            C=commitment,
-        )
 
 
 # ------------------------------------------------------------------------------------- keys on disk
@@ -1132,10 +1126,7 @@ class KeyStore:
         return made or key
 
     def load_group(self, path: Path | None = None, rounds: int = 64) -> Group | None:
-        """Return the group in a file, checked with `rounds` (see `check_group`); by default the one kept here.
-
-        None if no group is kept here.
-        """
+        """Return the group in a file, or the one kept here if any, checked with so many `rounds`."""
         pem = self.read(self.GROUP) if path is None else read_file(path, 0)
         if pem is None and path is None:
             return None
@@ -1145,7 +1136,7 @@ class KeyStore:
             check_group(group, rounds)
         except (ValueError, ProtocolError) as error:
             raise FileError(
-                f"{path} holds no usable Diffie-Hellman parameters ({error}); move it away, or name another file"
+                f"{path} holds no usable Diffie-Hellman parameters ({error}); move it away"
             ) from None
         return group
 
@@ -1211,7 +1202,7 @@ def open_regular(path: Path) -> BinaryIO:
 
 
 def read_file(path: Path, forbidden: int) -> bytes | None:
-    """Return the bytes of a regular file to which nobody else has `forbidden` rights; None if there is none."""
+    """Return a regular file's bytes, or None. Nobody else may have the `forbidden` rights to it."""
     with disk("read", path):
         try:
             file = open_regular(path)
@@ -1302,7 +1293,7 @@ class PinnedPeer:
         self._store = store
 
     def check(self, key: RsaKey) -> Trust:
-        """Return what is known of a key, before anything is signed. Raises TrustError if it is not acceptable."""
+        """Return what is known of a key, before anything is signed. Raises TrustError for a wrong key."""
         return self._judge(key, self.pins())
 
     def _judge(self, key: RsaKey, pins: list[Pin]) -> Trust:
@@ -1329,8 +1320,8 @@ class PinnedPeer:
                     for pin, known_as in zip(mine, expected)
                 )
                 + f"  presented: {presented}\n"
-                "Either somebody is in between, or the other side has a new key. Ask them for their fingerprint, "
-                "in person or by telephone. Only if it is the one presented, run this program again with\n"
+                "Either somebody is in between, or the other side has a new key. Ask them for their "
+                "fingerprint, in person or by telephone. Only if it is the one presented, start again with\n"
                 f"  --peer {presented}",
                 presented,
                 expected,
@@ -1370,22 +1361,18 @@ class PinnedPeer:
 
     def _pins(self, lines: list[str]) -> list[Pin]:
         """Return what the lines pin. A line that is not understood is refused, not passed over."""
-        name_form = "alice" if self.name == "alice" else r"\[[^][,*?\s]+\]:[0-9]{1,5}"
+        form, pattern = "[HOST]:PORT", r"\[[^][,*?\s]+\]:[0-9]{1,5}"
+        if self.name == "alice":
+            form = pattern = "alice"
         pins = []
         for number, line in enumerate(lines, 1):
             name, *key = line.split()[:3] or ["#"]
             if name.startswith("#"):
                 continue
             pin = Pin(number, name.lower(), " ".join(key))
-            if not re.fullmatch(name_form, pin.name):
-                raise FileError(
-                    f"{self.path}, line {number}: the name is not {'alice' if self.name == 'alice' else '[HOST]:PORT'}"
-                    "; mend or delete the line"
-                )
-            if not _is_ssh_line(pin.key):
-                raise FileError(
-                    f"{self.path}, line {number}: not NAME ssh-rsa BASE64; mend or delete the line"
-                )
+            if not (re.fullmatch(pattern, pin.name) and _is_ssh_line(pin.key)):
+                problem = f"not {form} ssh-rsa BASE64; mend or delete the line"
+                raise FileError(f"{self.path}, line {number}: {problem}")
             pins.append(pin)
         return pins
 
@@ -1414,8 +1401,8 @@ _UNSAFE = (
     r"\ufff0-\ufffb\U00013430-\U0001343f\U0001bca0-\U0001bca3\U0001d173-\U0001d17a\U000e0000-\U000e00ff"
     r"\U000e01f0-\U000e0fff"
 )
-# What may stand all the same: a joiner inside an emoji, or in a word of a script that needs it, and the tags of
-# a flag. (Arabic number signs, of class Cf too, are not in the list above: they are visible.)
+# What may stand all the same: a joiner inside an emoji, or in a word of a script that needs it, and the tags
+# of a flag. (Arabic number signs, of class Cf too, are not in the list above: they are visible.)
 _JOINER = rf"(?<=[^\0-\x7f{_UNSAFE}])[\u200c\u200d](?=[^\0-\x7f{_UNSAFE}])"
 _FLAG = r"(?<=\U0001f3f4)[\U000e0030-\U000e0039\U000e0061-\U000e007a]{1,6}\U000e007f"
 _ANY_UNSAFE = re.compile(f"[{_UNSAFE}]")
@@ -1663,7 +1650,7 @@ class Console:
         return answer.strip()
 
     def next_line(self, channel: Channel) -> str | None:
-        """Return what the person says next, or None: look whether something has arrived. Raises PersonLeft."""
+        """Return what the person says next, or None when something may have arrived. Raises PersonLeft."""
         others: list[Waitable] = [channel.frames.socket, self.inbox]
         if not channel.my_turn and not (self.has_prompt and ALWAYS_PROMPT):
             select.select(others, [], [])
@@ -1748,7 +1735,7 @@ class Console:
         return self._lines.pop(0)
 
     def read_line(self, others: Sequence[Waitable], seconds: float | None = None) -> bytes | None:
-        """Return a line of standard input with its end, b"" when there are no more, None if `others` are ready.
+        """Return a line of standard input with its end, b"" after the last; None if `others` are ready.
 
         What was read of a line is kept, whatever interrupts the reading: a line is returned whole. (What is
         too long to be sent is returned too long, but not to its end.) Raises TimeoutError after `seconds`.
@@ -1772,7 +1759,7 @@ class Console:
             self._typed += begin[: max(0, LINE_LIMIT + 1 - len(self._typed))] + end + rest
 
     def answer(self, question: str, others: Sequence[Waitable], seconds: float | None) -> str | None:
-        """Return the answer to a question at the terminal, "" for Ctrl-C and Ctrl-D; None if `others` are ready."""
+        """Return the answer to a question, "" for Ctrl-C and Ctrl-D; None if `others` are ready."""
         self.forget_input()
         self.write(question, sys.stderr, unfinished=True)
         try:
@@ -1843,7 +1830,7 @@ class StepHandler(logging.Handler):
 
 @contextlib.contextmanager
 def hanging_up(console: Console, channel: Channel) -> Iterator[None]:
-    """Whatever ends the body, say goodbye if that is still right, and hang up. Raises PersonLeft for Ctrl-C."""
+    """Say goodbye, if that is right, whatever ends the body; hang up. Ctrl-C becomes PersonLeft."""
     try:
         yield
     except (KeyboardInterrupt, PersonLeft):
@@ -1968,7 +1955,7 @@ def judge(answer: str, words: str, presented: str) -> bool | str:
 
 
 def converse(console: Console, channel: Channel) -> int:
-    """Talk until the peer leaves; return the exit status. Raises PersonLeft, Replaced, and what ends a channel."""
+    """Talk until the peer leaves; return the exit status. Raises PersonLeft and Replaced."""
     while True:
         text = console.next_line(channel)
         try:
@@ -2079,8 +2066,8 @@ def ask_passphrase(prompt: str) -> str:
 
 
 VERDICT = """
-The transcript is sound. Each message above was signed with the key shown for its sender, in this conversation, \
-in this order, and in reply to what stands before it.
+The transcript is sound. Each message above was signed with the key shown for its sender, in this \
+conversation, in this order, and in reply to what stands before it.
 It does not prove when this was said, nor whose a key is: compare the fingerprints with their owners.
 The side that kept the file can still have added, changed or left out its own last messages: those that the \
 other side had not received when it last spoke or said goodbye.
@@ -2135,7 +2122,7 @@ def known_keys(console: Console, options: argparse.Namespace) -> dict[str, str]:
 def run_program(
     parser: argparse.ArgumentParser, run: Callable[[Console, argparse.Namespace], int]
 ) -> NoReturn:
-    """Run a program and exit. Whatever a user, a peer or the disk can cause is told in a line, not a traceback."""
+    """Run a program and exit. What a user, a peer or the disk can cause ends in a line, not a traceback."""
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:  # the program was started with that stream closed
             setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_RDWR), mode))

@@ -26,7 +26,7 @@ from typing import Callable, NamedTuple
 import pytest
 
 import crypto_utils as chat
-from crypto_utils import Group, Home, KnownPeer, Line, RsaKey
+from crypto_utils import Channel, FrameSocket, Group, KeyStore, PinnedPeer, RsaKey
 
 ROOT = Path(chat.__file__).parent
 DEADLINE = float(os.environ.get("TEST_DEADLINE", 60))  # seconds, for a loaded machine
@@ -86,9 +86,9 @@ def keys() -> Keys:
 def homes(tmp_path: Path, keys: Keys) -> Path:
     """Return a SECURE_CHAT_HOME in which both have their keys, and Bob his parameters; nobody is pinned."""
     for name, key in (("bob", keys.bob), ("alice", keys.alice)):
-        home = Home(tmp_path / name)
-        home.write(Home.IDENTITY, key.export_key("PEM", pkcs=8))
-    Home(tmp_path / "bob").save_group(GROUP)
+        store = KeyStore(tmp_path / name)
+        store.write(KeyStore.IDENTITY, key.export_key("PEM", pkcs=8))
+    KeyStore(tmp_path / "bob").save_group(GROUP)
     return tmp_path
 
 
@@ -127,23 +127,40 @@ class Background:
 
 
 class Ends(NamedTuple):
-    bob: chat.Channel
-    alice: chat.Channel
+    bob: Channel
+    alice: Channel
+
+
+def shake_hands(bob_store: KeyStore, alice_store: KeyStore, keys: Keys, *, evidence: bool = False) -> Ends:
+    """Return both channels, connected over loopback, at Alice's first turn. Nothing is pinned by that."""
+    near, far = loopback()
+    bob = Background(
+        lambda: chat.bob_handshake(
+            FrameSocket(far), keys.bob, GROUP, PinnedPeer(bob_store, "alice"), evidence=evidence
+        )
+    )
+    peer = PinnedPeer(alice_store, "[bob]:65432")
+    alice = chat.alice_handshake(FrameSocket(near), keys.alice, alice_store, peer, evidence)
+    channel = bob.result()
+    assert isinstance(channel, Channel)
+    return Ends(channel, alice)
+
+
+def store_with_group(folder: Path) -> KeyStore:
+    """Return a store that knows GROUP: its prime is not tested again."""
+    store = KeyStore(folder)
+    if store.load_group(rounds=0) is None:
+        store.save_group(GROUP)
+    return store
 
 
 @pytest.fixture
 def ends(tmp_path: Path, keys: Keys) -> Iterator[Ends]:
-    """Bob's and Alice's channels, connected over loopback, at Alice's first turn."""
-    near, far = loopback()
-    bob = Background(
-        lambda: chat.bob_handshake(Line(far), keys.bob, GROUP, KnownPeer(Home(tmp_path / "bob"), "alice"))
-    )
-    alice, _ = chat.alice_handshake(Line(near), keys.alice, None, KnownPeer(Home(tmp_path / "alice"), "bob"))
-    channel = bob.result()
-    assert isinstance(channel, chat.Channel)
-    yield Ends(channel, alice)
-    for end in (near, far):
-        end.close()
+    """Both channels, connected over loopback, at Alice's first turn."""
+    ends = shake_hands(KeyStore(tmp_path / "bob"), store_with_group(tmp_path / "alice"), keys)
+    yield ends
+    for channel in ends:
+        channel.frames.socket.close()
 
 
 class Program:

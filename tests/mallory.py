@@ -13,10 +13,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Callable
 
-from conftest import DEADLINE, GROUP, Background, Keys, loopback
+from conftest import DEADLINE, GROUP, Background, Keys, loopback, store_with_group
 
 import crypto_utils as chat
-from crypto_utils import Channel, Group, Home, Kind, KnownPeer, Line, Role, RsaKey
+from crypto_utils import Channel, FrameSocket, Group, PinnedPeer, RecordType, Role, RsaKey
 
 # What goes on the wire in the place of a sender's n-th frame (length and payload).
 Tamper = Callable[[Role, int, bytes], bytes]
@@ -138,17 +138,20 @@ def exchange(
     outcomes = {role: Outcome() for role in Role}
 
     def side(role: Role, connected: socket.socket) -> None:
-        outcome, line = outcomes[role], Line(connected)
+        outcome, frames = outcomes[role], FrameSocket(connected)
+        store, name = store_with_group(homes / role.value), "alice" if role is Role.BOB else "[bob]:65432"
         try:
-            peer = KnownPeer(
-                Home(homes / role.value), role.peer.value, bob_pins if role is Role.BOB else alice_pins
-            )
+            peer = PinnedPeer(store, name, bob_pins if role is Role.BOB else alice_pins)
+            channel: Channel | None
             if role is Role.BOB:
-                channel = chat.bob_handshake(line, bob_key or keys.bob, group, peer)
+                channel = chat.bob_handshake(frames, bob_key or keys.bob, group, peer)
             else:
-                channel, _ = chat.alice_handshake(line, alice_key or keys.alice, GROUP, peer)
+                channel = chat.alice_handshake(frames, alice_key or keys.alice, store, peer)
+            assert channel is not None
+            if not channel.trust.known:
+                peer.pin(channel.peer_key)
             outcome.channel = channel
-            line.deadline = None
+            frames.deadline = None
             connected.settimeout(DEADLINE)
             on_channel(channel)
             while True:
@@ -158,14 +161,14 @@ def exchange(
                         break
                     channel.send(REPLY if role is Role.BOB else REQUEST)
                 message = channel.receive()
-                if message.kind is Kind.CLOSE:
+                if message.type is RecordType.CLOSE:
                     outcome.goodbye = True
                     break
                 outcome.shown.append(message.text)
         except (chat.ProtocolError, chat.TrustError, chat.ConnectionCut) as error:
             outcome.error = error
         finally:
-            line.hang_up()
+            frames.hang_up()
 
     bob, at_bob = loopback()
     alice, at_alice = loopback()
