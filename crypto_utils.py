@@ -1448,7 +1448,7 @@ except ImportError:  # Windows, where the terminal itself edits lines
 # elsewhere it is there in one's own turn.
 ALWAYS_PROMPT = readline is not None and "libedit" not in (readline.__doc__ or "")
 OBEYS_ESCAPES = os.environ.get("TERM", "dumb") != "dumb"  # whether the terminal knows more than letters
-ERASE_ROW = "\r\x1b[K" if OBEYS_ESCAPES else "\n"
+ERASE_ROW, ERASE_ROW_ABOVE = ("\r\x1b[K", "\x1b[A\r\x1b[K") if OBEYS_ESCAPES else ("\n", "")
 TICK = 0.02  # seconds between two looks for something that arrived, while a person types
 LINE_LIMIT = TEXT_LIMIT + 2  # bytes of a line from a pipe: the longest text, and its end
 INBOX_LIMIT = 100
@@ -1565,7 +1565,7 @@ class Console:
         self.draft = ""  # typed at the prompt, and not sent yet
         self.leaving = 0  # the signal that asked the program to end
         self._leaves_by = 0.0
-        self._unfinished = False  # whether a prompt, or progress, stands in the last row of the screen
+        self._erase = ""  # what takes a prompt, or progress, away that stands in the last row of the screen
         self._lines: list[str] = []  # typed at the prompt, and not used yet
         self._typed = b""  # read from standard input without a prompt, and not used yet
         self._ended = False  # whether standard input has ended
@@ -1581,16 +1581,13 @@ class Console:
     def can_ask(self) -> bool:
         return sys.stdin.isatty() and sys.stderr.isatty()
 
-    def write(self, text: str, stream: TextIO, *, unfinished: bool = False) -> None:
-        """Write in one go, over whatever is unfinished in the last row. Raises OSError."""
-        if self._unfinished:
-            self._unfinished = False
-            if stream.isatty():
-                text = ERASE_ROW + text
-            else:
-                self.write(ERASE_ROW, sys.stdout if sys.stdout.isatty() else sys.stderr)
-        self._unfinished = unfinished
-        stream.write(text)
+    def write(self, text: str, stream: TextIO) -> None:
+        """Write in one go, in the place of a prompt or of progress. Raises OSError."""
+        erase, self._erase = self._erase, ""
+        if erase and not stream.isatty():
+            (sys.stdout if sys.stdout.isatty() else sys.stderr).write(erase)
+            erase = ""
+        stream.write(erase + text)
         stream.flush()
 
     def notice(self, text: str) -> None:
@@ -1610,7 +1607,14 @@ class Console:
     def progress(self, text: str) -> None:
         """Show a row that the next one takes the place of, on a terminal only."""
         if sys.stderr.isatty():
-            self.write(text[: (columns(sys.stderr) or 80) - 1], sys.stderr, unfinished=True)
+            self.write(text[: (columns(sys.stderr) or 80) - 1], sys.stderr)
+            self._erase = ERASE_ROW
+
+    def show_own(self, text: str) -> None:
+        """Show a message that was sent, in the place of the row in which it was typed."""
+        self.draft = ""
+        if self.has_prompt:
+            self.write(marked(f"{self.me}: ", text, sys.stdout) + "\n", sys.stdout)
 
     def show(self, name: str, text: str) -> None:
         """Show a message. At a terminal, a check mark says that it was verified."""
@@ -1631,9 +1635,9 @@ class Console:
             self.notice(f"{name} left before the last message had arrived.")
 
     def finish_row(self) -> None:
-        """Keep what is unfinished in the last row on the screen, and begin the next row."""
-        if self._unfinished:
-            self._unfinished = False
+        """Keep what stands in the last row of the screen, and begin the next row."""
+        unfinished, self._erase = self._erase == ERASE_ROW, ""
+        if unfinished:
             with contextlib.suppress(OSError):
                 self.write("\n", sys.stdout if sys.stdout.isatty() else sys.stderr)
 
@@ -1641,12 +1645,12 @@ class Console:
 
     def ask(self, question: str) -> str:
         """Return the answer to a question outside of a conversation. Ctrl-D is as Ctrl-C."""
-        self._unfinished = True
+        self._erase = ERASE_ROW
         try:
             answer = input(question)
         except EOFError:
             raise KeyboardInterrupt from None
-        self._unfinished = False
+        self._erase = ""
         return answer.strip()
 
     def next_line(self, channel: Channel) -> str | None:
@@ -1663,24 +1667,23 @@ class Console:
             return line if line is None else line.decode(sys.stdin.encoding, "surrogateescape")
         prompt = f"{self.me}: " if channel.my_turn else f"({self.peer}'s turn) "
         typed = self._prompted_line(prompt, lambda: bool(select.select(others, [], [], 0)[0]))
-        return typed if typed is None else self._obey(typed.rstrip("\n"), channel)  # a paste may end with one
+        return typed if typed is None else self._obey(typed, channel)
 
     def _obey(self, line: str, channel: Channel) -> str | None:
-        """Do what a command asks for; return any other line, if it can be sent now."""
+        """Return a line that can be sent now. Do what a command asks for; keep any other line as the draft."""
         command = line.strip().lower()
+        answers = {"/help": HELP, "/words": f"Words: {channel.words}"}
+        if command == "/quit" or command in answers:
+            self.draft = ""
         if command == "/quit":
             raise PersonLeft
-        if command == "/help":
-            self.notice(HELP)
-        elif command == "/words":
-            self.notice(f"Words: {channel.words}")
+        if command in answers:
+            self.notice(answers[command])
         elif line.startswith("/"):
-            self.draft = line
             self.notice(
                 "Not sent: a line that begins with / is a command. To send it, put a space before it."
             )
         elif not channel.my_turn:
-            self.draft = line
             self.notice(f"Not sent: it is {self.peer}'s turn. Your line is kept.")
         else:
             return line
@@ -1703,13 +1706,15 @@ class Console:
         def tick(*_: object) -> None:
             nonlocal last
             now = time.monotonic()
-            was_stopped, last = now - last > 1, now
+            was_stopped, last = now - last > 10 * TICK, now
             if begun and (self.leaving or was_stopped or ready()):
                 signal.setitimer(signal.ITIMER_REAL, 0)
                 self.draft = readline.get_line_buffer()
                 raise Woken
 
-        self._unfinished = True
+        if self._erase:  # the prompt of before
+            self.write("", sys.stdout)
+        self._erase = ERASE_ROW
         try:
             if ALWAYS_PROMPT:
                 readline.set_startup_hook(begin)
@@ -1731,8 +1736,8 @@ class Console:
             raise KeyboardInterrupt
         if not self._lines:
             return None
-        self._unfinished, self.draft = False, ""
-        return self._lines.pop(0)
+        self._erase, self.draft = ERASE_ROW_ABOVE, self._lines.pop(0).rstrip("\n")  # a paste may end with one
+        return self.draft
 
     def read_line(self, others: Sequence[Waitable], seconds: float | None = None) -> bytes | None:
         """Return a line of standard input with its end, b"" after the last; None if `others` are ready.
@@ -1761,7 +1766,8 @@ class Console:
     def answer(self, question: str, others: Sequence[Waitable], seconds: float | None) -> str | None:
         """Return the answer to a question, "" for Ctrl-C and Ctrl-D; None if `others` are ready."""
         self.forget_input()
-        self.write(question, sys.stderr, unfinished=True)
+        self.write(question, sys.stderr)
+        self._erase = ERASE_ROW
         try:
             data = self.read_line(others, seconds)
         except KeyboardInterrupt:
@@ -1772,7 +1778,7 @@ class Console:
             self.finish_row()
             self._ended = False  # Ctrl-D ends the answer, not the terminal
         elif data is not None:
-            self._unfinished = False
+            self._erase = ""
         return data if data is None else data.decode(errors="replace")
 
     def forget_input(self) -> None:
@@ -1847,6 +1853,9 @@ def hanging_up(console: Console, channel: Channel) -> Iterator[None]:
         raise
     finally:
         channel.frames.hang_up()
+        if console.draft:
+            console.notice(f"This was not sent:\n  {console.draft}")
+            console.draft = ""
 
 
 def take_inbox(console: Console, channel: Channel) -> None:
@@ -1961,6 +1970,7 @@ def converse(console: Console, channel: Channel) -> int:
         try:
             if text is not None:
                 channel.send(text)
+                console.show_own(text)
                 continue
         except MessageError as error:
             if not console.has_prompt:
@@ -1982,8 +1992,6 @@ def converse(console: Console, channel: Channel) -> int:
 def part(console: Console, channel: Channel, goodbye: Message) -> int:
     """Show the peer's goodbye; return the exit status, 1 if nothing was said before."""
     console.show_goodbye(console.peer, goodbye)
-    if console.draft:
-        console.notice(f"This was not sent:\n  {console.draft}")
     return console.status if channel.texts > goodbye.crossed else 1
 
 
