@@ -164,7 +164,7 @@ def require(condition: bool, reason: str) -> None:
 log = logging.getLogger("secure_chat")
 
 
-def trace(step: str, **values: Buffer | int | str) -> None:
+def trace(step: str, **values: Buffer | int) -> None:
     """Log a step of the protocol with its values. No secret key or exponent is ever among them."""
     log.info(step, extra={"values": values})
 
@@ -647,8 +647,11 @@ class Direction:
             message.update(part)
         return message
 
-    def _name(self, record_type: RecordType) -> str:
-        return f"record {self.number}, {self.sender.label.decode()}, {record_type.name}"
+    def _trace(self, step: str, record_type: RecordType, what: str, **values: Buffer) -> None:
+        trace(
+            f"{step}: record {self.number}, {self.sender.label.decode()}, {record_type.name}. {what}",
+            **values,
+        )
 
 
 class Sealer(Direction):
@@ -673,21 +676,14 @@ class Sealer(Direction):
         plaintext = bytes([record_type]) + other.latest + body + b"\x80"
         plaintext += bytes(-len(plaintext) % PADDING)  # ISO 7816-4
         ciphertext, tag = encrypt(self._key, nonce, plaintext)
-        name = self._name(record_type)
-        trace(
-            f"step 2, AES-GCM: {name}: our text is padded, and encrypted",
-            plaintext=plaintext,
-            nonce=nonce,
-            ciphertext=ciphertext,
-            tag=tag,
+        encrypted = {"nonce": nonce, "ciphertext": ciphertext, "tag": tag}
+        self._trace(
+            "step 2, AES-GCM", record_type, "The padded text is encrypted", plaintext=plaintext, **encrypted
         )
         signed = self._hash(nonce, ciphertext, tag)
         signature = sign(self.signer, signed, random)
-        trace(
-            f"step 3, RSA-PSS: {name}: the hash of direction, th, C, nonce, ciphertext and tag is signed",
-            hash=signed.digest(),
-            signature=signature,
-        )
+        what = "The hash of direction, th, C, nonce, ciphertext and tag is signed"
+        self._trace("step 3, RSA-PSS", record_type, what, hash=signed.digest(), signature=signature)
         record = b"".join((nonce, ciphertext, tag, signature))
         send(record)
         self._succeed(record_type, signed.digest())
@@ -730,18 +726,12 @@ class Opener(Direction):
             not crossed or (closing and in_turn and message.in_reply_to == other.before),
             "the record replies to another record than the last one",
         )
-        name = self._name(message.type)
-        trace(
-            f"step 3, RSA-PSS: {name}: it has the next number, and its signature is valid",
-            nonce=nonce,
-            hash=signed.digest(),
-            signature=signature,
-        )
-        trace(
-            f"step 2, AES-GCM: {name}: the tag is valid; it was decrypted; padding, text and turn are right",
-            ciphertext=ciphertext,
-            tag=tag,
-            plaintext=plaintext,
+        what = "The number is the next one, and the signature of this hash is valid"
+        checked = {"nonce": nonce, "hash": signed.digest(), "signature": signature}
+        self._trace("step 3, RSA-PSS", message.type, what, **checked)
+        what = "The tag is valid, so it was decrypted; padding, type, text, turn and in_reply_to are right"
+        self._trace(
+            "step 2, AES-GCM", message.type, what, ciphertext=ciphertext, tag=tag, plaintext=plaintext
         )
         keep(record)
         self._succeed(message.type, signed.digest())
@@ -815,9 +805,8 @@ class Offer:
         r, nonce = (drawn, commit(drawn)) if role is Role.BOB else (b"", drawn)
         public_value = modexp(group.g, exponent, group.p)
         hello = Hello(group if role is Role.BOB else None, nonce, public_value, public_der(identity))
-        hello.trace(
-            role, f"our hello, for everybody to read; of our exponent, {8 * len(exponent)} bits, only g^x"
-        )
+        secret = f"{role.symbol.lower()}, {8 * len(exponent)} random bits, stays secret"
+        hello.trace(role, f"our hello. Everybody may read it; {secret}")
         return cls(role, group, hello, hello.encode(), exponent, r)
 
     def agree(self, hello: bytes) -> tuple[RsaKey, bytes, bytes]:
@@ -829,11 +818,11 @@ class Offer:
         peer = Hello.decode(self.role.peer, hello)
         key, y = peer.check(self.group)
         require(peer.rsa != self.hello.rsa, "the other side presents our own key: a reflection")
-        peer.trace(self.role.peer, "the other hello; every value in it passed its checks")
+        peer.trace(self.role.peer, "the other hello. Every value in it passed its checks")
         z = modexp(y, self.exponent, self.group.p)
         th = transcript_hash(*((self.payload, hello) if self.role is Role.BOB else (hello, self.payload)))
         trace(
-            "step 2, SHA-256: Z = g^ab, and th, the hash of both hellos, make a key for each direction", th=th
+            "step 2, SHA-256: Z = g^ab, and th, the hash of both hellos, give a key for each direction", th=th
         )
         return key, z, th
 
@@ -1031,8 +1020,8 @@ def verify_transcript(file: BinaryIO) -> Iterator[tuple[Opener, Message]]:
     require(bob.rsa != alice.rsa, "both sides present the same key: a reflection")
     require(len(z) == len(bob.public_value), "Z is not as long as p")
     th = transcript_hash(hello_bob, hello_alice)
-    bob.trace(Role.BOB, "Bob's hello; p = 2q + 1 is a safe prime, and g generates the subgroup of order q")
-    alice.trace(Role.ALICE, "Alice's hello; A and B are in the subgroup of order q")
+    bob.trace(Role.BOB, "Bob's hello. p = 2q + 1 is a safe prime, and g generates the subgroup of order q")
+    alice.trace(Role.ALICE, "Alice's hello. A and B are in the subgroup of order q")
     trace("step 2, SHA-256: Z = g^ab, and th, over both hello frames", Z=z, b=hello_bob, a=hello_alice, th=th)
     for role in Role:
         key, commitment = derive_keys(z, role.label, th)
@@ -1651,6 +1640,8 @@ class Console:
         except EOFError:
             raise KeyboardInterrupt from None
         self._erase = ""
+        if answer.strip().lower() == "/quit":
+            raise KeyboardInterrupt
         return answer.strip()
 
     def next_line(self, channel: Channel) -> str | None:
@@ -1764,7 +1755,7 @@ class Console:
             self._typed += begin[: max(0, LINE_LIMIT + 1 - len(self._typed))] + end + rest
 
     def answer(self, question: str, others: Sequence[Waitable], seconds: float | None) -> str | None:
-        """Return the answer to a question, "" for Ctrl-C and Ctrl-D; None if `others` are ready."""
+        """Return an answer, "" for Ctrl-C and Ctrl-D; None as soon as one of `others` is ready."""
         self.forget_input()
         self.write(question, sys.stderr)
         self._erase = ERASE_ROW
@@ -1817,7 +1808,7 @@ class StepHandler(logging.Handler):
     def handle(self, record: logging.LogRecord) -> bool:
         rows = [record.getMessage()[:1].upper() + record.getMessage()[1:] + "."]
         width = max(columns(sys.stderr) or 100, 40) - 15
-        for name, value in getattr(record, "values", {}).items():
+        for name, value in self._parts(getattr(record, "values", {})):
             text = (to_bytes(value) if isinstance(value, int) else bytes(value)).hex()
             if len(text) > width and not self._whole:
                 size = f"... ({len(text) // 2} bytes)"
@@ -1829,6 +1820,17 @@ class StepHandler(logging.Handler):
         else:
             self._console.inbox.put("\n".join(rows))
         return True
+
+    @staticmethod
+    def _parts(values: dict[str, Buffer | int]) -> Iterator[tuple[str, Buffer | int]]:
+        """Yield the values, with a plaintext taken apart."""
+        for name, value in values.items():
+            if name == "plaintext" and isinstance(value, bytes):
+                end = value.rindex(b"\x80")
+                yield from (("type", value[:1]), ("in_reply_to", value[1:33]), ("body", value[33:end]))
+                yield "padding", value[end:]
+            else:
+                yield name, value
 
 
 # A conversation, from the question of trust to the goodbye.
@@ -1856,6 +1858,10 @@ def hanging_up(console: Console, channel: Channel) -> Iterator[None]:
         if console.draft:
             console.notice(f"This was not sent:\n  {console.draft}")
             console.draft = ""
+        if channel.transcript:
+            script = "bob_server.py" if channel.role is Role.BOB else "alice_client.py"
+            path = shlex.quote(str(channel.transcript.path))
+            console.notice(f"To check what was said:\n  python3 {script} --verify {path}")
 
 
 def take_inbox(console: Console, channel: Channel) -> None:
