@@ -349,7 +349,9 @@ def load_group(
         nonlocal shown
         if time.monotonic() - shown > 0.5:
             shown = time.monotonic()
-            console.progress(f"Searching for {shown - begun:.0f} s; {share:.0%} of all searches end by now. ")
+            console.progress(
+                f"Searching: {shown - begun:.0f} s; {share:.0%} of all searches end by now, some take a minute. "
+            )
 
     try:
         group = chat.generate_group(size, progress)

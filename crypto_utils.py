@@ -61,6 +61,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import FrameType
 from typing import BinaryIO, Callable, NamedTuple, NoReturn, TextIO, Union
 
 from Crypto import IncorrectPassphraseError, PassphraseRequiredError
@@ -1535,8 +1536,7 @@ def columns(stream: TextIO) -> int | None:
 def marked(mark: str, text: str, stream: TextIO) -> str:
     """Put a mark before the peer's text and a bar before each further row: none passes for the program's."""
     text = text.encode(stream.encoding, "backslashreplace").decode(stream.encoding)  # as it will be printed
-    terminals = (stream, sys.stderr, sys.stdin)  # with `| tee`, what is printed still comes to a terminal
-    width = next(filter(None, map(columns, terminals)), None)
+    width = columns(stream)
     return mark + f"\n{'|':>{len(mark) - 1}} ".join(screen_lines(text, width and width - len(mark)))
 
 
@@ -1599,22 +1599,21 @@ class Console:
             self.write(text[: (columns(sys.stderr) or 80) - 1], sys.stderr)
             self._erase = ERASE_ROW
 
+    def show(self, name: str, text: str) -> None:
+        """Show a message of the peer's. At a terminal, a check mark says that it was verified."""
+        mark = f"{name}: "
+        if sys.stdout.isatty():
+            mark = f"{name} \N{CHECK MARK} " if "utf" in sys.stdout.encoding.lower() else f"{name} + "
+        rows = marked(mark, text, sys.stdout)
+        if sys.stdout.isatty() and OBEYS_ESCAPES and "NO_COLOR" not in os.environ:
+            rows = f"\x1b[32m{mark}\x1b[0m" + rows[len(mark) :]
+        self.write(rows + "\n", sys.stdout)
+
     def show_own(self, text: str) -> None:
         """Show a message that was sent, in the place of the row in which it was typed."""
         self.draft = ""
         if self.has_prompt:
             self.write(marked(f"{self.me}: ", text, sys.stdout) + "\n", sys.stdout)
-
-    def show(self, name: str, text: str) -> None:
-        """Show a message. At a terminal, a check mark says that it was verified."""
-        if not sys.stdout.isatty():
-            self.write(marked(f"{name}: ", text, sys.stdout) + "\n", sys.stdout)
-            return
-        mark = f"{name} \N{CHECK MARK} " if "utf" in sys.stdout.encoding.lower() else f"{name} + "
-        rows = marked(mark, text, sys.stdout)
-        if OBEYS_ESCAPES and "NO_COLOR" not in os.environ:
-            rows = f"\x1b[32m{mark}\x1b[0m" + rows[len(mark) :]
-        self.write(rows + "\n", sys.stdout)
 
     def show_goodbye(self, name: str, goodbye: Message) -> None:
         reason = goodbye.text[:200]
@@ -1661,7 +1660,7 @@ class Console:
         return typed if typed is None else self._obey(typed, channel)
 
     def _obey(self, line: str, channel: Channel) -> str | None:
-        """Return a line that can be sent now. Do what a command asks for; keep any other line as the draft."""
+        """Return a line that can be sent now; do what a command asks for. Other lines stay the draft."""
         command = line.strip().lower()
         answers = {"/help": HELP, "/words": f"Words: {channel.words}"}
         if command == "/quit" or command in answers:
@@ -1694,11 +1693,12 @@ class Console:
             readline.insert_text(self.draft)
             begun = True  # the last thing done: an exception in this function would be lost
 
-        def tick(*_: object) -> None:
+        def tick(_: int, frame: FrameType | None) -> None:
             nonlocal last
             now = time.monotonic()
             was_stopped, last = now - last > 10 * TICK, now
-            if begun and (self.leaving or was_stopped or ready()):
+            in_input = begun and frame is not None and frame.f_code is Console._prompted_line.__code__
+            if in_input and (self.leaving or was_stopped or ready()):
                 signal.setitimer(signal.ITIMER_REAL, 0)
                 self.draft = readline.get_line_buffer()
                 raise Woken
@@ -1712,9 +1712,8 @@ class Console:
                 signal.signal(signal.SIGALRM, tick)
                 signal.setitimer(signal.ITIMER_REAL, TICK, TICK)
             try:
-                self._lines.extend(
-                    map(input, [prompt])
-                )  # all in C: no exception comes before the line is kept
+                # All of it in C: no exception comes between the end of input() and the line being kept.
+                self._lines.extend(map(input, [prompt]))
             finally:
                 if ALWAYS_PROMPT:
                     signal.setitimer(signal.ITIMER_REAL, 0)
@@ -1887,7 +1886,7 @@ def meet(console: Console, channel: Channel, peer: PinnedPeer, transcripts: Path
         console.notice(f"  {fingerprint(key)}")
         asked = False
     else:
-        console.notice(f"{name} is here. You have not met this key before.")
+        console.notice(f"{name} is here. This key is new to you:")
         console.notice(f"  {fingerprint(key)}")
         if trust.also:
             console.notice(f"You know the same key as: {', '.join(trust.also)}.")
@@ -1900,12 +1899,13 @@ def meet(console: Console, channel: Channel, peer: PinnedPeer, transcripts: Path
     if not trust.known:
         line = peer.pin(key)
         console.notice(
-            f"The key is pinned now. If {name} finds other words, delete line {line} of\n  {peer.path}"
+            f"The key is pinned now, and any other will be refused. If {name} finds other words, delete line {line} of\n  {peer.path}"
         )
     if transcripts:
         channel.transcript = Transcript(transcripts, channel.role, channel.beginning)
         console.notice("Whoever has this file can read the conversation, and check who said what:")
         console.notice(f"  {channel.transcript.path}")
+    console.forget_input()
     first = "You speak" if channel.role is Role.ALICE else f"{name} speaks"
     console.notice(
         f"{first} first. {name} may still be deciding about your key. /help lists what you can type."
