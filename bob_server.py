@@ -342,7 +342,7 @@ def load_group(
     if kept is not None and bits in (None, kept.p.bit_length()):
         return kept
     size, begun = bits or 2048, time.monotonic()
-    console.notice(f"Searching for Diffie-Hellman parameters ({size} bits). This is done once.")
+    console.notice(f"Searching for Diffie-Hellman parameters ({size} bits); this is done once.")
     shown = begun
 
     def progress(share: float) -> None:
@@ -350,7 +350,7 @@ def load_group(
         if time.monotonic() - shown > 0.5:
             shown = time.monotonic()
             console.progress(
-                f"Searching: {shown - begun:.0f} s; {share:.0%} of all searches end by now, some take a minute. "
+                f"{shown - begun:.0f} s; {share:.0%} of all searches end by now, some take a minute. "
             )
 
     try:

@@ -1899,8 +1899,9 @@ def meet(console: Console, channel: Channel, peer: PinnedPeer, transcripts: Path
     if not trust.known:
         line = peer.pin(key)
         console.notice(
-            f"The key is pinned now, and any other will be refused. If {name} finds other words, delete line {line} of\n  {peer.path}"
+            f"The key is pinned now, and any other will be refused. If {name} finds other words, delete"
         )
+        console.notice(f"  line {line} of {peer.path}")
     if transcripts:
         channel.transcript = Transcript(transcripts, channel.role, channel.beginning)
         console.notice("Whoever has this file can read the conversation, and check who said what:")
