@@ -1710,6 +1710,7 @@ class Console:
             if ALWAYS_PROMPT:
                 readline.set_startup_hook(begin)
                 signal.signal(signal.SIGALRM, tick)
+                signal.siginterrupt(signal.SIGALRM, False)  # or else what readline writes then would be lost
                 signal.setitimer(signal.ITIMER_REAL, TICK, TICK)
             try:
                 # All of it in C: no exception comes between the end of input() and the line being kept.
