@@ -749,10 +749,11 @@ class Opener(Direction):
         record_type, in_reply_to, body = RecordType(plaintext[0]), plaintext[1:33], plaintext[33:end]
         ready = record_type is RecordType.READY
         require(ready == (self.number == 0), "READY is record 0, and no other")
-        r_bytes = range(NONCE_BYTES, NONCE_BYTES + 1) if self.sender is Role.BOB else range(1)
-        require(
-            len(body) in (r_bytes if ready else range(TEXT_LIMIT + 1)), "the record's body has a wrong length"
-        )
+        if ready:
+            right_length = len(body) == (NONCE_BYTES if self.sender is Role.BOB else 0)
+        else:
+            right_length = len(body) <= TEXT_LIMIT
+        require(right_length, "the record's body has a wrong length")
         if not ready:
             try:
                 body.decode()
@@ -1001,7 +1002,7 @@ class Transcript:
                 while data:
                     data = data[self._file.write(data) :]
             except BaseException:
-                self._file.truncate(whole)  # a file that ends inside an entry would prove nothing
+                self._file.seek(self._file.truncate(whole))  # no file ends inside an entry
                 raise
 
 
