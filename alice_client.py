@@ -27,10 +27,7 @@ import socket
 try:
     import crypto_utils as chat
 except ImportError as problem:
-    sys.exit(
-        f"Cannot start: {problem}.\nIs the virtual environment active? In this folder:\n"
-        "  python3 -m venv .venv && . .venv/bin/activate && python3 -m pip install -r requirements.txt"
-    )
+    sys.exit(f"Cannot start: {problem}")
 
 CONNECT_SECONDS = 20
 

@@ -32,7 +32,9 @@ from __future__ import annotations
 import sys
 
 if sys.version_info < (3, 9):
-    raise ImportError(f"Python 3.9 or newer is needed, and this is {sys.version.split()[0]}")
+    raise ImportError(
+        f"Python 3.9 or newer is needed, not {sys.version.split()[0]}; is there a python3.12, say?"
+    )
 
 import argparse
 import base64
@@ -64,19 +66,25 @@ from pathlib import Path
 from types import FrameType
 from typing import BinaryIO, Callable, NamedTuple, NoReturn, TextIO, Union
 
-from Crypto import IncorrectPassphraseError, PassphraseRequiredError
-from Crypto.Cipher import AES
-from Crypto.Hash import SHA256
-from Crypto.Hash.SHA256 import SHA256Hash
-from Crypto.IO import PEM
-from Crypto.Math.Numbers import Integer, _implementation
-from Crypto.Math.Primality import miller_rabin_test
-from Crypto.PublicKey import RSA
-from Crypto.PublicKey.RSA import RsaKey as RsaKey
-from Crypto.Signature import pss
-from Crypto.Util.asn1 import DerSequence
-from Crypto.Util.Padding import unpad
-from Crypto.Util.RFC1751 import key_to_english
+try:
+    from Crypto import IncorrectPassphraseError, PassphraseRequiredError
+    from Crypto.Cipher import AES
+    from Crypto.Hash import SHA256
+    from Crypto.Hash.SHA256 import SHA256Hash
+    from Crypto.IO import PEM
+    from Crypto.Math.Numbers import Integer, _implementation
+    from Crypto.Math.Primality import miller_rabin_test
+    from Crypto.PublicKey import RSA
+    from Crypto.PublicKey.RSA import RsaKey as RsaKey
+    from Crypto.Signature import pss
+    from Crypto.Util.asn1 import DerSequence
+    from Crypto.Util.Padding import unpad
+    from Crypto.Util.RFC1751 import key_to_english
+except ImportError as missing:
+    raise ImportError(
+        f"{missing}. Is the virtual environment active? In this folder:\n"
+        "  python3 -m venv .venv && . .venv/bin/activate && python3 -m pip install -r requirements.txt"
+    ) from None
 
 if sys.platform == "win32":
     import msvcrt
@@ -86,7 +94,9 @@ else:
     import pwd
 
 if _implementation.get("library") != "nat":
-    raise ImportError("this installation of pycryptodome has no constant-time arithmetic")
+    raise ImportError(
+        "pycryptodome has no constant-time arithmetic here; unset PYCRYPTODOME_INTEGER or install it anew"
+    )
 
 VERSION = b"secure-chat/1"
 PORT = 65432
@@ -970,7 +980,8 @@ def alice_handshake(
 
 def transcript_beginning(hello_bob: bytes, hello_alice: bytes, z: bytes, *ready: bytes) -> tuple[bytes, ...]:
     """Return the first entries of a transcript: both hellos, Z, and both records 0, Alice's first."""
-    return b"b" + hello_bob, b"a" + hello_alice, b"z" + z, *(tag + r for tag, r in zip((b"A", b"B"), ready))
+    hers, his = ready
+    return b"b" + hello_bob, b"a" + hello_alice, b"z" + z, b"A" + hers, b"B" + his
 
 
 class Transcript:
@@ -1035,7 +1046,7 @@ def verify_transcript(file: BinaryIO) -> Iterator[tuple[Opener, Message]]:
             check_commitment(bob.nonce, message.body)
             trace(f"the words, of th and r: {make_words(th, message.body)}", r=message.body)
         yield opener, message
-    while header := file.read(5):
+    for header in iter(lambda: file.read(5), b""):
         speaks = [opener.sender.tag == header[4:] for opener in openers]
         require(any(speaks), "an entry is of no known kind, or not where it belongs")
         opener, other = openers if speaks[0] else openers[::-1]
