@@ -1886,6 +1886,9 @@ def take_inbox(console: Console, channel: Channel) -> None:
             channels.append(item)
     for old, new in zip([channel, *channels], channels):
         same = old.peer_key == new.peer_key
+        console.notice(
+            f"{console.peer} {'connected again' if same else 'is here, with a key that you know'}."
+        )
         old.close("you connected again, and go on there" if same else BUSY, TAKEOVER_SECONDS)
     if channels:
         raise Replaced(channels[-1])
@@ -1911,10 +1914,8 @@ def meet(console: Console, channel: Channel, peer: PinnedPeer, transcripts: Path
         ask_about_key(console, channel)
     if not trust.known:
         line = peer.pin(key)
-        console.notice(
-            f"The key is pinned now, and any other will be refused. If {name} finds other words, delete"
-        )
-        console.notice(f"  line {line} of {peer.path}")
+        console.notice(f"The key is pinned now. If {name} finds other words, delete this line:")
+        console.notice(f"  {peer.path}, line {line}")
     if transcripts:
         channel.transcript = Transcript(transcripts, channel.role, channel.beginning)
         console.notice("Whoever has this file can read the conversation, and check who said what:")
