@@ -1567,6 +1567,7 @@ class Console:
         self.leaving = 0  # the signal that asked the program to end
         self._leaves_by = 0.0
         self._erase = ""  # what takes a prompt, or progress, away that stands in the last row of the screen
+        self._ahead = False  # whether something had been typed already when the prompt came
         self._lines: list[str] = []  # typed at the prompt, and not used yet
         self._typed = b""  # read from standard input without a prompt, and not used yet
         self._ended = False  # whether standard input has ended
@@ -1667,6 +1668,7 @@ class Console:
                 raise PersonLeft
             line = data and data.removesuffix(b"\n").removesuffix(b"\r")
             return line if line is None else line.decode(sys.stdin.encoding, "surrogateescape")
+        self._ahead = sys.platform != "win32" and bool(select.select([sys.stdin], [], [], 0)[0])
         prompt = f"{self.me}: " if channel.my_turn else f"({self.peer}'s turn) "
         typed = self._prompted_line(prompt, lambda: bool(select.select(others, [], [], 0)[0]))
         return typed if typed is None else self._obey(typed, channel)
@@ -1687,6 +1689,8 @@ class Console:
             )
         elif not channel.my_turn:
             self.notice(f"Not sent: it is {self.peer}'s turn. Your line is kept.")
+        elif self._ahead:
+            self.notice("Not sent: you typed this before you could see what it answers. Enter sends it.")
         else:
             return line
         return None
