@@ -1133,8 +1133,10 @@ class KeyStore:
         if pem is None and path is None:
             return None
         path = path or self.folder / self.GROUP
+        if pem is None:
+            raise FileError(f"there is no file {path}")
         try:
-            group = Group.load(pem or b"")
+            group = Group.load(pem)
             check_group(group, rounds)
         except (ValueError, ProtocolError) as error:
             raise FileError(
@@ -1151,7 +1153,8 @@ class KeyStore:
         kept = self.load_group(rounds=0)
         check_group(group, rounds=0 if kept and kept.p == group.p else 64)
         if group != kept:
-            self.save_group(group)
+            with contextlib.suppress(FileError):  # then it is tested again the next time
+                self.save_group(group)
 
     def read(self, name: str, forbidden: int = 0o022) -> bytes | None:
         """Return a file's bytes, None if there is none. By default, nobody else may be able to write it."""
@@ -1251,11 +1254,13 @@ def _check_parents(folder: Path) -> None:
         return
     for parent in folder.absolute().parents:
         info = parent.stat()
-        if info.st_mode & stat.S_ISVTX:  # nobody but its owner moves a file, as in /tmp
-            continue
+        if os.geteuid() not in (0, info.st_uid) and info.st_uid != 0:
+            raise FileError(f"{parent} belongs to another user, who can move what is in it; see --home")
         others = info.st_mode & stat.S_IWOTH
-        group = info.st_mode & stat.S_IWGRP and info.st_uid != 0 and not _is_own_group(info.st_gid)
-        if others or group:
+        group = info.st_mode & stat.S_IWGRP and not _is_own_group(info.st_gid)
+        if (
+            others or group
+        ) and not info.st_mode & stat.S_ISVTX:  # sticky: as in /tmp, only owners move files
             raise FileError(
                 f"other users can move what is in {parent} (mode {stat.S_IMODE(info.st_mode):04o}); "
                 f"run: chmod {'o' if others else 'g'}-w {shlex.quote(str(parent))}"
@@ -1770,23 +1775,22 @@ class Console:
             begin, end, rest = data.partition(b"\n")
             self._typed += begin[: max(0, LINE_LIMIT + 1 - len(self._typed))] + end + rest
 
-    def answer(self, question: str, others: Sequence[Waitable], seconds: float | None) -> str | None:
-        """Return an answer, "" for Ctrl-C and Ctrl-D; None as soon as one of `others` is ready."""
+    def begin_answer(self, question: str) -> None:
+        """Ask, and take only what is typed from now on."""
         self.forget_input()
         self.write(question, sys.stderr)
         self._erase = ERASE_ROW
-        try:
-            data = self.read_line(others, seconds)
-        except KeyboardInterrupt:
-            if self.leaving != signal.SIGINT:
-                raise
-            self.leaving, data = 0, b""
-        if data == b"":
-            self.finish_row()
-            self._ended = False  # Ctrl-D ends the answer, not the terminal
-        elif data is not None:
+
+    def read_answer(self, others: Sequence[Waitable], seconds: float | None) -> str | None:
+        """Return an answer, "" for Ctrl-D; None as soon as one of `others` is ready. Raises TimeoutError."""
+        data = self.read_line(others, seconds)
+        if data is None:
+            return None
+        if data:
             self._erase = ""
-        return data if data is None else data.decode(errors="replace")
+        self.finish_row()
+        self._ended = False  # Ctrl-D ends the answer, not the terminal
+        return data.decode(errors="replace")
 
     def forget_input(self) -> None:
         """Drop what was typed at a terminal until now: it was not an answer to what comes next."""
@@ -1880,14 +1884,16 @@ def hanging_up(console: Console, channel: Channel) -> Iterator[None]:
             console.notice(f"To check what was said:\n  python3 {script} --verify {path}")
 
 
-def take_inbox(console: Console, channel: Channel) -> None:
-    """Show what other threads told. Raises Replaced where a channel takes the place of this one."""
+def take_inbox(console: Console, channel: Channel, later: deque[str] | None = None) -> None:
+    """Show what other threads told, now or `later`. Raises Replaced where a channel replaces this one."""
     channels = []
     for item in console.inbox.take():
-        if isinstance(item, str):
+        if not isinstance(item, str):
+            channels.append(item)
+        elif later is None:
             console.notice(item)
         else:
-            channels.append(item)
+            later.append(item)
     for old, new in zip([channel, *channels], channels):
         same = old.peer_key == new.peer_key
         console.notice(
@@ -1944,29 +1950,51 @@ def ask_about_key(console: Console, channel: Channel) -> None:
         f"the words or the fingerprint that {name} reads to you."
     )
     deadline = time.monotonic() + QUESTION_SECONDS if channel.role is Role.BOB else math.inf
+    later: deque[str] = deque(maxlen=INBOX_LIMIT)  # what other threads tell waits for the answer
+    others: list[Waitable] = [console.inbox]
     with contextlib.ExitStack() as stack:
-        others: list[Waitable] = [console.inbox]
         if hasattr(select, "EPOLLRDHUP"):  # Linux; elsewhere, a cut is noticed after the answer
             cut = stack.enter_context(select.epoll())
             cut.register(channel.frames.socket, select.EPOLLRDHUP)
             others.append(cut)
-        while True:
-            left = None if deadline == math.inf else max(deadline - time.monotonic(), 0.0)
-            try:
-                answer = console.answer("yes or no? ", others, left)
-            except TimeoutError:
-                raise TrustError("the question was not answered; nothing is pinned", presented) from None
-            if answer is None:
-                take_inbox(console, channel)
-                if others[1:] and select.select(others[1:], [], [], 0)[0]:
-                    raise ConnectionCut(f"{name} was gone before you answered; nothing is pinned")
-                continue
-            verdict = judge(answer, channel.words, presented)
-            if verdict is True:
-                return
-            if verdict is False:
-                raise TrustError(f"you did not accept {name}'s key; nothing is pinned", presented)
-            console.notice(verdict)
+        try:
+            console.begin_answer("yes or no? ")
+            while True:
+                left = None if deadline == math.inf else max(deadline - time.monotonic(), 0.0)
+                answer = console.read_answer(others, left)
+                if answer is None:
+                    take_inbox(console, channel, later)
+                    if select.select(others[1:], [], [], 0)[0]:
+                        raise question_is_void(console, channel)
+                    continue
+                verdict = judge(answer, channel.words, presented)
+                if verdict is True:
+                    return
+                if verdict is False:
+                    raise TrustError(f"you did not accept {name}'s key; nothing is pinned", presented)
+                console.notice(verdict)
+                console.begin_answer("yes or no? ")
+        except TimeoutError:
+            raise TrustError("the question was not answered; nothing is pinned", presented) from None
+        except KeyboardInterrupt:
+            if console.leaving != signal.SIGINT:
+                raise
+            console.leaving = 0
+            console.finish_row()
+            raise TrustError(f"you did not accept {name}'s key; nothing is pinned", presented) from None
+        finally:
+            for line in later:
+                console.notice(line)
+
+
+def question_is_void(console: Console, channel: Channel) -> ConnectionCut:
+    """Show the goodbye of a peer who is gone already, if there is one; return what to raise."""
+    with contextlib.suppress(ConnectionCut, ProtocolError):
+        message = channel.receive()
+        if message.type is RecordType.TEXT:  # to whom, has not been settled: it is not shown
+            message = channel.receive()
+        console.show_goodbye(console.peer, message)
+    return ConnectionCut(f"{console.peer} left before you answered; nothing is pinned")
 
 
 def judge(answer: str, words: str, presented: str) -> bool | str:
