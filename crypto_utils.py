@@ -51,6 +51,7 @@ import re
 import secrets
 import select
 import shlex
+import shutil
 import signal
 import socket
 import stat
@@ -1810,6 +1811,8 @@ class Console:
         if self.leaving and now < self._leaves_by:
             return
         self.leaving, self._leaves_by = number, now + 3 * GOODBYE_SECONDS
+        if sys.stderr.isatty():
+            self._erase = self._erase or ERASE_ROW  # the terminal shows ^C in the last row
         if sys.platform != "win32":
             for stream in (sys.stdout, sys.stderr):
                 if not select.select([], [stream], [], 0)[1]:
@@ -2068,7 +2071,7 @@ def common_options(role: Role, description: str, examples: str) -> argparse.Argu
     peer = role.peer.value.title()
     parser = argparse.ArgumentParser(
         usage="%(prog)s [options]" + ("" if role is Role.BOB else " [HOST]"),
-        description=description,
+        description=textwrap.fill(description, shutil.get_terminal_size().columns - 2),
         epilog=f"examples:\n{examples}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
