@@ -18,11 +18,11 @@ if __name__ == "__main__":  # Ctrl-C during the imports ends the program without
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 import argparse
-import contextlib
 import re
 import select
 import shlex
 import socket
+import time
 
 try:
     import crypto_utils as chat
@@ -52,39 +52,48 @@ def run(console: chat.Console, options: argparse.Namespace) -> int:
             frames.hang_up()
     with chat.hanging_up(console, channel):
         if channel.has_something:  # at our turn, this can only be a goodbye: Bob is busy
-            return chat.part(console, channel, channel.receive())
+            channel.frames.deadline = time.monotonic() + chat.HANDSHAKE_SECONDS
+            trusted = channel.trust.known or channel.trust.asked_for
+            return chat.part(console, channel, channel.receive(), trusted=trusted)
         chat.meet(console, channel, bob, options.transcript)
         return chat.converse(console, channel)
 
 
 def reach_bob(console: chat.Console, options: argparse.Namespace) -> tuple[chat.FrameSocket, str]:
     """Connect to the address that was given, or is asked for; return also Bob's name in known_peers."""
-    if options.host is None and not console.has_prompt:
-        options.host = "127.0.0.1"
+    host, port, peer = options.host, options.port, options.peer
+    if host is None and not console.has_prompt:
+        host = "127.0.0.1"
     while True:
         try:
-            if options.host is None:
-                ask_address(console, options)
-            host, port = parse_address(options.host, options.port)
-            return connect(host, port), f"[{host}]:{port}"
+            if host is None:
+                host, port, peer = ask_address(console, options)
+            host, port = parse_address(host, port)
+            frames = connect(host, port)
+            options.peer = peer
+            return frames, f"[{host}]:{port}"
         except chat.NoConnection as error:
             if not console.has_prompt:
                 raise
             console.notice(chat.describe(error)[0])
-            options.host = None
+            host = None
 
 
-def ask_address(console: chat.Console, options: argparse.Namespace) -> None:
-    """Ask where Bob is. The answer may be the whole command from his screen, with its options."""
-    answer = console.ask("Bob's address (Enter for this machine): ") or "127.0.0.1"
-    with contextlib.suppress(ValueError):  # from shlex: then it is no command
+def ask_address(console: chat.Console, options: argparse.Namespace) -> tuple[str, int, str | None]:
+    """Ask where Bob is. The answer may be the whole command from his screen: then its --peer counts too."""
+    answer = console.ask("Bob's address (Enter for this machine): ")
+    try:
         words = shlex.split(answer)
-        for at, word in enumerate(words, 1):
-            if word.endswith("alice_client.py"):
-                with contextlib.suppress(SystemExit):  # argparse has said what is wrong
-                    command_line().parse_args(words[at:], options)
-                return
-    options.host = answer
+    except ValueError:
+        words = []
+    for at, word in enumerate(words, 1):
+        if word.endswith("alice_client.py"):
+            try:
+                pasted = command_line().parse_args(words[at:])
+            except SystemExit:  # argparse has said what is wrong
+                raise chat.NoConnection("this command cannot be used here; type the address alone") from None
+            return pasted.host or "127.0.0.1", pasted.port, pasted.peer or options.peer
+    return answer or "127.0.0.1", options.port, options.peer
 
 
 def parse_address(text: str, port: int) -> tuple[str, int]:

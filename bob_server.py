@@ -66,6 +66,7 @@ def run(console: chat.Console, options: argparse.Namespace) -> int:
         return chat.bob_handshake(frames, identity, group, alice, admit, evidence)
 
     server = Server(listener, console.inbox, handshake)
+    console.post = server.note
     server.start()
     try:
         return serve(console, server, alice, options)
@@ -89,32 +90,26 @@ def serve(console: chat.Console, server: Server, alice: chat.PinnedPeer, options
                 status = chat.converse(console, guest)
         except chat.Replaced as replaced:
             guest = replaced.channel
-            continue
+            continue  # at once: for the others, the conversation goes on
         except (chat.ConnectionCut, chat.ProtocolError, chat.TrustError) as error:
             told, status = chat.describe(error)
             console.notice(told)
-            if isinstance(error, chat.TrustError):
+            if isinstance(error, chat.NotAccepted):
+                console.notice("This key will not be let in again, until you restart.")
                 server.decline(guest.peer_key)
-        for note in server.part(guest):
-            console.notice(note)
-        if options.once and accepted:
+        was_replaced = server.part(guest)
+        if options.once and accepted and not was_replaced:
             return status
         guest = None
 
 
 def next_guest(console: chat.Console) -> chat.Channel:
     """Wait for Alice; show meanwhile what else happens."""
-    guests: list[chat.Channel] = []
-    while not guests:
+    guest = None
+    while guest is None:
         select.select([console.inbox], [], [])
-        for item in console.inbox.take():
-            if isinstance(item, str):
-                console.notice(item)
-            else:
-                guests.append(item)
-    for earlier in guests[:-1]:  # the same Alice, who connected again before anybody looked
-        earlier.frames.hang_up()
-    return guests[-1]
+        guest = chat.take_inbox(console, None)
+    return guest
 
 
 Admit = Callable[[chat.RsaKey, chat.Trust], str]
@@ -191,7 +186,7 @@ class Server:
         try:
             channel = self._handshake(frames, self._refusal)
             if channel is None:
-                self._inbox.put(f"Another Alice called from {where}, and was told that you cannot talk now.")
+                self.note(f"Another Alice called from {where}, and was not let in.")
             elif not self._hand_over(channel):
                 channel.close(chat.BUSY)
         except tuple(chat.FAILURES) as error:
@@ -202,7 +197,7 @@ class Server:
                 first_line += f"; if this is hers (ask her), restart with --peer {error.presented}"
             elif isinstance(error, chat.ConnectionCut):
                 first_line += ", during the handshake; if that was Alice, her screen says why"
-            self._note(f"{where}: {first_line}")
+            self.note(f"{where}: {first_line}")
         finally:
             self._forget(frames)
 
@@ -210,7 +205,7 @@ class Server:
         """Return why somebody is not let in now, "" if they are."""
         with self._lock:
             if chat.fingerprint(key) in self._declined:
-                return "Bob did not accept your key"
+                return chat.NOT_ACCEPTED
             return "" if self._is_free_for(key, trust) else chat.BUSY
 
     def _is_free_for(self, key: chat.RsaKey, trust: chat.Trust) -> bool:
@@ -233,8 +228,8 @@ class Server:
             previous.frames.abort(socket.SHUT_RD)
         return True
 
-    def _note(self, text: str) -> None:
-        """Tell of a stranger: at once, or after the conversation."""
+    def note(self, text: str) -> None:
+        """Tell of a stranger: at once, or else after the conversation."""
         with self._lock:
             if self._guest is None:
                 self._inbox.put(text)
@@ -251,14 +246,16 @@ class Server:
         with self._lock:
             self._declined.add(chat.fingerprint(key))
 
-    def part(self, guest: chat.Channel) -> list[str]:
-        """Make room for the next guest, unless there is one already; return the notes that have waited."""
+    def part(self, guest: chat.Channel) -> bool:
+        """Make room for the next guest; return whether there is one, who took the place of this one."""
         with self._lock:
-            if self._guest is guest:
-                self._guest = None
-            notes = list(self._notes)
+            for note in self._notes:
+                self._inbox.put(note)
             self._notes.clear()
-            return notes
+            was_replaced = self._guest is not guest
+            if not was_replaced:
+                self._guest = None
+            return was_replaced
 
     def close(self) -> None:
         """Let nobody in any more, and say goodbye to who was let in and not talked to yet."""
@@ -294,7 +291,7 @@ def listen(host: str | None, number: int) -> socket.socket:
     try:
         if host is not None:
             family, _, _, _, address = socket.getaddrinfo(host, number, type=socket.SOCK_STREAM)[0]
-            return socket.create_server(address[:2], family=family, backlog=128)
+            return socket.create_server(address, family=family, backlog=128)
         try:
             return socket.create_server(
                 ("", number), family=socket.AF_INET6, dualstack_ipv6=True, backlog=128

@@ -880,12 +880,13 @@ class Channel:
 
     def send(self, text: str) -> None:
         """Send a text of at most 1 MiB in UTF-8. Raises MessageError if it cannot be sent as it is."""
+        body = text.encode(errors="surrogatepass")
+        if len(body) > TEXT_LIMIT:
+            raise MessageError(f"the text is longer than {TEXT_LIMIT} bytes")
         try:
-            body = text.encode()
+            text.encode()
         except UnicodeEncodeError:
             raise MessageError("the text is not valid Unicode") from None
-        if len(body) > TEXT_LIMIT:
-            raise MessageError(f"the text is {len(body)} bytes long, over the limit of {TEXT_LIMIT}")
         self._sealer.seal(RecordType.TEXT, body, self._opener, self._send)
 
     def receive(self) -> Message:
@@ -901,13 +902,19 @@ class Channel:
         self.frames.deadline = time.monotonic() + wait
         with contextlib.suppress(ConnectionCut):
             if not self._sealer.closed:
-                self._sealer.seal(RecordType.CLOSE, reason.encode(), self._opener, self._send)
+                self._sealer.seal(RecordType.CLOSE, reason.encode(), self._opener, self._send_goodbye)
         self.frames.hang_up(wait)
 
     def _send(self, record: bytes) -> None:
         if self.transcript:
             self.transcript.add(self.role.tag, record)
         self.frames.send(record)
+
+    def _send_goodbye(self, record: bytes) -> None:
+        try:
+            self._send(record)
+        except FileError:  # a full disk is no reason to leave without a word
+            self.frames.send(record)
 
     def _keep(self, record: Buffer) -> None:
         if self.transcript:
@@ -1253,7 +1260,7 @@ def _check_parents(folder: Path) -> None:
     """Refuse a folder in which another user could put a folder of theirs in the place of `folder`."""
     if sys.platform == "win32":
         return
-    for parent in folder.absolute().parents:
+    for parent in folder.resolve().parents:
         info = parent.stat()
         if os.geteuid() not in (0, info.st_uid) and info.st_uid != 0:
             raise FileError(f"{parent} belongs to another user, who can move what is in it; see --home")
@@ -1464,9 +1471,13 @@ READLINE_SETTINGS = ["disable-completion on", "horizontal-scroll-mode on"]  # th
 if OBEYS_ESCAPES:
     READLINE_SETTINGS.append("enable-bracketed-paste on")  # lines that are pasted together are one message
 BUSY = "Bob is talking to somebody else; try again later"
+CONNECTED_AGAIN = "you connected again, and go on there"
+NOT_ACCEPTED = "your key was not accepted"
 QUESTION_SECONDS = 600.0  # that a question may keep others away from Bob
 TAKEOVER_SECONDS = 0.05  # for a goodbye to a connection that was replaced by another
-LEAVING_SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
+LEAVING_SIGNALS = [
+    getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGQUIT") if hasattr(signal, name)
+]
 HELP = """\
 Type a line and press Enter to send it, when it is your turn. Lines that you paste together are one message.
   /words   show the six words of this conversation
@@ -1480,6 +1491,10 @@ class NoConnection(Exception):
 
 class PersonLeft(Exception):
     """The person at this terminal leaves the conversation."""
+
+
+class NotAccepted(TrustError):
+    """The person does not accept the peer's key."""
 
 
 class Replaced(Exception):
@@ -1567,10 +1582,15 @@ class Console:
 
     def __init__(self, role: Role) -> None:
         self.me, self.peer = role.value.title(), role.peer.value.title()
+        self.has_person = sys.stdin.isatty()
+        self.has_prompt = self.has_person and sys.stdout.isatty()
+        self.can_ask = self.has_person and sys.stderr.isatty()
         self.inbox = Inbox()
+        self.post: Callable[[str], object] = self.inbox.put  # shows a line of another thread
         self.status = 0  # the exit status of what a person asked for and did not get: a line was not sent
         self.draft = ""  # typed at the prompt, and not sent yet
         self.leaving = 0  # the signal that asked the program to end
+        self._screen_is_gone = False  # whether a stopped screen was given up then
         self._leaves_by = 0.0
         self._erase = ""  # what takes a prompt, or progress, away that stands in the last row of the screen
         self._ahead = False  # whether something had been typed already when the prompt came
@@ -1580,14 +1600,6 @@ class Console:
         self.nowhere = os.open(os.devnull, os.O_RDWR)
 
     # What a person sees.
-
-    @property
-    def has_prompt(self) -> bool:
-        return sys.stdin.isatty() and sys.stdout.isatty()
-
-    @property
-    def can_ask(self) -> bool:
-        return sys.stdin.isatty() and sys.stderr.isatty()
 
     def write(self, text: str, stream: TextIO) -> None:
         """Write in one go, in the place of a prompt or of progress. Raises OSError."""
@@ -1634,8 +1646,10 @@ class Console:
         if self.has_prompt:
             self.write(marked(f"{self.me}: ", text, sys.stdout) + "\n", sys.stdout)
 
-    def show_goodbye(self, name: str, goodbye: Message) -> None:
-        reason = goodbye.text[:200]
+    def show_goodbye(self, name: str, goodbye: Message, *, trusted: bool = True) -> None:
+        """Show who left. From somebody who is not trusted yet, only this program's own reasons are shown."""
+        known = trusted or goodbye.text in (BUSY, NOT_ACCEPTED, CONNECTED_AGAIN)
+        reason = goodbye.text[:200] if known else ""
         told = marked(f"{name} left: ", reason, sys.stderr) if reason else f"{name} left."
         self.write(told + "\n", sys.stderr)
         if goodbye.crossed:
@@ -1712,13 +1726,14 @@ class Console:
 
         def begin() -> None:
             nonlocal begun
+            begun = True
             readline.insert_text(self.draft)
-            begun = True  # the last thing done: an exception in this function would be lost
 
         def tick(_: int, frame: FrameType | None) -> None:
             nonlocal last
             now = time.monotonic()
             was_stopped, last = now - last > 10 * TICK, now
+            # Not in begin(), where an exception would be lost, and not outside of input().
             in_input = begun and frame is not None and frame.f_code is Console._prompted_line.__code__
             if in_input and (self.leaving or was_stopped or ready()):
                 signal.setitimer(signal.ITIMER_REAL, 0)
@@ -1793,6 +1808,14 @@ class Console:
         self._ended = False  # Ctrl-D ends the answer, not the terminal
         return data.decode(errors="replace")
 
+    def takes_back_ctrl_c(self) -> bool:
+        """Whether Ctrl-C was an answer only: then the program goes on, if there is still a screen."""
+        if self.leaving != signal.SIGINT or self._screen_is_gone:
+            return False
+        self.leaving = 0
+        self.finish_row()
+        return True
+
     def forget_input(self) -> None:
         """Drop what was typed at a terminal until now: it was not an answer to what comes next."""
         self.draft = ""
@@ -1817,6 +1840,7 @@ class Console:
             for stream in (sys.stdout, sys.stderr):
                 if not select.select([], [stream], [], 0)[1]:
                     os.dup2(self.nowhere, stream.fileno())
+                    self._screen_is_gone = True
         raise KeyboardInterrupt
 
 
@@ -1841,7 +1865,7 @@ class StepHandler(logging.Handler):
         if threading.current_thread() is threading.main_thread():
             self._console.notice("\n".join(rows))
         else:
-            self._console.inbox.put("\n".join(rows))
+            self._console.post("\n".join(rows))
         return True
 
     @staticmethod
@@ -1869,7 +1893,7 @@ def hanging_up(console: Console, channel: Channel) -> Iterator[None]:
         channel.close()
         raise PersonLeft from None
     except TrustError:
-        channel.close(f"{console.me} did not accept your key")
+        channel.close(NOT_ACCEPTED)
         raise
     except (ConnectionCut, ProtocolError, Replaced):
         raise
@@ -1887,29 +1911,27 @@ def hanging_up(console: Console, channel: Channel) -> Iterator[None]:
             console.notice(f"To check what was said:\n  python3 {script} --verify {path}")
 
 
-def take_inbox(console: Console, channel: Channel, later: deque[str] | None = None) -> None:
-    """Show what other threads told, now or `later`. Raises Replaced where a channel replaces this one."""
-    channels = []
+def take_inbox(console: Console, current: Channel | None) -> Channel | None:
+    """Show what other threads told; return the channel that takes the place of the current one, if any."""
+    latest = current
     for item in console.inbox.take():
-        if not isinstance(item, str):
-            channels.append(item)
-        elif later is None:
+        if isinstance(item, str):
             console.notice(item)
-        else:
-            later.append(item)
-    for old, new in zip([channel, *channels], channels):
-        same = old.peer_key == new.peer_key
-        console.notice(
-            f"{console.peer} {'connected again' if same else 'is here, with a key that you know'}."
-        )
-        old.close("you connected again, and go on there" if same else BUSY, TAKEOVER_SECONDS)
-    if channels:
-        raise Replaced(channels[-1])
+            continue
+        if latest is not None:
+            same = latest.peer_key == item.peer_key
+            console.notice(
+                f"{console.peer} {'connected again' if same else 'is here, with a key that you know'}."
+            )
+            latest.close(CONNECTED_AGAIN if same else BUSY, TAKEOVER_SECONDS)
+        latest = item
+    return None if latest is current else latest
 
 
 def meet(console: Console, channel: Channel, peer: PinnedPeer, transcripts: Path | None) -> None:
     """Settle who is at the other end, pin a new key, and say how to begin. Raises TrustError for a no."""
-    trust, key, name = channel.trust, channel.peer_key, console.peer
+    key, name = channel.peer_key, console.peer
+    trust = peer.check(key)  # once more: it may have been pinned since the handshake
     if trust.known or trust.asked_for:
         console.notice(f"{name} is here, with the key you {'know' if trust.known else 'asked for'}.")
         console.notice(f"  {fingerprint(key)}")
@@ -1921,7 +1943,7 @@ def meet(console: Console, channel: Channel, peer: PinnedPeer, transcripts: Path
             console.notice(f"You know the same key as: {', '.join(trust.also)}.")
         if trust.others:
             console.notice(f"You know other keys as: {', '.join(trust.others)}.")
-        asked = console.can_ask
+        asked = console.has_person
     console.notice(f"Words: {channel.words}")
     if asked:
         ask_about_key(console, channel)
@@ -1947,13 +1969,17 @@ def ask_about_key(console: Console, channel: Channel) -> None:
     while it stands. It is void when the connection ends (ConnectionCut) or is replaced (Replaced).
     """
     name, presented = console.peer, fingerprint(channel.peer_key)
+    no = NotAccepted(f"you did not accept {name}'s key; nothing is pinned", presented)
+    if not console.can_ask:
+        raise TrustError(
+            "this key is new, and standard error is no terminal to ask about it at; see --peer", presented
+        )
     console.notice(
         f"Compare the words with {name}, by telephone or in person: the same six must stand on both screens. "
         f"If they differ, somebody is in between: answer no. Is this {name}'s key? Answer yes or no, or type "
         f"the words or the fingerprint that {name} reads to you."
     )
     deadline = time.monotonic() + QUESTION_SECONDS if channel.role is Role.BOB else math.inf
-    later: deque[str] = deque(maxlen=INBOX_LIMIT)  # what other threads tell waits for the answer
     others: list[Waitable] = [console.inbox]
     with contextlib.ExitStack() as stack:
         if hasattr(select, "EPOLLRDHUP"):  # Linux; elsewhere, a cut is noticed after the answer
@@ -1966,7 +1992,9 @@ def ask_about_key(console: Console, channel: Channel) -> None:
                 left = None if deadline == math.inf else max(deadline - time.monotonic(), 0.0)
                 answer = console.read_answer(others, left)
                 if answer is None:
-                    take_inbox(console, channel, later)
+                    successor = take_inbox(console, channel)
+                    if successor:
+                        raise Replaced(successor)
                     if select.select(others[1:], [], [], 0)[0]:
                         raise question_is_void(console, channel)
                     continue
@@ -1974,20 +2002,15 @@ def ask_about_key(console: Console, channel: Channel) -> None:
                 if verdict is True:
                     return
                 if verdict is False:
-                    raise TrustError(f"you did not accept {name}'s key; nothing is pinned", presented)
+                    raise no
                 console.notice(verdict)
                 console.begin_answer("yes or no? ")
         except TimeoutError:
             raise TrustError("the question was not answered; nothing is pinned", presented) from None
         except KeyboardInterrupt:
-            if console.leaving != signal.SIGINT:
+            if not console.takes_back_ctrl_c():
                 raise
-            console.leaving = 0
-            console.finish_row()
-            raise TrustError(f"you did not accept {name}'s key; nothing is pinned", presented) from None
-        finally:
-            for line in later:
-                console.notice(line)
+            raise no from None
 
 
 def question_is_void(console: Console, channel: Channel) -> ConnectionCut:
@@ -1996,7 +2019,7 @@ def question_is_void(console: Console, channel: Channel) -> ConnectionCut:
         message = channel.receive()
         if message.type is RecordType.TEXT:  # to whom, has not been settled: it is not shown
             message = channel.receive()
-        console.show_goodbye(console.peer, message)
+        console.show_goodbye(console.peer, message, trusted=False)
     return ConnectionCut(f"{console.peer} left before you answered; nothing is pinned")
 
 
@@ -2033,10 +2056,13 @@ def converse(console: Console, channel: Channel) -> int:
                 console.status = 1
             console.notice(f"Not sent: {error}")
             continue
-        except ConnectionCut:
-            pass  # a goodbye may have come before the cut
+        except ConnectionCut:  # a goodbye may have come before the cut
+            if not console.has_prompt:
+                console.status = 1
         else:
-            take_inbox(console, channel)
+            successor = take_inbox(console, channel)
+            if successor:
+                raise Replaced(successor)
             if not channel.has_something:
                 continue
         message = channel.receive()
@@ -2045,9 +2071,9 @@ def converse(console: Console, channel: Channel) -> int:
         console.show(console.peer, message.text)
 
 
-def part(console: Console, channel: Channel, goodbye: Message) -> int:
+def part(console: Console, channel: Channel, goodbye: Message, *, trusted: bool = True) -> int:
     """Show the peer's goodbye; return the exit status, 1 if nothing was said before."""
-    console.show_goodbye(console.peer, goodbye)
+    console.show_goodbye(console.peer, goodbye, trusted=trusted)
     return console.status if channel.texts > goodbye.crossed else 1
 
 
@@ -2169,8 +2195,9 @@ def verify_file(console: Console, options: argparse.Namespace) -> int:
 
 def known_keys(console: Console, options: argparse.Namespace) -> dict[str, str]:
     """Return what is known of keys in the home folder, if there is one, by their fingerprints."""
-    if not home_folder(options).is_dir():
-        return {}
+    with disk("read", home_folder(options)):
+        if not home_folder(options).is_dir():
+            return {}
     store = KeyStore(home_folder(options))
     known = {
         fingerprint(RSA.import_key(pin.key)): f"the {console.peer} you pinned as {pin.name}"
@@ -2197,10 +2224,10 @@ def run_program(
             for number in LEAVING_SIGNALS:
                 signal.signal(number, console.on_signal)
             status = start(console, parser.parse_args(), run)
+            ignore_signals()
         except KeyboardInterrupt:
             status = 130
-        for number in LEAVING_SIGNALS:
-            signal.signal(number, signal.SIG_IGN)
+            ignore_signals()
         console.finish_row()
     with contextlib.suppress(OSError):
         sys.stdout.flush()
@@ -2229,6 +2256,11 @@ def start(
         with contextlib.suppress(OSError):
             console.notice(told)
         return status
+
+
+def ignore_signals() -> None:
+    for number in LEAVING_SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
 
 
 @contextlib.contextmanager
