@@ -1184,12 +1184,6 @@ class KeyStore:
                 with contextlib.suppress(OSError):
                     temporary.unlink(missing_ok=True)
                 raise
-        with contextlib.suppress(OSError):  # not every system can sync a folder
-            folder = os.open(self.folder, os.O_RDONLY)
-            try:
-                os.fsync(folder)
-            finally:
-                os.close(folder)
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
@@ -2219,16 +2213,15 @@ def run_program(
             setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_RDWR), mode))
         getattr(sys, name).reconfigure(errors="surrogateescape" if mode == "r" else "backslashreplace")
     console = Console(parser.get_default("role"))
-    with restoring_terminal():
-        try:
-            for number in LEAVING_SIGNALS:
-                signal.signal(number, console.on_signal)
-            status = start(console, parser.parse_args(), run)
-            ignore_signals()
-        except KeyboardInterrupt:
-            status = 130
-            ignore_signals()
-        console.finish_row()
+    try:
+        for number in LEAVING_SIGNALS:
+            signal.signal(number, console.on_signal)
+        status = start(console, parser.parse_args(), run)
+        ignore_signals()
+    except KeyboardInterrupt:
+        status = 130
+        ignore_signals()
+    console.finish_row()
     with contextlib.suppress(OSError):
         sys.stdout.flush()
     sys.exit(status)
@@ -2261,18 +2254,3 @@ def start(
 def ignore_signals() -> None:
     for number in LEAVING_SIGNALS:
         signal.signal(number, signal.SIG_IGN)
-
-
-@contextlib.contextmanager
-def restoring_terminal() -> Iterator[None]:
-    """Leave the terminal as it was, whatever interrupts who has changed it."""
-    if termios is None or not sys.stdin.isatty():
-        yield
-        return
-    with contextlib.suppress(termios.error):
-        before = termios.tcgetattr(sys.stdin.fileno())
-        try:
-            yield
-        finally:
-            if termios.tcgetattr(sys.stdin.fileno()) != before:
-                termios.tcsetattr(sys.stdin.fileno(), termios.TCSANOW, before)
