@@ -1643,7 +1643,7 @@ class Console:
     def show_goodbye(self, name: str, goodbye: Message, *, trusted: bool = True) -> None:
         """Show who left. From somebody who is not trusted yet, only this program's own reasons are shown."""
         known = trusted or goodbye.text in (BUSY, NOT_ACCEPTED, CONNECTED_AGAIN)
-        reason = goodbye.text[:200] if known else ""
+        reason = goodbye.text if known else ""
         told = marked(f"{name} left: ", reason, sys.stderr) if reason else f"{name} left."
         self.write(told + "\n", sys.stderr)
         if goodbye.crossed:
