@@ -1415,7 +1415,7 @@ _UNSAFE = (
 _JOINER = rf"(?<=[^\0-\x7f{_UNSAFE}])[\u200c\u200d](?=[^\0-\x7f{_UNSAFE}])"
 _FLAG = r"(?<=\U0001f3f4)[\U000e0030-\U000e0039\U000e0061-\U000e007a]{1,6}\U000e007f"
 _ANY_UNSAFE = re.compile(f"[{_UNSAFE}]")
-_ESCAPE = re.compile(f"(?P<harmless>{_JOINER}|{_FLAG})|[{_UNSAFE}]")
+_ESCAPE = re.compile(f"(?P<harmless>{_JOINER}|{_FLAG})|[{_UNSAFE}]+")
 
 
 def printable(text: str) -> str:
@@ -1431,13 +1431,19 @@ def screen_lines(text: str, columns: int | None = None) -> list[str]:
     What is not ASCII counts as two columns wide, which is never too little; a tab counts as eight. Whoever
     prints the lines behind marks of its own leaves no way to imitate a line that has no mark.
     """
-    lines = [printable(line) for line in text.split("\n")]
+    lines = text.split("\n")
+    if _ANY_UNSAFE.search(text.replace("\n", "")):
+        lines = [printable(line) for line in lines]
     if columns is None:
         return lines
     columns = max(columns, 8)
     row = re.compile(rf".{{1,{columns}}}(?:(?<= )|\Z)|.{{1,{columns}}}(?!\0)")
     rows = []
-    for line in lines:  # each further column of a character is a NUL, of which there are none left
+    for line in lines:
+        if len(line) <= columns and line.isascii() and "\t" not in line:
+            rows.append(line)
+            continue
+        # Each further column of a character is a NUL, of which there are none left.
         filled = re.sub(r"[^\0-\x7f]+", lambda m: "\0".join(m[0]) + "\0", line).replace("\t", "\t" + 7 * "\0")
         rows += [part.replace("\0", "") for part in row.findall(filled)] or [""]
     return rows
@@ -1883,8 +1889,9 @@ def hanging_up(console: Console, channel: Channel) -> Iterator[None]:
     try:
         yield
     except (KeyboardInterrupt, PersonLeft):
-        console.finish_row()
-        channel.close()
+        for step in (console.finish_row, channel.close):
+            with contextlib.suppress(KeyboardInterrupt):  # a second one cuts the goodbye short
+                step()
         raise PersonLeft from None
     except TrustError:
         channel.close(NOT_ACCEPTED)
