@@ -180,6 +180,7 @@ class Program:
         **environment: str,
     ) -> None:
         self.home = home
+        self.size = size
         self.stdout = self.stderr = ""
         self._seen = {"stdout": 0, "stderr": 0}
         self._partial = {"stdout": b"", "stderr": b""}
@@ -187,9 +188,9 @@ class Program:
         environment = {**os.environ, "SECURE_CHAT_HOME": str(home), "TERM": "dumb", **environment}
         command = [*python, str(ROOT / script), *arguments]
         if terminal:
-            self._terminal, theirs = pty.openpty()
+            self.terminal, theirs = pty.openpty()
             fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("4H", *size, 0, 0))
-            self._sources[self._terminal] = "stdout"
+            self._sources[self.terminal] = "stdout"
             self.process = subprocess.Popen(
                 command,
                 stdin=theirs,
@@ -200,7 +201,7 @@ class Program:
                 preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
             )
             os.close(theirs)
-            self._input = self._terminal
+            self._input = self.terminal
         else:
             self.process = subprocess.Popen(
                 command,
@@ -215,6 +216,11 @@ class Program:
             assert self.process.stderr is not None
             self._input = self.process.stdin.fileno()
             self._sources = {self.process.stdout.fileno(): "stdout", self.process.stderr.fileno(): "stderr"}
+
+    def resize(self, rows: int, columns: int) -> None:
+        """Change the size of its terminal, as a person does who pulls at the window."""
+        self.size = rows, columns
+        fcntl.ioctl(self.terminal, termios.TIOCSWINSZ, struct.pack("4H", rows, columns, 0, 0))
 
     def write(self, text: str | bytes) -> None:
         data = text.encode() if isinstance(text, str) else text
@@ -243,6 +249,19 @@ class Program:
                 return found
             assert self._read(deadline), f"{pattern!r} never came in:\n{self.stdout}\n--\n{self.stderr}"
 
+    def read(self, patience: float) -> None:
+        """Take in what it prints next, if that comes soon."""
+        self._read(time.monotonic() + patience)
+
+    def shows(self, pattern: str) -> re.Match[str]:
+        """Wait until what its terminal shows matches; return the match."""
+        deadline = time.monotonic() + DEADLINE
+        while True:
+            found = re.compile(pattern, re.MULTILINE).search(screen(self))
+            if found:
+                return found
+            assert self._read(deadline), f"{pattern!r} never came on this screen:\n{screen(self)}"
+
     def wait(self) -> int:
         """Wait for the end; return the exit status."""
         deadline = time.monotonic() + DEADLINE
@@ -264,7 +283,7 @@ class Program:
                 with contextlib.suppress(OSError):
                     stream.close()
         if self.process.stdin is None:
-            os.close(self._terminal)
+            os.close(self.terminal)
 
     def _read(self, deadline: float) -> bool:
         """Take in what is there, or comes before the deadline; False when there is nothing more to come."""
@@ -285,6 +304,14 @@ class Program:
         return bool(ready)
 
 
+def screen(program: Program, rows: int = 200) -> str:
+    """Return what a person sees of a program at its terminal, and what has scrolled away of it."""
+    pyte = pytest.importorskip("pyte", reason="python3 -m pip install pyte")
+    terminal = pyte.Screen(program.size[1], rows)
+    pyte.Stream(terminal).feed(program.stdout)
+    return "\n".join(row.rstrip() for row in terminal.display).rstrip("\n")
+
+
 def patched(*statements: str) -> tuple[str, ...]:
     """Return a command that runs a program after some statements, in which `chat` is crypto_utils."""
     lines = (
@@ -299,8 +326,13 @@ def patched(*statements: str) -> tuple[str, ...]:
     return (sys.executable, "-c", "\n".join(lines))
 
 
+Start = Callable[..., Program]
+StartBob = Callable[..., "tuple[Program, str]"]
+Stranger = Callable[[str, RsaKey], Channel]
+
+
 @pytest.fixture
-def start(homes: Path) -> Iterator[Callable[..., Program]]:
+def start(homes: Path) -> Iterator[Start]:
     """Return a function that starts a program with `homes` as its home; all are ended with the test."""
     programs: list[Program] = []
 
@@ -315,14 +347,67 @@ def start(homes: Path) -> Iterator[Callable[..., Program]]:
 
 
 @pytest.fixture
-def bob(start: Callable[..., Program]) -> Callable[..., tuple[Program, str]]:
+def bob(start: Start) -> StartBob:
     """Return a function that starts Bob on a free port and returns him and the port, once he is waiting."""
 
     def run(*arguments: str, **options: object) -> tuple[Program, str]:
         program = start("bob_server.py", "--port", "0", *arguments, **options)
         stream = "stdout" if options.get("terminal") else "stderr"
-        port = program.expect(r"Listening on port (\d+)\.", stream)[1]
-        program.expect("Waiting for Alice", stream)
+        port = program.expect(r"Listening on port\s+(\d+)\.", stream)[1]
+        program.expect(r"Waiting\s+for\s+Alice", stream)
         return program, port
 
     return run
+
+
+def talk(
+    bob: tuple[Program, str], start: Start, *arguments: str, **options: object
+) -> tuple[Program, Program]:
+    """Start an Alice on pipes who talks to this Bob; return both programs, at her first turn."""
+    alice = start("alice_client.py", "127.0.0.1", "--port", bob[1], *arguments, **options)
+    alice.expect("You speak first", "stderr")
+    return bob[0], alice
+
+
+def fails(program: Program, status: int, pattern: str) -> None:
+    """Wait until a program on pipes has told what is wrong, and has ended with this status."""
+    program.expect(pattern, "stderr")
+    assert program.wait() == status
+    assert program.stdout == ""
+
+
+def pin_each_other(homes: Path, keys: Keys, port: str) -> None:
+    """Let both know each other's key already, so that nobody is asked."""
+    PinnedPeer(KeyStore(homes / "bob"), "alice").pin(keys.alice)
+    PinnedPeer(KeyStore(homes / "alice"), f"[127.0.0.1]:{port}").pin(keys.bob)
+
+
+@pytest.fixture
+def terminals(bob: StartBob, start: Start, homes: Path, keys: Keys) -> Callable[..., tuple[Program, Program]]:
+    """Return a function that starts both programs at terminals; they know each other. It is Alice's turn."""
+
+    def run(*arguments: str, size: tuple[int, int] = (24, 80), **options: object) -> tuple[Program, Program]:
+        options = {"terminal": True, "size": size, "TERM": "xterm", **options}
+        server, port = bob(*arguments, **options)
+        pin_each_other(homes, keys, port)
+        client = start("alice_client.py", "127.0.0.1", "--port", port, **options)
+        client.expect("Alice: ")
+        server.expect(r"\(Alice's turn\) ")
+        return server, client
+
+    return run
+
+
+@pytest.fixture
+def stranger(tmp_path: Path) -> Iterator[Stranger]:
+    """Return a function that makes an Alice with a key and a mind of her own; it returns her channel."""
+    with contextlib.ExitStack() as stack:
+
+        def connect(port: str, key: RsaKey) -> Channel:
+            connected = socket.create_connection(("127.0.0.1", int(port)), timeout=DEADLINE)
+            stack.enter_context(connected)
+            store = store_with_group(tmp_path / "stranger")
+            peer = PinnedPeer(store, f"[127.0.0.1]:{port}")
+            return chat.alice_handshake(FrameSocket(connected), key, store, peer)
+
+        yield connect

@@ -1,39 +1,198 @@
-"""What the README says is so: its commands are whole, its tests exist, its numbers are the code's."""
+"""What the README says is so: its screens, its commands, its options and its numbers are the programs'."""
 
 from __future__ import annotations
 
-import ast
+import os
 import re
+import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
-from conftest import DEADLINE, ROOT
-from test_attacks import FRAMES
-from test_weakenings import WEAKENINGS
+from conftest import DEADLINE, ROOT, Program, Start, StartBob, screen
 
 import crypto_utils as chat
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 TESTS = Path(__file__).parent
+SCRIPTS = pytest.mark.parametrize("script", ["bob_server.py", "alice_client.py"])
 
 
-def test_every_test_that_it_names_exists() -> None:
-    names = set(re.findall(r"`(test_\w+)`", README))
-    assert len(names) > 15
+# What differs from one run to the next, and what the README has in its place.
+EXAMPLES = (
+    (r" --port \d+", ""),  # not said of the usual port
+    (r"(?<=port )\d+", "65432"),
+    (r"\S*/(?=\.secure-chat/(bob|alice)/)", r"/home/\1/"),
+    (r"(?<=after )[\d.]+(?= s)", "4.1"),
+    (r"(?<=alice_client.py )[\d.]+", "192.0.2.2"),
+    (r"\d{4}-\d\d-\d\dT\d\d-\d\d-\d\dZ", "2025-03-01T18-30-00Z"),
+)
+NAMED = (
+    (
+        r"SHA256:[\w+/]{43}",
+        "SHA256:",
+        ("oLxJTIyBG1fl86TD4dhuvzOXMe4mBz0ATqKl54jI2Tw", "T6VD8bbpObQNGhon3+LuB+QUlJ8YNjGIp8GDpOTjsiA"),
+    ),
+    (r"(?<=Words: )(?:[a-z]+ ){5}[a-z]+", "", ("avis mug wino curd hank shaw",)),
+)
+
+
+def as_in_the_readme(*screens: str) -> list[str]:
+    """Replace what differs from one run to the next by the README's examples; the same by the same."""
+    text = "\0".join(screens)
+    for pattern, example in EXAMPLES:
+        text = re.sub(pattern, example, text)
+    for pattern, prefix, examples in NAMED:
+        found = list(dict.fromkeys(re.findall(pattern, text)))
+        assert len(found) <= len(examples), found
+        for value, example in zip(found, examples):
+            text = text.replace(value, f"\1{example}")
+        text = text.replace("\1", prefix)
+    return text.split("\0")
+
+
+def whole_lines(program: Program) -> str:
+    """Return a program's screen; what the edge of the terminal has broken is whole again."""
+    columns = program.size[1]
+    rows = screen(program).split("\n")
+    return "".join(row if len(row) == columns and row.count(" ") < 9 else row + "\n" for row in rows)
+
+
+def recorded(script: str) -> str:
+    """Return what the README shows of a program's terminal, from the command on."""
+    (found,) = re.findall(rf"^```\w*\n(\$ python3 {script}[^\n]*\n.*?)^```", README, re.DOTALL | re.MULTILINE)
+    return str(found)
+
+
+@pytest.mark.timeout(6 * DEADLINE)
+def test_from_nothing_to_the_goodbye_both_screens_are_what_the_readme_shows(start: Start) -> None:
+    """At terminals of 80 columns. Where lines are broken does not matter."""
+    home = Path(tempfile.mkdtemp(dir="/tmp"))  # a short name, which no screen breaks
+    at_terminal = {
+        "terminal": True,
+        "size": (24, 80),
+        "TERM": "xterm",
+        "SECURE_CHAT_HOME": "",
+        "HOME": str(home),
+    }
+    bob = start("bob_server.py", "--port", "0", "--host", "127.0.0.1", **at_terminal)
+    bob.expect("Waiting for Alice", patience=5 * DEADLINE)  # parameters are found by chance
+    (invitation,) = re.findall(r"^  (python3 alice_client.py .*)$", whole_lines(bob), re.MULTILINE)
+    alice = start("alice_client.py", *invitation.split()[2:], **at_terminal)
+    alice.expect("Alice: ")
+    alice.write("hello Bob\r")
+    bob.expect("yes or no")
+    bob.write("yes\r")
+    bob.expect("hello Bob")
+    bob.expect("Bob: ")
+    bob.write("hello Alice\r")
+    alice.expect("hello Alice")
+    alice.expect("Alice: ")
+    alice.write("/quit\r")
+    assert alice.wait() == 0
+    bob.expect("Alice left")
+    bob.expect("Waiting for Alice")
+    bob.write("\x03")
+    assert bob.wait() == 130
+
+    bobs, alices = as_in_the_readme(
+        "$ python3 bob_server.py\n" + whole_lines(bob), f"$ {invitation}\n" + whole_lines(alice)
+    )
+    print(bobs, alices, sep="\n")  # shown with pytest -s, and where they differ
+    assert bobs.split() == recorded("bob_server.py").split()
+    assert alices.split() == recorded("alice_client.py").split()
+
+
+# ------------------------------------------------------------------------------------ its commands
+
+# Each is run here, in Bob's folder, with what follows it; or by the test, or the script, that is named.
+COMMANDS = {
+    "printf 'hello\\n' | python3 alice_client.py 192.0.2.7": "",
+    "ssh-keygen -p -f identity.pem": " -P '' -N secret",
+    "ssh-keygen -y -f identity.pem": " | grep '^ssh-rsa AAAA'",
+    "openssl dhparam -in dh_parameters.pem -noout -text": " | grep -q 'DH Parameters: (2048 bit)'",
+    "openssl dhparam -out FILE 2048": "test_parameters_that_openssl_wrote",
+    "uv run bob_server.py": "test_the_scripts_say_what_they_need_as_requirements_txt_does",
+    "pipx run bob_server.py": "test_the_scripts_say_what_they_need_as_requirements_txt_does",
+    "python3 tests/benchmark.py": ".ci/run",
+    "ruff check .": ".ci/run",
+    "ruff format --check .": ".ci/run",
+    "mypy": ".ci/run",
+    "bash .ci/run": ".ci/run",
+}
+RUN_HERE = [command for command, rest in COMMANDS.items() if rest[:1] in ("", " ")]
+
+
+def test_every_command_of_it_is_run_somewhere() -> None:
+    found = re.findall(r"`((?:printf|python3|ssh-keygen|openssl|uv|pipx|ruff|mypy|bash)(?: [^`]*)?)`", README)
+    assert set(found) == set(COMMANDS)
+    sources = "".join(file.read_text() for file in TESTS.glob("test_*.py"))
+    gate = (ROOT / ".ci" / "run").read_text()
+    for command, where in COMMANDS.items():
+        if where.startswith("test_"):
+            assert f"def {where}(" in sources
+        elif where == ".ci/run":
+            assert command.startswith("bash") or f"\n{command}".replace("python3", "python") in gate
+
+
+@pytest.mark.parametrize("command", RUN_HERE)
+def test_a_command_of_it_does_what_it_says(bob: StartBob, homes: Path, command: str) -> None:
+    if not shutil.which(command.split()[0]):
+        pytest.skip(f"there is no {command.split()[0]} here")
+    server, port = bob("--once")
+    server.end_input()  # he says goodbye after the first message
+    here = command.replace("python3", sys.executable).replace("alice_client", str(ROOT / "alice_client"))
+    done = subprocess.run(
+        here.replace("192.0.2.7", f"127.0.0.1 --port {port}") + COMMANDS[command],
+        shell=True,
+        cwd=homes / "bob",
+        env={**os.environ, "SECURE_CHAT_HOME": str(homes)},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=DEADLINE,
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_both_set_up_commands_differ_in_what_they_install_and_run() -> None:
+    run, test = re.findall(r"^python3 -m venv .*$", README, re.MULTILINE)
+    prefix = "python3 -m venv .venv && . .venv/bin/activate && python3 -m pip install -q -r "
+    assert run.startswith(prefix + "requirements.txt && python3 bob_server.py")
+    assert test.startswith(prefix + "tests/requirements.txt && python3 -m pytest ")
+
+
+def test_the_scripts_say_what_they_need_as_requirements_txt_does() -> None:
+    (needed,) = (ROOT / "requirements.txt").read_text().split()
+    for script in ("bob_server.py", "alice_client.py"):
+        assert f'# dependencies = ["{needed}"]' in (ROOT / script).read_text()
+
+
+# ------------------------------------------------------------------------------ what it refers to
+
+
+def test_every_test_and_every_file_that_it_names_exists() -> None:
     defined = {
         name for file in TESTS.glob("test_*.py") for name in re.findall(r"def (test_\w+)", file.read_text())
     }
-    assert names <= defined
+    named = set(re.findall(r"`(test_\w+)`", README))
+    assert len(named) > 15
+    assert named <= defined
+    for name in re.findall(r"`((?:tests/)?\w+\.(?:py|mjs|txt|json|md))`", README):
+        assert (ROOT / name).exists() or (TESTS / name).exists(), name
 
 
-def test_every_file_that_it_names_exists() -> None:
-    for name in re.findall(r"`(tests/\w+\.\w+)`", README):
-        assert (ROOT / name).exists(), name
+def test_every_function_that_it_names_exists() -> None:
+    sources = "".join(
+        (ROOT / name).read_text() for name in ("crypto_utils.py", "bob_server.py", "alice_client.py")
+    )
+    for name in re.findall(r"`(?:[A-Z]\w+\.)?(\w+)\(\)`", README):
+        assert f"def {name}(" in sources, name
 
 
-@pytest.mark.parametrize("script", ["bob_server.py", "alice_client.py"])
+@SCRIPTS
 def test_it_tells_every_option_and_no_other(script: str) -> None:
     shown = subprocess.run(
         [sys.executable, ROOT / script, "--help"], capture_output=True, text=True, timeout=DEADLINE
@@ -46,71 +205,34 @@ def test_it_tells_every_option_and_no_other(script: str) -> None:
         if who in (whose, "both")
     }
     assert set(re.findall(r"--[a-z-]+", shown.stdout)) - {"--help", "--verbose"} == told
-    assert len(shown.stdout.splitlines()) <= 26
 
 
 def test_its_diagrams_hold_no_sign_that_ends_a_statement() -> None:
     diagrams = re.findall("```mermaid\n(.*?)```", README, re.DOTALL)
-    assert len(diagrams) == 2
+    assert diagrams
     assert not any(";" in diagram for diagram in diagrams)
 
 
 def test_its_numbers_are_the_codes() -> None:
-    assert f"each of the {sum(FRAMES.values())} bytes" in README
-    assert f"each of {sum(FRAMES.values())} points" in README
-    assert f"weakens the code in {len(WEAKENINGS)} ways" in README
-    assert str(chat.RECORD_LIMIT) in README
-    assert f"port {chat.PORT}" in README
-    assert f"refuses a length over its limit before it\nreads on: {chat.HELLO_LIMIT} for a hello" in README
-    assert f"{chat.READY_LIMIT} for record 0" in README
-    assert f"most {chat.TEXT_LIMIT}\nbytes" in README
+    """Thousands may be set apart by a comma."""
+    text = re.sub(r"(?<=\d),(?=\d{3}\b)", "", README)
+    limits = (chat.PORT, chat.HELLO_LIMIT, chat.READY_LIMIT, chat.TEXT_LIMIT, chat.RECORD_LIMIT)
+    for number in limits:
+        assert re.search(rf"\b{number}\b", text), number
 
 
-def test_both_set_up_commands_differ_in_what_they_install_and_run() -> None:
-    run, test = re.findall(r"^python3 -m venv .*$", README, re.MULTILINE)
-    prefix = "python3 -m venv .venv && . .venv/bin/activate && python3 -m pip install -q -r "
-    assert run == prefix + "requirements.txt && python3 bob_server.py"
-    assert test == prefix + "tests/requirements.txt && python3 -m pytest --cov -n auto"
-    for name in ("requirements.txt", "tests/requirements.txt"):
-        assert (ROOT / name).exists()
-
-
-def test_the_scripts_say_what_they_need_as_requirements_txt_does() -> None:
-    (needed,) = (ROOT / "requirements.txt").read_text().split()
-    for script in ("bob_server.py", "alice_client.py"):
-        assert f'# dependencies = ["{needed}"]' in (ROOT / script).read_text()
-
-
-def test_what_both_scripts_share_is_the_same_to_the_letter() -> None:
-    """They differ in their names, in what they import, and in how they come to a connection."""
-
-    def definitions(script: str) -> dict[str, str]:
-        tree = ast.parse((ROOT / script).read_text())
-        return {
-            part.name: ast.dump(part)
-            for part in tree.body
-            if isinstance(part, (ast.FunctionDef, ast.ClassDef))
-        }
-
-    bob, alice = definitions("bob_server.py"), definitions("alice_client.py")
-    own = {"parse", "run"}
-    shared = (bob.keys() & alice.keys()) - own
-    assert len(shared) > 15
-    assert {name for name in shared if bob[name] != alice[name]} == set()
-    assert alice.keys() - bob.keys() == {"ask_host", "connect"}
-    assert bob.keys() - alice.keys() == {"group_bits", "listen", "own_address", "load_group", "Door"}
-
-
-def test_crypto_utils_neither_prints_nor_asks_nor_opens_sockets() -> None:
-    source = (ROOT / "crypto_utils.py").read_text()
+def test_above_the_banner_bytes_go_in_and_bytes_come_out() -> None:
+    """Nothing there prints, asks, parses options, or opens or accepts sockets."""
+    above, _, below = (ROOT / "crypto_utils.py").read_text().partition("# " + 98 * "=")
+    assert below
     for word in (
         r"\bprint\(",
         r"\binput\(",
-        "argparse",
+        r"argparse\.",
         r"socket\.socket\(",
         "create_connection",
         r"\.accept\(",
     ):
-        assert not re.search(word, source), word
+        assert not re.search(word, above), word
     for script in ("bob_server.py", "alice_client.py"):
         assert not re.search(r"^(?:from|import) Crypto\b", (ROOT / script).read_text(), re.MULTILINE)

@@ -1,0 +1,358 @@
+"""Both programs on pipes, as a script uses them: what goes in, what comes out, and how they end."""
+
+from __future__ import annotations
+
+import os
+import re
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from conftest import (
+    DEADLINE,
+    GROUP,
+    RFC_GROUPS,
+    ROOT,
+    Background,
+    Keys,
+    Start,
+    StartBob,
+    Stranger,
+    patched,
+    talk,
+)
+
+import alice_client
+import crypto_utils as chat
+from crypto_utils import KeyStore, Role
+
+FAMILY = "\U0001f468\u200d\U0001f469\u200d\U0001f467"  # man, woman, girl, joined
+ENGLAND = "\U0001f3f4\U000e0067\U000e0062\U000e0065\U000e006e\U000e0067\U000e007f"  # a flag, and tags
+TEXTS = [
+    "plain",
+    "",
+    "  spaces around  ",
+    "\ttab",
+    f"emoji {FAMILY} \U0001f44d\U0001f3fd {ENGLAND}",
+    "שלום, مرحبا",
+    "\u0645\u06cc\u200c\u062e\u0648\u0627\u0647\u0645",
+    "e\u0301 n\u0303 한국어 日本語",
+    "/quit",
+    "Bob: not a forgery, only a text",
+]
+
+
+def test_every_message_comes_once_in_order_and_both_leave_with_0(bob: StartBob, start: Start) -> None:
+    server, client = talk(bob("--once"), start)
+    for number, text in enumerate(TEXTS):
+        client.write(f"{text}\n")
+        server.expect(rf"^Alice: {text}\n\Z")
+        server.write(f"{number} {text}\n")
+        client.expect(f"^Bob: {number} {text}\n\\Z")
+    client.end_input()
+    assert (client.wait(), server.wait()) == (0, 0)
+    assert server.stdout == "".join(f"Alice: {text}\n" for text in TEXTS)
+    assert client.stdout == "".join(f"Bob: {number} {text}\n" for number, text in enumerate(TEXTS))
+
+
+@pytest.mark.parametrize("lines", [100, pytest.param(1000, marks=pytest.mark.exhaustive)])
+def test_a_file_piped_into_each_side(bob: StartBob, start: Start, lines: int) -> None:
+    server, client = talk(bob("--once"), start)
+    writers = [
+        Background(lambda: server.write("".join(f"reply {n}\n" for n in range(lines)))),
+        Background(
+            lambda: [client.write("".join(f"request {n}\n" for n in range(lines))), client.end_input()]
+        ),
+    ]
+    assert (client.wait(), server.wait()) == (0, 0)
+    for writer in writers:
+        writer.result()
+    assert client.stdout == "".join(f"Bob: reply {n}\n" for n in range(lines))
+    assert server.stdout == "".join(f"Alice: request {n}\n" for n in range(lines))
+
+
+def test_a_text_of_the_limit_goes_through_and_one_byte_more_is_refused_at_home(
+    bob: StartBob, start: Start
+) -> None:
+    server, client = talk(bob("--once"), start)
+    longest = "x" * (chat.TEXT_LIMIT - 2) + "é"
+    lines = Background(
+        lambda: client.write(f"{longest}x\n{longest}\r\nnot UTF-8: ".encode() + b"\xff\nend\n")
+    )
+    client.expect("^Not sent: ", "stderr")
+    server.expect(f"^Alice: {longest}\n")
+    server.write("reply\n")
+    client.expect("^Not sent: ", "stderr")
+    server.expect("^Alice: end\n")
+    lines.result()
+    server.end_input()
+    assert (server.wait(), client.wait()) == (0, 1)  # not all of Alice's lines were sent
+
+
+def test_a_line_without_end_is_too_long_and_no_more(bob: StartBob, start: Start) -> None:
+    server, client = talk(bob("--once"), start)
+    endless = Background(lambda: client.write("x" * (3 * chat.TEXT_LIMIT) + "\nafterwards\n"))
+    client.expect("^Not sent: ", "stderr")
+    server.expect("^Alice: afterwards\n")
+    endless.result()
+
+
+def test_a_last_line_without_an_end_is_sent(bob: StartBob, start: Start) -> None:
+    server, client = talk(bob("--once"), start)
+    client.write("no newline")
+    client.end_input()
+    server.expect("^Alice: no newline\n")
+
+
+def test_the_end_of_bobs_input_ends_him_after_a_goodbye(bob: StartBob, start: Start) -> None:
+    server, client = talk(bob(), start)
+    server.end_input()
+    client.write("anybody there?\n")
+    client.expect("^Bob left", "stderr")
+    assert (server.wait(), client.wait()) == (0, 0)
+    assert server.stdout == "Alice: anybody there?\n"
+
+
+@pytest.mark.parametrize("turn", Role)
+def test_a_line_that_another_connection_interrupts_goes_out_whole(
+    bob: StartBob, stranger: Stranger, start: Start, keys: Keys, turn: Role
+) -> None:
+    """Bob has been given half a line when Alice connects again, and leaves: who gets it gets all of it."""
+    server, port = bob()
+    first = stranger(port, keys.alice)
+    server.expect("Alice speaks first", "stderr")
+    if turn is Role.BOB:
+        first.send("hello")
+        server.expect("^Alice: hello\n")
+    server.write("pay 1")
+    second = stranger(port, keys.alice)
+    assert first.receive().type is chat.RecordType.CLOSE
+    server.expect("Alice speaks first", "stderr")
+    second.close()
+    server.expect("Alice left", "stderr")
+    server.expect("Waiting for Alice", "stderr")
+    third = stranger(port, keys.alice)
+    third.send("how much?")
+    server.expect(r"^Alice: how much\?\n")
+    server.write("00 euros\n")
+    assert third.receive().text == "pay 100 euros"
+
+
+@pytest.mark.parametrize("killed", Role)
+def test_a_killed_program_is_told_from_a_goodbye(bob: StartBob, start: Start, killed: Role) -> None:
+    server, client = talk(bob("--once"), start)
+    dead, other = (server, client) if killed is Role.BOB else (client, server)
+    dead.process.kill()
+    other.expect("^Cut off: ", "stderr")
+    assert other.wait() == 1
+
+
+def test_bob_serves_on_after_rubbish_and_a_cut(bob: StartBob, start: Start) -> None:
+    server, port = bob()
+    for rubbish in (b"", b"GET / HTTP/1.1\r\n\r\n", b"\0\0\0\x04abcd", b"\xff" * 100):
+        with socket.create_connection(("127.0.0.1", int(port)), timeout=DEADLINE) as someone:
+            someone.sendall(rubbish)
+            someone.shutdown(socket.SHUT_WR)
+            server.expect("127.0.0.1: (Cut|Broken) off: ", "stderr")
+    _, client = talk((server, port), start)
+    client.process.kill()
+    server.expect("^Cut off: ", "stderr")
+    server.expect("Waiting for Alice", "stderr")
+    _, client = talk((server, port), start)
+    client.write("hello\n")
+    server.expect("^Alice: hello\n")
+
+
+def test_closed_standard_streams(bob: StartBob, homes: Path) -> None:
+    server, port = bob("--once")
+    command = f'exec "{sys.executable}" alice_client.py 127.0.0.1 --port {port} 0<&- 1>&- 2>&-'
+    environment = {**os.environ, "SECURE_CHAT_HOME": str(homes)}
+    assert subprocess.run(command, shell=True, cwd=ROOT, env=environment, timeout=DEADLINE).returncode == 0
+    server.expect("^Alice left", "stderr")
+    assert server.wait() == 1  # nothing was said
+
+
+# ------------------------------------------------------------------------------- finding each other
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "::1", "[::1]", "127.0.0.1:PORT", "[::1]:PORT"])
+def test_alice_reaches_bob_by_address_and_by_name(
+    bob: StartBob, start: Start, homes: Path, host: str
+) -> None:
+    if ":1" in host and "." not in host and not socket.has_dualstack_ipv6():
+        pytest.skip("this machine has no IPv6")
+    server, port = bob("--once")
+    where = (host.replace("PORT", port),) if "PORT" in host else (host, "--port", port)
+    client = start("alice_client.py", *where)
+    client.write("hello\n")
+    server.expect("^Alice: hello\n")
+    server.write("hello\n")
+    client.end_input()
+    assert client.wait() == 0
+    (pinned,) = (homes / "alice" / KeyStore.KNOWN_PEERS).read_text().splitlines()
+    assert pinned.startswith(f"[{host.replace(':PORT', '').strip('[]')}]:{port} ")
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("Example.ORG", ("example.org", 1)),
+        ("example.org:2", ("example.org", 2)),
+        ("fe80::1%eth0", ("fe80::1%eth0", 1)),
+        ("[2001:DB8::7]:2", ("2001:db8::7", 2)),
+        ("host:65536", None),
+        ("host:port", None),
+        ("a host", None),
+        ("[::1]x", None),
+        ("*", None),
+        ("host,other", None),
+        ("", None),
+    ],
+)
+def test_what_an_address_is(text: str, found: tuple[str, int] | None) -> None:
+    if found is None:
+        with pytest.raises(chat.NoConnection, match="cannot be an address"):
+            alice_client.parse_address(text, 1)
+    else:
+        assert alice_client.parse_address(text, 1) == found
+
+
+def test_the_address_is_asked_for_until_bob_is_there(bob: StartBob, start: Start, keys: Keys) -> None:
+    """The answer may be the whole command that Bob's screen shows."""
+    server, _ = bob("--host", "127.0.0.1", "--once")
+    (command,) = (line for line in server.stderr.splitlines() if line.startswith("  python3"))
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        nobody = listener.getsockname()[1]
+    client = start("alice_client.py", terminal=True, size=(24, 80), TERM="xterm")
+    for answer, told in (
+        ("a b", r"cannot be\s+an address"),
+        (f"127.0.0.1:{nobody}", r"nobody is listening\s+there"),
+        ("no-such-host.invalid", r"there is no\s+such host"),
+        ("python3 alice_client.py --port nonsense", r"a port is a\s+number"),
+    ):
+        client.expect("Bob's address .*: ")
+        client.write(f"{answer}\r")
+        client.expect(told)
+    client.expect("Bob's address .*: ")
+    client.write(f"{command}\r")
+    client.expect("with the key you asked for")
+    client.expect(re.escape(chat.fingerprint(keys.bob)))
+    client.expect("Alice: ")
+
+
+def test_bobs_invitation_can_be_run_as_it_is(bob: StartBob, homes: Path) -> None:
+    server, _ = bob("--host", "127.0.0.1", "--once")
+    server.end_input()  # he says goodbye after the first message
+    (command,) = (line for line in server.stderr.splitlines() if line.startswith("  python3"))
+    result = subprocess.run(
+        command.replace("python3", sys.executable, 1),
+        shell=True,
+        cwd=ROOT,
+        env={**os.environ, "SECURE_CHAT_HOME": str(homes)},
+        input="hello\n",
+        capture_output=True,
+        text=True,
+        timeout=DEADLINE,
+    )
+    assert result.returncode == 0, result.stderr
+    assert server.wait() == 0
+    assert server.stdout == "Alice: hello\n"
+
+
+@pytest.fixture
+def hosts() -> Iterator[list[tuple[str, ...]]]:
+    """Make two hosts of our own: network namespaces with a cable between them. Return their prefixes."""
+    names = [f"secure-chat-{os.getpid()}-{n}" for n in (1, 2)]
+
+    def ip(*words: str) -> None:
+        subprocess.run(["ip", *words], check=True, capture_output=True, timeout=DEADLINE)
+
+    try:
+        for name in names:
+            ip("netns", "add", name)
+        ip("-n", names[0], "link", "add", "cable", "type", "veth", "peer", "name", "cable", "netns", names[1])
+        for number, name in enumerate(names, 1):
+            ip("-n", name, "address", "add", f"192.0.2.{number}/24", "dev", "cable")
+            ip("-n", name, "link", "set", "lo", "up")
+            ip("-n", name, "link", "set", "cable", "up")
+    except (OSError, subprocess.CalledProcessError) as error:
+        pytest.skip(f"this machine does not let us make network namespaces ({error})")
+    try:
+        yield [("ip", "netns", "exec", name, sys.executable) for name in names]
+    finally:
+        for name in names:
+            subprocess.run(["ip", "netns", "delete", name], check=False, timeout=DEADLINE)
+
+
+def test_two_hosts(bob: StartBob, start: Start, hosts: list[tuple[str, ...]]) -> None:
+    server, port = bob("--once", python=hosts[0])
+    assert f"  python3 alice_client.py 192.0.2.1 --port {port} --peer SHA256:" in server.stderr
+    client = start("alice_client.py", "192.0.2.1", "--port", port, python=hosts[1])
+    client.write("over the cable\n")
+    server.expect("^Alice: over the cable\n")
+    server.write("so it is\n")
+    client.end_input()
+    assert (client.wait(), server.wait()) == (0, 0)
+
+
+# ------------------------------------------------------------------------------- keys and parameters
+
+
+def test_what_the_first_run_makes_the_second_one_uses(start: Start, tmp_path: Path) -> None:
+    """Identities and parameters are made, pinned, and used again."""
+    home = tmp_path / "fresh"
+    found = patched(f"chat.generate_group = lambda bits, _: chat.Group({GROUP.p}, 2)")  # without a search
+    server = start("bob_server.py", "--port", "0", home=home, python=found)
+    port = server.expect(r"\AListening on port (\d+)\.\n", "stderr")[1]
+    client = start("alice_client.py", "--port", port, home=home)
+    for step in ("Making your RSA key", "Searching for Diffie-Hellman parameters", "Found after"):
+        server.expect(step, "stderr")
+    client.write("hello\n")
+    server.expect("^Alice: hello\n")
+    server.write("hello\n")
+    client.end_input()
+    assert client.wait() == 0
+    assert "The key is pinned now" in client.stderr
+    server.expect("Waiting for Alice", "stderr")
+    again = start("alice_client.py", "--port", port, home=home)
+    again.end_input()
+    assert again.wait() == 0
+    assert "with the key you know" in again.stderr
+    assert "Making" not in again.stderr
+    assert KeyStore(home / "alice").load_group() == KeyStore(home / "bob").load_group() == GROUP
+
+
+def test_parameters_that_openssl_wrote(bob: StartBob, start: Start, homes: Path, tmp_path: Path) -> None:
+    file = tmp_path / "dh.pem"
+    file.write_bytes(RFC_GROUPS["ffdhe3072"].export())
+    server, client = talk(bob("--once", "--dh-parameters", str(file)), start)
+    client.write("hello\n")
+    client.end_input()
+    server.expect("^Alice: hello\n")
+    for name in ("bob", "alice"):
+        assert KeyStore(homes / name).load_group() == RFC_GROUPS["ffdhe3072"]
+
+
+@pytest.mark.parametrize(
+    ("typed", "told", "status"),
+    [("correct horse\r", r"nobody is listening\s+there", None), ("wrong\r", "is not the passphrase", 1)],
+)
+def test_a_passphrase_is_asked_for_at_the_terminal(
+    start: Start, homes: Path, keys: Keys, typed: str, told: str, status: int | None
+) -> None:
+    locked = keys.alice.export_key("PEM", passphrase="correct horse", pkcs=8)
+    KeyStore(homes / "alice").write(KeyStore.IDENTITY, locked)
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = str(listener.getsockname()[1])
+    client = start("alice_client.py", "127.0.0.1", "--port", port, terminal=True, size=(24, 80))
+    client.expect("Passphrase of ")
+    client.write(typed)
+    client.expect(told)
+    assert typed.strip() not in client.stdout
+    if status is None:  # Alice is asked for another address
+        client.expect("Bob's address")
+    else:
+        assert client.wait() == status

@@ -1,0 +1,280 @@
+"""A kept conversation, checked and replayed: what --verify says of it, and every value that -v and -vv show.
+
+The values are recomputed here with hashlib and the library's AES, from the bytes of the file alone.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import shutil
+import struct
+import subprocess
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+from conftest import DEADLINE, Keys, Start, StartBob, talk
+from Crypto.Cipher import AES
+from Crypto.PublicKey import RSA
+from Crypto.Signature import pss
+from Crypto.Util.number import bytes_to_long
+from Crypto.Util.RFC1751 import key_to_english
+
+import crypto_utils as chat
+from crypto_utils import KeyStore
+
+SCRIPTS = {"bob": "bob_server.py", "alice": "alice_client.py"}
+VERBOSE = pytest.mark.parametrize("verbose", ["-v", "-vv"])
+
+
+class Kept(NamedTuple):
+    """One conversation with a goodbye, as both kept it, and what both screens showed with -vv."""
+
+    files: dict[str, Path]
+    screens: dict[str, str]
+
+
+@pytest.fixture
+def kept(bob: StartBob, start: Start, homes: Path) -> Kept:
+    folders = {name: homes / f"kept by {name}" for name in SCRIPTS}
+    server, port = bob("--once", "-vv", "--transcript", str(folders["bob"]))
+    _, client = talk((server, port), start, "-vv", "--transcript", str(folders["alice"]))
+    client.write("hello Bob\n")
+    server.expect("^Alice: hello Bob\n")
+    server.write("hello Alice\n")
+    client.end_input()
+    assert (client.wait(), server.wait()) == (0, 0)
+    files = {name: next(folder.iterdir()) for name, folder in folders.items()}
+    return Kept(files, {"bob": server.stderr, "alice": client.stderr})
+
+
+def values(told: str) -> list[tuple[str, str]]:
+    """Return the names and values of the steps that were told, whole or shortened."""
+    found: list[tuple[str, str]] = []
+    for line in told.split("\n"):
+        row = re.fullmatch(r"  (\w*) +([0-9a-f]+(?:\.\.\. \(\d+ bytes\))?)", line)
+        if row and row[1]:
+            found.append((row[1], row[2]))
+        elif row and found:
+            found[-1] = (found[-1][0], found[-1][1] + row[2])
+    return found
+
+
+def entries(file: Path) -> list[tuple[str, bytes]]:
+    """Return the tag and the bytes of each entry of a transcript."""
+    data, found = file.read_bytes(), []
+    while data:
+        (length,) = struct.unpack(">I", data[:4])
+        found.append((chr(data[4]), data[5 : 4 + length]))
+        data = data[4 + length :]
+    return found
+
+
+def fields(hello: bytes) -> list[bytes]:
+    found = []
+    while hello:
+        (length,) = struct.unpack(">H", hello[:2])
+        found.append(hello[2 : 2 + length])
+        hello = hello[2 + length :]
+    return found
+
+
+def sha256(*parts: bytes) -> bytes:
+    return hashlib.sha256(b"".join(parts)).digest()
+
+
+def recomputed(file: Path) -> list[tuple[str, bytes]]:
+    """Return what a replay shows, in its order, from the README's section on the protocol."""
+    (_, bob), (_, alice), (_, z), *records = entries(file)
+    _, nonce_b, p, g, b, rsa_bob = fields(bob)
+    _, nonce_a, a, rsa_alice = fields(alice)
+    th = sha256(*(struct.pack(">I", len(hello)) + hello for hello in (bob, alice)))
+    shown = [("p", p), ("g", g), ("nonce_B", nonce_b), ("B", b), ("RSA_bob", rsa_bob)]
+    shown += [("nonce_A", nonce_a), ("A", a), ("RSA_alice", rsa_alice)]
+    shown += [("Z", z), ("b", bob), ("a", alice), ("th", th)]
+    sides = {}
+    for tag, label, rsa in (("B", b"bob->alice", rsa_bob), ("A", b"alice->bob", rsa_alice)):
+        info = b"secure-chat/1 key " + label + th
+        key, commitment = (sha256(struct.pack(">I", n), z, info) for n in (1, 2))
+        shown += [("K", key), ("C", commitment)]
+        sides[tag] = key, b"secure-chat/1 signature " + label + th + commitment, RSA.import_key(rsa)
+    numbers, latest = {"A": 0, "B": 0}, {"A": bytes(32), "B": bytes(32)}
+    for tag, record in records:
+        key, context, rsa_key = sides[tag]
+        split = len(record) - rsa_key.size_in_bytes()
+        signed, signature = record[:split], record[split:]
+        nonce, ciphertext, gcm_tag = signed[:12], signed[12:-16], signed[-16:]
+        assert bytes_to_long(nonce) == numbers[tag]
+        digest = chat.SHA256.new(context + signed)
+        pss.new(rsa_key, salt_bytes=32).verify(digest, signature)
+        plaintext = AES.new(key, AES.MODE_GCM, nonce=nonce).decrypt_and_verify(ciphertext, gcm_tag)
+        assert plaintext[1:33] == latest["A" if tag == "B" else "B"]
+        shown += [("nonce", nonce), ("hash", digest.digest()), ("signature", signature)]
+        shown += [("ciphertext", ciphertext), ("tag", gcm_tag), ("plaintext", plaintext)]
+        if (tag, numbers[tag]) == ("B", 0):
+            shown.append(("r", plaintext[33:65]))
+        latest[tag] = digest.digest()
+        numbers[tag] += 1
+    return shown
+
+
+# ------------------------------------------------------------------------------------ the verdict
+
+
+@pytest.mark.parametrize("reader", SCRIPTS)
+@pytest.mark.parametrize("keeper", SCRIPTS)
+def test_it_says_who_said_what_and_what_that_proves(
+    kept: Kept, start: Start, keys: Keys, keeper: str, reader: str
+) -> None:
+    program = start(SCRIPTS[reader], "--verify", str(kept.files[keeper]))
+    assert program.wait() == 0
+    assert program.stdout == "Alice: hello Bob\nBob: hello Alice\n"
+    for name, key in (("bob", keys.bob), ("alice", keys.alice)):
+        mine = "is you" if name == reader else rf"is the {name.title()} you pinned as \S+"
+        assert re.search(
+            rf"^{name.title()} {mine}:\n  {re.escape(chat.fingerprint(key))}\n", program.stderr, re.MULTILINE
+        )
+    assert "\nAlice left.\n" in program.stderr
+    verdict = program.stderr.split("\nAlice left.\n")[1]
+    assert all(part in verdict for part in ("is sound", "does not prove", "signed", "stolen"))
+
+
+def test_it_needs_no_home_and_makes_none(kept: Kept, start: Start, tmp_path: Path, keys: Keys) -> None:
+    program = start("alice_client.py", "--verify", str(kept.files["bob"]), home=tmp_path / "none")
+    assert program.wait() == 0
+    assert "Bob is not known here" in program.stderr
+    assert not (tmp_path / "none").exists()
+
+
+def test_it_asks_for_no_passphrase(kept: Kept, start: Start, homes: Path, keys: Keys) -> None:
+    locked = keys.alice.export_key("PEM", passphrase="open", pkcs=8)
+    KeyStore(homes / "alice").write(KeyStore.IDENTITY, locked)
+    program = start("alice_client.py", "--verify", str(kept.files["bob"]), terminal=True, size=(24, 80))
+    assert program.wait() == 0
+
+
+@pytest.mark.parametrize("right", [True, False])
+def test_peer_insists_on_a_key(kept: Kept, start: Start, keys: Keys, right: bool) -> None:
+    only = chat.fingerprint(keys.bob if right else keys.mallory)
+    program = start("alice_client.py", "--verify", str(kept.files["bob"]), "--peer", only)
+    assert program.wait() == (0 if right else 3)
+    assert program.stdout == ("Alice: hello Bob\nBob: hello Alice\n" if right else "")
+
+
+def test_an_end_without_a_goodbye_is_told(kept: Kept, start: Start, tmp_path: Path) -> None:
+    (*_, (_, goodbye)) = entries(kept.files["bob"])
+    cut = tmp_path / "cut"
+    cut.write_bytes(kept.files["bob"].read_bytes()[: -len(goodbye) - 5])
+    program = start("bob_server.py", "--verify", str(cut))
+    assert program.wait() == 0
+    assert program.stdout == "Alice: hello Bob\nBob: hello Alice\n"
+    assert "There is no goodbye" in program.stderr
+
+
+def test_what_is_wrong_ends_it_after_what_is_right(kept: Kept, start: Start, tmp_path: Path) -> None:
+    (*_, (_, goodbye)) = entries(kept.files["bob"])
+    damaged = bytearray(kept.files["bob"].read_bytes())
+    damaged[-len(goodbye) - 10] ^= 1  # in Bob's reply
+    file = tmp_path / "damaged"
+    file.write_bytes(damaged)
+    program = start("bob_server.py", "--verify", str(file))
+    assert program.wait() == 3
+    assert program.stdout == "Alice: hello Bob\n"
+    assert "Broken off: the record's signature is not valid." in program.stderr
+    assert "Nothing is proven but what stands above" in program.stderr
+    assert "is sound" not in program.stderr
+
+
+def test_the_screen_says_where_it_is_kept_and_afterwards_how_to_check_it(kept: Kept) -> None:
+    for name, told in kept.screens.items():
+        before, after = told.split("speak", 1)
+        assert f"  {kept.files[name]}\n" in before
+        assert f"{SCRIPTS[name]} --verify" in after
+        assert kept.files[name].name in after
+        assert kept.files[name].stat().st_mode & 0o777 == 0o600
+
+
+# ------------------------------------------------------------------------------------- the replay
+
+
+@VERBOSE
+@pytest.mark.parametrize("reader", SCRIPTS)
+def test_a_replay_shows_every_value_and_each_can_be_recomputed(
+    kept: Kept, start: Start, reader: str, verbose: str
+) -> None:
+    program = start(SCRIPTS[reader], "--verify", str(kept.files["bob"]), verbose)
+    assert program.wait() == 0
+    shown, expected = values(program.stderr), recomputed(kept.files["bob"])
+    assert [name for name, _ in shown] == [name for name, _ in expected]
+    for (name, text), (_, value) in zip(shown, expected):
+        if text.endswith(" bytes)"):
+            assert verbose == "-v"
+            beginning, size = re.fullmatch(r"([0-9a-f]+)\.\.\. \((\d+) bytes\)", text).groups()  # type: ignore[union-attr]
+            assert (value.hex().startswith(beginning), len(value)) == (True, int(size)), name
+        else:
+            assert text == value.hex(), name
+
+
+def test_a_replay_shows_the_words_that_both_saw(kept: Kept, start: Start) -> None:
+    """The words are made of th and r, and r fits nonce_B."""
+    program = start("bob_server.py", "--verify", str(kept.files["alice"]), "-v")
+    assert program.wait() == 0
+    shown = dict(recomputed(kept.files["alice"]))
+    assert shown["nonce_B"] == sha256(b"secure-chat/1 commit ", shown["r"])
+    words = key_to_english(sha256(b"secure-chat/1 words ", shown["th"], shown["r"])[:8]).lower()
+    assert f": {words}.\n" in program.stderr
+    for told in kept.screens.values():
+        assert f"\nWords: {words}\n" in told
+
+
+def test_a_value_of_the_replay_is_recomputed_with_openssl(kept: Kept, start: Start) -> None:
+    """As the README does: an AES key of the lesson, with a tool that is not ours."""
+    openssl = shutil.which("openssl")
+    if not openssl:
+        pytest.skip("there is no openssl here")
+    shown = dict(recomputed(kept.files["bob"]))
+    whole = b"\0\0\0\1" + shown["Z"] + b"secure-chat/1 key alice->bob" + shown["th"]
+    done = subprocess.run(
+        [openssl, "dgst", "-sha256", "-hex"], input=whole, capture_output=True, timeout=DEADLINE, check=True
+    )
+    program = start("bob_server.py", "--verify", str(kept.files["bob"]), "-vv")
+    assert program.wait() == 0
+    assert ("K", done.stdout.decode().split()[-1]) in values(program.stderr)
+
+
+# ------------------------------------------------------------------------------ the lesson as it happens
+
+
+def test_both_screens_show_the_same_values_and_no_secret(kept: Kept) -> None:
+    lessons = {name: values(told) for name, told in kept.screens.items()}
+    assert sorted(lessons["bob"]) == sorted(lessons["alice"])
+    expected = recomputed(kept.files["bob"])
+    never_live = {"Z", "K", "C", "r", "a", "b"}
+    assert sorted(lessons["bob"]) == sorted(
+        (name, value.hex()) for name, value in expected if name not in never_live
+    )
+    for told in kept.screens.values():
+        for name, value in expected:
+            if name in {"Z", "K", "C"}:
+                assert value.hex() not in told.replace(" ", "").replace("\n", "")
+
+
+def test_each_side_names_encryption_before_the_signature_and_the_reverse_on_receiving(kept: Kept) -> None:
+    for name, told in kept.screens.items():
+        steps = re.findall(r"^Step (\d), [\w-]+: record (\d), (\w+)->", told, re.MULTILINE)
+        assert steps
+        for (first, number, sender), (second, *same) in zip(steps[::2], steps[1::2]):
+            assert same == [number, sender]
+            assert (first, second) == (("2", "3") if sender == name else ("3", "2"))
+        assert told.index("Step 1, ") < told.index("Step 2, ") < told.index("Step 3, ")
+
+
+def test_whole_values_are_indented_and_fit_the_screen(kept: Kept, start: Start) -> None:
+    program = start(
+        "bob_server.py", "--verify", str(kept.files["bob"]), "-vv", terminal=True, size=(24, 80), TERM="xterm"
+    )
+    assert program.wait() == 0
+    rows = re.sub(r"\x1b\[\d*[mK]", "", program.stdout).split("\r\n")
+    assert all(len(row) <= 80 for row in rows)
+    assert all(row.startswith("  ") for row in rows if re.search("[0-9a-f]{30}", row))
