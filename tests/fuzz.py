@@ -17,7 +17,9 @@ import base64
 import collections
 import contextlib
 import errno
+import io
 import itertools
+import json
 import math
 import os
 import shutil
@@ -50,9 +52,9 @@ with atheris.instrument_imports(include=["crypto_utils", "Crypto"]) if atheris e
         FileError,
         Group,
         Hello,
-        Home,
-        Kind,
+        KeyStore,
         ProtocolError,
+        RecordType,
         Role,
         TrustError,
     )
@@ -64,7 +66,7 @@ OWN = RSA.generate(2048, randfunc=Random(1).randbytes)
 STRANGER = RSA.construct((2**2047 + 2**2046 + 45 * 2**64 + 1, chat.RSA_EXPONENT))
 SMALL = Group(0xFFFFFFFFFFFFDED7, 2)  # the exponentiations of a handshake, in microseconds
 OFFERS = {role: chat.Offer.make(role, OWN, SMALL, Random(2).randbytes) for role in Role}
-KEYS, TH = chat.DirectionKeys(bytes(32), bytes(range(32))), bytes(range(32, 64))
+Z, TH, R = bytes(range(8)), bytes(range(32, 64)), bytes(range(32))
 
 Target = Callable[[bytes], object]  # returns the value, or None for what is refused
 TARGETS: dict[str, Target] = {}
@@ -128,7 +130,7 @@ class Stream:
 
 
 def split_frames(data: bytes, limit: int) -> tuple[list[bytes], type[Exception], int]:
-    """Return the whole frames, what ends them, and how many bytes that takes: `Line.receive`, naively."""
+    """Return the whole frames, what ends them, and how many bytes that takes: FrameSocket, naively."""
     frames, at = [], 0
     while len(data) >= at + 4:
         end = at + 4 + int.from_bytes(data[at : at + 4], "big")
@@ -145,11 +147,11 @@ def check_frames(data: bytes, limit: int, sizes: bytes | list[int]) -> list[byte
     """Receive all there is, in pieces of these sizes, and return the frames."""
     expected, end, read = split_frames(data, limit)
     stream = Stream(data, sizes)
-    line = chat.Line(stream)  # type: ignore[arg-type]
+    connected = chat.FrameSocket(stream)  # type: ignore[arg-type]
     frames = []
     try:
         while True:
-            frames.append(line.receive(limit))
+            frames.append(connected.receive(limit))
     except (ProtocolError, ConnectionCut) as error:
         refusal = error
     if stream.broken:
@@ -179,7 +181,7 @@ def fields(data: bytes) -> object:
 
 @target
 def hello(data: bytes) -> object:
-    """The sender, and his hello: decoded, and agreed upon in a group that is quick."""
+    """The sender, and their hello: decoded, and agreed upon in a group that is quick."""
     sender, data = list(Role)[data[0] % 2 if data else 0], data[1:]
     peer = value_or(ProtocolError, Hello.decode, sender, data)
     agreed = value_or(ProtocolError, OFFERS[sender.peer].agree, data)
@@ -192,7 +194,7 @@ def hello(data: bytes) -> object:
         assert len(peer.public_value) == 8, "Z would not be as long as p"
         assert 1 < y < SMALL.p - 1
         assert pow(y, SMALL.q, SMALL.p) == 1
-        assert chat.public_der(agreed[1].signer) == peer.rsa != chat.public_der(OWN)
+        assert chat.public_der(agreed[0]) == peer.rsa != chat.public_der(OWN)
     return agreed
 
 
@@ -210,7 +212,7 @@ def group(data: bytes) -> object:
     """
     size = 3 * data[0] if data else 0
     p, g = (int.from_bytes(part, "big") for part in (data[1 : 1 + size], data[1 + size :]))
-    checked_before = GROUP if g % 3 == 0 else None
+    rounds = 64 if g % 3 == 0 else 0
     if p < 1 << 16:
         with replaced(chat, GROUP_BITS=range(2, 17)):
             taken = value_or(ProtocolError, lambda: chat.check_group(Group(p, g)) or True)
@@ -218,8 +220,8 @@ def group(data: bytes) -> object:
         safe = p % 2 == 1 and all(n > 1 and all(n % d for d in range(2, math.isqrt(n) + 1)) for n in (p, q))
         assert bool(taken) == (safe and 1 < g < p - 1 and pow(g, q, p) == 1), f"p = {p}, g = {g}"
     else:
-        with replaced(chat, is_power_one=power_one_at_once, test_probable_prime=lambda q: q % 4 == 1):
-            taken = value_or(ProtocolError, lambda: chat.check_group(Group(p, g), checked_before) or True)
+        with replaced(chat, is_power_one=power_one_at_once, miller_rabin_test=lambda q, _: q % 4 == 1):
+            taken = value_or(ProtocolError, lambda: chat.check_group(Group(p, g), rounds) or True)
         assert not taken or (2048 <= p.bit_length() <= 4096 and p % 2 and 1 < g < p - 1)
     return taken
 
@@ -237,26 +239,36 @@ def public_key(data: bytes) -> object:
 # ------------------------------------------------------------------------------------------- the records
 
 
-def opener_at(number: int) -> chat.Opener:
-    opener = chat.Opener(Role.BOB, KEYS, TH, OWN.public_key())
-    opener._next = number
-    return opener
+def opener_at(number: int, sender: Role = Role.BOB) -> tuple[chat.Opener, chat.Sealer]:
+    """The receiver's ends, where record `number` of the sender comes next, in turn."""
+    opener, sealer = chat.Opener(sender, OWN.public_key(), Z, TH), chat.Sealer(sender.peer, OWN, Z, TH)
+    opener.number, sealer.number = number, number + (sender is Role.BOB)
+    return opener, sealer
 
 
 def sealed() -> list[bytes]:
-    sealer = chat.Sealer(Role.BOB, KEYS, TH, OWN)
-    texts = ((Kind.READY, ""), (Kind.TEXT, "a\u00e4\u6f22\U0001f600"), (Kind.CLOSE, "bye"))
-    return [sealer.seal(kind, text, random=Random(3).randbytes) for kind, text in texts]
+    """Three records of Bob's: READY, and what could be said next in reply to Alice's READY, each."""
+    bodies = (
+        (RecordType.READY, R),
+        (RecordType.TEXT, "a\u00e4\u6f22\U0001f600".encode()),
+        (RecordType.CLOSE, b"bye"),
+    )
+    made = []
+    for number, (record_type, body) in enumerate(bodies):
+        sealer, other = chat.Sealer(Role.BOB, OWN, Z, TH), chat.Opener(Role.ALICE, OWN, Z, TH)
+        sealer.number, other.number = number, number + 1
+        made.append(sealer.seal(record_type, body, other, random=Random(3).randbytes))
+    return made
 
 
 RECORDS = sealed()
 
 
-def check_open(number: int, record: bytes) -> chat.Message | None:
-    opener = opener_at(number)
-    message = value_or(ProtocolError, opener.open, record)
-    assert opener.is_open == (message is not None and message.kind is not Kind.CLOSE)
-    assert not opener.is_open or opener.number == number + 1
+def check_open(number: int, record: bytes, sender: Role = Role.BOB) -> chat.Message | None:
+    opener, sealer = opener_at(number, sender)
+    message = value_or(ProtocolError, opener.open, record, sealer)
+    assert opener.closed == (message is None or message.type is RecordType.CLOSE)
+    assert opener.number == number + (message is not None)
     return message
 
 
@@ -269,31 +281,46 @@ def record(data: bytes) -> object:
     return message
 
 
-def insider(number: int, plaintext: bytes) -> chat.Message | None:
+def insider(number: int, plaintext: bytes, sender: Role = Role.BOB) -> chat.Message | None:
     """Open a plaintext as if its owner had encrypted and signed it."""
     body = number.to_bytes(12, "big") + plaintext + bytes(16)
     with replaced(chat, verify=lambda *_: True, decrypt=lambda *arguments: bytes(arguments[2])):
-        message = check_open(number, body + bytes(OWN.size_in_bytes()))
+        message = check_open(number, body + bytes(OWN.size_in_bytes()), sender)
     if message is not None:
-        assert (
-            pad(bytes([message.kind]) + message.answers + message.text.encode(), 256, "iso7816") == plaintext
-        )
-        assert (message.kind is Kind.READY) == (number == 0)
-        assert len(message.text.encode()) <= (0 if number == 0 else chat.TEXT_LIMIT)
+        assert pad(bytes([message.type]) + message.in_reply_to + message.body, 256, "iso7816") == plaintext
+        assert (message.type is RecordType.READY) == (number == 0)
+        if number == 0:
+            assert len(message.body) == (32 if sender is Role.BOB else 0)
+        else:
+            assert len(message.text.encode()) <= chat.TEXT_LIMIT
     return message
 
 
 @target
 def plaintext(data: bytes) -> object:
-    """The number of a record, and whether to pad as it should be, with zeros, or not; and what is in it."""
-    number, how, data = (data[0] % 3, data[0] // 3 % 3, data[1:]) if data else (0, 0, b"")
-    return insider(number, (pad(data, 256, "iso7816"), data + bytes(-len(data) % 256), data)[how])
+    """A record's number, how to pad it (right, with zeros, or not), and its sender; and what is in it."""
+    first, data = (data[0], data[1:]) if data else (0, b"")
+    sender = list(Role)[first // 9 % 2]
+    padded = (pad(data, 256, "iso7816"), data + bytes(-len(data) % 256), data)[first // 3 % 3]
+    return insider(first % 3, padded, sender)
 
 
 # --------------------------------------------------------------------------------------------- the files
 
+VECTORS = json.loads(Path(__file__).with_name("vectors").joinpath("transcripts.json").read_text("ascii"))
+TRANSCRIPTS = [bytes.fromhex(case["file"]) for case in VECTORS["valid"] if len(case["file"]) < 2 * LONGEST]
 
-class Disk(Home):
+
+@target
+def transcript(data: bytes) -> object:
+    """A file: it is refused, or begins as one that somebody has kept."""
+    with replaced(chat, is_safe_prime=lambda *_: True):
+        proven = value_or(ProtocolError, lambda: list(chat.verify_transcript(io.BytesIO(data))))
+    assert proven is None or any(kept.startswith(data) for kept in TRANSCRIPTS)
+    return proven
+
+
+class Disk(KeyStore):
     """A home folder that holds one file, in memory."""
 
     def __init__(self, content: bytes) -> None:
@@ -326,7 +353,7 @@ def group_file(data: bytes) -> object:
     loaded = value_or(ValueError, Group.load, pem)
     assert loaded is None or (Group.load(loaded.export()) == loaded and b"BEGIN DH PARAMETERS" in pem)
     with replaced(chat, is_power_one=power_one_at_once):
-        kept = value_or(FileError, Disk(pem).load_group)
+        kept = value_or(FileError, Disk(pem).load_group, None, 1)
     assert kept in (None, loaded)
     return kept
 
@@ -358,32 +385,41 @@ def identity(data: bytes) -> object:
 
 @target
 def known_peers(data: bytes) -> object:
-    """Read, trust and pin: nothing that was there is lost, and what was pinned is trusted from then on."""
+    """Read, trust and pin: no line is passed over or lost, and what was pinned is trusted from then on."""
     disk = Disk(data)
-    peer = chat.KnownPeer(disk, "bob")
-    numbered = value_or(FileError, peer._lines)
-    trusted = value_or((FileError, TrustError), lambda: peer.check(OWN) or True)
-    if numbered is None:
-        assert not trusted, "trusted in spite of a damaged file"
+    peer = chat.PinnedPeer(disk, "alice")
+    pins = value_or(FileError, peer.pins)
+    trusted = value_or((FileError, TrustError), peer.check, OWN)
+    if pins is None:
+        assert trusted is None, "trusted in spite of a damaged file"
         return None
-    lines = [line for _, line in numbered]
-    text = "".join(line + "\n" for line in lines)
-    assert [number for number, _ in numbered] == list(range(1, len(lines) + 1))
-    assert text.encode().rstrip(b"\n") == data[3 * data.startswith(b"\xef\xbb\xbf") :].rstrip(b"\n")
-    pins = [line.split()[:3] for line in lines if line.strip() and line.split()[0][0] != "#"]
-    assert all(chat.ssh_line(RSA.import_key(f"{kind} {key}")) == f"{kind} {key}" for _, kind, key in pins)
-    pinned = [pin[1:] for pin in pins if pin[0] == "bob"]
-    assert bool(trusted) == (not pinned or chat.ssh_line(OWN).split() in pinned)
-    if trusted:
-        assert peer.pin(OWN) == (not pinned)
-        assert disk.content == (data if pinned else f"{text}bob {chat.ssh_line(OWN)}\n".encode())
-        assert peer.pin(OWN) is False
+    lines = data.decode("utf-8-sig").split("\n")
+    lines = lines[:-1] if lines[-1] == "" else lines
+    told = {
+        number: line for number, line in enumerate(lines, 1) if line.strip() and line.split()[0][0] != "#"
+    }
+    assert [pin.number for pin in pins] == list(told), "a line was passed over"
+    for pin in pins:
+        assert told[pin.number].split()[:3] == [told[pin.number].split()[0], *pin.key.split()]
+        assert pin.name == told[pin.number].split()[0].lower() == "alice"
+        assert chat.ssh_line(RSA.import_key(pin.key)) == pin.key
+    own = chat.ssh_line(OWN)
+    pinned = [pin.key for pin in pins]
+    assert (trusted is not None) == (not pins or own in pinned)
+    if trusted is None:
+        peer = chat.PinnedPeer(disk, "alice", only=chat.fingerprint(OWN))
+        lines = [line for number, line in enumerate(lines, 1) if number not in told]
     else:
-        peer = chat.KnownPeer(disk, "bob", only=chat.fingerprint(OWN))
-        assert peer.pin(OWN) is True
-        kept = [line for line in lines if line.split()[:1] != ["bob"]]
-        assert [line for _, line in peer._lines()] == [*kept, f"bob {chat.ssh_line(OWN)}"]
-    return numbered
+        assert trusted.known == (own in pinned)
+    number = peer.pin(OWN)
+    if own in pinned:
+        assert disk.content == data, "what need not be written was written"
+        assert number == pins[pinned.index(own)].number
+    else:
+        assert disk.content == "".join(f"{line}\n" for line in (*lines, f"alice {own}")).encode()
+        assert number == len(lines) + 1
+    assert peer.check(OWN).known
+    return pins
 
 
 # ----------------------------------------------------------------------------------------------- the text
@@ -446,7 +482,7 @@ def openssh_key(cipher: bytes, kdf: bytes, options: bytes, checks: bytes = bytes
 def seeds() -> dict[str, list[bytes]]:
     """Return inputs of each target: the first is valid, and others are but for one thing."""
     value = pow(2, 99, SMALL.p).to_bytes(8, "big")
-    ssh = f"bob {chat.ssh_line(OWN)}\n"
+    ssh = f"alice {chat.ssh_line(OWN)}\n"
     n, e = chat.to_bytes(int(OWN.n)), b"\0\1\0\1"  # which begins with a zero that need not be there
     loose_der = DerSequence([STRANGER.n, b"\2\4" + e]).encode()
     loose_spki = DerSequence([chat._RSA_ENCRYPTION, DerBitString(loose_der)]).encode()
@@ -473,7 +509,7 @@ def seeds() -> dict[str, list[bytes]]:
         "fields": [chat.encode_fields(b"a", b"", b"b" * 300), bob],
         "hello": [
             *(b"\0" + bob, b"\1" + alice, b"\0" + alice, b"\1" + bob, b"\0" + large),
-            b"\0" + OFFERS[Role.BOB].hello,
+            b"\0" + OFFERS[Role.BOB].payload,
             b"\0" + bob.replace(b"\0\x08" + chat.to_bytes(SMALL.p), b"\0\x09\0" + chat.to_bytes(SMALL.p)),
             b"\1" + alice.replace(b"\0\x08" + value, b"\0\1\4"),
         ],
@@ -484,11 +520,13 @@ def seeds() -> dict[str, list[bytes]]:
         "public_key": [chat.public_der(STRANGER), chat.public_der(OWN), loose_spki],
         "record": [bytes([number]) + made for number, made in enumerate(RECORDS)],
         "plaintext": [
-            b"\0\0" + chat.NOTHING,
+            b"\0\0" + chat.NOTHING + R,
+            b"\x09\0" + chat.NOTHING,
             b"\1\1" + chat.NOTHING + texts[1].encode(),
-            b"\2\2" + chat.NOTHING + b"bye",
+            b"\x0b\2" + chat.NOTHING + b"bye",
             b"\7" + pad(b"\1" + chat.NOTHING + b"a", 256, "iso7816"),
         ],
+        "transcript": TRANSCRIPTS,
         "group_file": [
             b"\0" + GROUP.export(),
             *(mark + der for mark in (b"\1", b"\2")),
@@ -505,9 +543,11 @@ def seeds() -> dict[str, list[bytes]]:
         "known_peers": [
             b"",
             ssh.encode(),
-            f"# friends\n\n  carol\t{ssh[4:]}bob {chat.ssh_line(STRANGER)} him\r\n".encode(),
+            f"# friends\n\n  ALICE\t{ssh[6:]}alice {chat.ssh_line(STRANGER)} her\r\n".encode(),
             b"\xef\xbb\xbf" + ssh.encode() * 2,
-            b"bob ssh-rsa " + loose_ssh,
+            f"alice {chat.ssh_line(STRANGER)}\n".encode(),
+            ssh.encode() + f"* {chat.ssh_line(STRANGER)}\n".encode(),
+            b"alice ssh-rsa " + loose_ssh,
         ],
         "text": [
             *(b"\0" + each.encode() for each in texts),

@@ -1,4 +1,4 @@
-"""Make conversations.json and refused.json, the same to the byte every time: `python tests/vectors/make.py`.
+"""Make the three files of vectors, the same to the byte every time: `python tests/vectors/make.py`.
 
 Whatever is drawn at random elsewhere, RSA keys included, comes out of SHA-256 over a label here. A number
 beside a label is how often something else was drawn before it fitted: a prime, or a value that begins with
@@ -16,6 +16,7 @@ from collections.abc import Iterable, Iterator
 from hashlib import sha256
 from itertools import count
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 sys.path.extend(map(str, list(Path(__file__).resolve().parents)[1:3]))  # where conftest and crypto_utils are
@@ -27,10 +28,10 @@ from Crypto.PublicKey import ECC, RSA
 from Crypto.Signature import pkcs1_15, pss
 
 import crypto_utils as chat
-from crypto_utils import Group, Kind, Offer, Role, RsaKey, Sealer, encode_fields
+from crypto_utils import Group, Offer, RecordType, Role, RsaKey, Sealer, encode_fields, frame
 
 BOB, ALICE = Role.BOB, Role.ALICE
-READY, TEXT, CLOSE = Kind
+READY, TEXT, CLOSE = RecordType
 
 Json = dict[str, Any]
 ABOUT_CONVERSATIONS = {
@@ -41,18 +42,22 @@ ABOUT_CONVERSATIONS = {
     "bob, alice": "What each side brings.",
     "private_key": "An RSA key, PEM of PKCS#8.",
     "public_key": "Its public half, DER of SubjectPublicKeyInfo.",
-    "nonce": "In a side: 32 bytes. In a record: its number, in 12 bytes.",
+    "nonce": 'In a side: 32 bytes; Bob\'s is SHA-256 of "secure-chat/1 commit " || r. In a record: its '
+    "number, in 12 bytes.",
+    "r": "What Bob's nonce commits to, and the body of his READY.",
     "exponent": "The secret a or b.",
     "public_value": "A or B.",
     "hello": "The payload, without the frame's length.",
     "th": "The transcript hash.",
+    "words": "The six words, of th and r.",
     "z": "The shared secret Z.",
     "bob->alice, alice->bob": "What is derived for each direction.",
     "key, commitment": "K and C.",
     "records": "In the order in which they were sent, each one before the other side's next. On the wire, a "
     "record is nonce || ciphertext || tag || signature.",
-    "sender, number, kind, text": "Who says what, in his record of this number.",
-    "answers": "signed of the last record that the sender had received, or 32 zero bytes. A CLOSE may have "
+    "sender, number, type, text": "Who says what, in their record of this number. A READY has no text: the "
+    "body of Bob's is r, and that of Alice's is empty.",
+    "in_reply_to": "signed of the last record that the sender had received, or 32 zero bytes. A CLOSE may have "
     "crossed the other side's last record: then it is that of the one before.",
     "plaintext, ciphertext, tag": "What is encrypted, padding and all, and what comes of it.",
     "signed": "SHA-256 of what the signature covers.",
@@ -64,7 +69,7 @@ ABOUT_REFUSED = {
     "over 1 MiB. Nor are pinned keys, which are no matter of bytes.",
     "name": "What is wrong with it.",
     "case": "The conversation, in conversations.json, in which it happens.",
-    "receiver": "Who receives it, with his own RSA key, exponent and nonce of that conversation. Bob has "
+    "receiver": "Who receives it, with their own RSA key, exponent and nonce of that conversation. Bob has "
     "its p and g; Alice takes p and g from the hello.",
     "after": "How many of that conversation's records were exchanged before, in their order; then comes "
     "this one.",
@@ -73,10 +78,23 @@ ABOUT_REFUSED = {
     "check": "The check that fails. In their order, of a hello: fields, version, field count, nonce length, "
     "integer length, integer encoding, p size, p even, p safe prime, g subgroup, rsa size of DER, rsa type, "
     "rsa parse, rsa bits, rsa exponent, rsa encoding, public value length, public value subgroup, own key. "
-    "Of a record: record length, number, signature, tag, padding, too short, type, ready, text length, "
-    "utf-8, turn, answers. (Which of rsa type, rsa parse and rsa encoding refuses what is not quite such a "
+    "Of a record: record length, number, signature, tag, padding, too short, type, ready, body length, "
+    "utf-8, turn, in_reply_to, commitment. (Which of rsa type, rsa parse and rsa encoding refuses what is not quite such a "
     "key depends on the parser of the DER.)",
     "message": "The reason that crypto_utils.py gives.",
+}
+ABOUT_TRANSCRIPTS = {
+    "what": "Transcript files, whole: those that a reader takes, and those that they must refuse. Where "
+    "several checks would, it is the first of them. Not here, for their size: whole entries over their limit.",
+    "valid, refused": "Each a list of files.",
+    "name": "What is special about it.",
+    "file": "Its bytes, in hexadecimal.",
+    "words": "The six words of the conversation.",
+    "messages": "What it proves, in its order.",
+    "from, type, text": "Who says what. A READY has no text here.",
+    "crossed": "Whether the other side's latest record had not arrived when it was sent. (A READY that had not "
+    "arrived does not count.)",
+    "reason": "The reason that crypto_utils.py gives.",
 }
 MESSAGES = {
     "fields": "a field of the hello is cut short",
@@ -106,10 +124,20 @@ MESSAGES = {
     "too short": "the record is too short",
     "type": "the record is of no known type",
     "ready": "READY is record 0, and no other",
-    "text length": "the record's text is too long",
+    "body length": "the record's body has a wrong length",
     "utf-8": "the record's text is not valid UTF-8",
     "turn": "the other side spoke out of turn",
-    "answers": "the record answers something else than what was said last",
+    "in_reply_to": "the record replies to another record than the last one",
+    "commitment": "Bob's r does not fit his nonce",
+    # of a transcript
+    "beginning": "this is no transcript of secure-chat",
+    "order": "a transcript begins with both hellos, Z and both READY",
+    "one key": "both sides present the same key: a reflection",
+    "z length": "Z is not as long as p",
+    "entry": "an entry is of no known kind, or not where it belongs",
+    "entry length": "an entry of {} bytes, over the limit of {}",
+    "entry cut": "the transcript ends in the middle of an entry",
+    "after CLOSE": "something follows the goodbye",
 }
 
 
@@ -120,6 +148,10 @@ def draw(label: str, length: int) -> bytes:
     """Return the first bytes of SHA-256(label || 0) || SHA-256(label || 1) || ..."""
     start = f"secure-chat/1 test vectors: {label}".encode()
     return b"".join(sha256(start + i.to_bytes(4, "big")).digest() for i in range(-(-length // 32)))[:length]
+
+
+def hexadecimal(value: int) -> str:
+    return chat.to_bytes(value).hex()
 
 
 def drawing(*labels: str) -> chat.Random:
@@ -165,7 +197,7 @@ def rsa_key(name: str, bits: int) -> RsaKey:
 
 class Says(NamedTuple):
     sender: Role
-    kind: Kind
+    type: RecordType
     text: str = ""
     crossed: bool = False  # the other side's latest record
 
@@ -194,32 +226,49 @@ PLAIN = Plan(
 OTHER = Plan(
     "modp 2048, both keys begin with a zero byte, never closed",
     talk("hello Bob", "hello Alice", "hello?", "yes?", "bye", close=None),
-    (("bob nonce", 333),),
+    (("bob r", 19719),),
     RFC_GROUPS["modp_2048"],
 )
 ZEROS = Plan(
     "public values that begin with a zero byte", talk(), (("bob exponent", 824), ("alice exponent", 0))
 )
+SHORT = Plan(
+    "Z and signatures begin with a zero byte",
+    talk("hello Bob", "hello Alice"),
+    (("alice exponent", 388), ("salt 2", 143), ("salt 3", 34)),
+)
+BOB_LEAVES = Plan(
+    "ffdhe3072, RSA keys of 2048 and 3072 bits; Bob's CLOSE, out of turn",
+    talk("3072", "bits", close=Says(BOB, CLOSE, "I have to go")),
+    group=RFC_GROUPS["ffdhe3072"],
+    bits=(2048, 3072),
+)
+ODD = Plan(
+    "p and an RSA modulus of 2049 bits, which take 257 bytes",
+    talk("257", "bytes"),
+    group=safe_prime(2049, 272237),
+    bits=(2049, 2048),
+)
+NOT_ASCII = Plan(
+    "texts that are not ASCII",
+    talk(
+        *("Grüße aus Łódź, 你好, здравствуй", "\U0001f44b\U0001f3fd \U0001f469\u200d\U0001f52c"),
+        *("one\ntwo\r\nthree\n", "\ufeffa byte order mark, which stays"),
+        *("\x7f\x80\u07ff\u0800\ud7ff\ue000\uffff\U00010000\U0010ffff", "é is not e\u0301"),
+        close=Says(ALICE, CLOSE, "tschüß \U0001f44b"),
+    ),
+)
 PLANS = (
     PLAIN,
     OTHER,
     ZEROS,
-    Plan(
-        "Z and signatures begin with a zero byte",
-        talk("hello Bob", "hello Alice"),
-        (("alice exponent", 388), ("salt 2", 161), ("salt 3", 1137)),
-    ),
+    SHORT,
     Plan(
         "exponents and nonces that begin with a zero byte",
         talk(),
-        (("bob exponent", 154), ("alice exponent", 336), ("bob nonce", 263), ("alice nonce", 37)),
+        (("bob exponent", 154), ("alice exponent", 336), ("bob r", 4752), ("alice nonce", 37)),
     ),
-    Plan(
-        "ffdhe3072, RSA keys of 2048 and 3072 bits; Bob's CLOSE, out of turn",
-        talk("3072", "bits", close=Says(BOB, CLOSE, "I have to go")),
-        group=RFC_GROUPS["ffdhe3072"],
-        bits=(2048, 3072),
-    ),
+    BOB_LEAVES,
     Plan(
         "ffdhe4096, RSA keys of 4096 and 3072 bits",
         talk("4096"),
@@ -231,12 +280,7 @@ PLANS = (
         talk("which p?", close=Says(ALICE, CLOSE, "too slow")),
         group=safe_prime(2048, 290893),
     ),
-    Plan(
-        "p and an RSA modulus of 2049 bits, which take 257 bytes",
-        talk("257", "bytes"),
-        group=safe_prime(2049, 272237),
-        bits=(2049, 2048),
-    ),
+    ODD,
     Plan(
         "texts about the padding",
         talk(
@@ -245,15 +289,7 @@ PLANS = (
             close=Says(ALICE, CLOSE, "x" * 223),
         ),
     ),
-    Plan(
-        "texts that are not ASCII",
-        talk(
-            *("Grüße aus Łódź, 你好, здравствуй", "\U0001f44b\U0001f3fd \U0001f469\u200d\U0001f52c"),
-            *("one\ntwo\r\nthree\n", "\ufeffa byte order mark, which stays"),
-            *("\x7f\x80\u07ff\u0800\ud7ff\ue000\uffff\U00010000\U0010ffff", "é is not e\u0301"),
-            close=Says(ALICE, CLOSE, "tschüß \U0001f44b"),
-        ),
-    ),
+    NOT_ASCII,
     Plan("Alice's CLOSE, which crossed Bob's READY", talk(close=Says(ALICE, CLOSE, "", True))),
     Plan("Bob's CLOSE, which crossed the first request", talk("hello?", close=Says(BOB, CLOSE, "", True))),
     Plan(
@@ -274,49 +310,49 @@ def converse(plan: Plan) -> Json:
             role,
             rsa_key(role.value, bits),
             plan.group,
-            drawing(*labels(f"{role.value} exponent", f"{role.value} nonce")),
+            drawing(*labels(f"{role.value} exponent", "bob r" if role is BOB else "alice nonce")),
         )
         for role, bits in zip(Role, plan.bits)
     }
-    case: Json = {
-        "name": plan.name,
-        "p": chat.to_bytes(plan.group.p).hex(),
-        "g": chat.to_bytes(plan.group.g).hex(),
-    }
-    for role, offer in offers.items():
-        hello = chat.Hello.decode(role, offer.hello)
+    case: Json = {"name": plan.name, "p": hexadecimal(plan.group.p), "g": hexadecimal(plan.group.g)}
+    sealers: dict[Role, Sealer] = {}
+    for (role, offer), bits in zip(offers.items(), plan.bits):
+        hello, key = offer.hello, rsa_key(role.value, bits)
         case[role.value] = {
-            "private_key": offer.identity.export_key("PEM", pkcs=8).decode(),
+            "private_key": key.export_key("PEM", pkcs=8).decode(),
             "public_key": hello.rsa.hex(),
             "nonce": hello.nonce.hex(),
             "exponent": offer.exponent.hex(),
             "public_value": hello.public_value.hex(),
-            "hello": offer.hello.hex(),
+            "hello": offer.payload.hex(),
         }
-    sealers: dict[Role, Sealer] = {}
-    for role, offer in offers.items():
-        sealers[role], _, agreement = offer.agree(offers[role.peer].hello)
-    case |= {"th": agreement.th.hex(), "z": agreement.z.hex()}
-    keys = {role: chat.derive_keys(agreement.z, role.label, agreement.th) for role in Role}
-    for role, made in keys.items():
-        case[role.label.decode()] = {"key": made.key.hex(), "commitment": made.commitment.hex()}
-    case["records"] = []
-    for at, (sender, kind, text, crossed) in enumerate((Says(ALICE, READY), Says(BOB, READY), *plan.says)):
+        _, z, th = offer.agree(offers[role.peer].payload)
+        sealers[role] = Sealer(role, key, z, th)
+    r = offers[BOB].r
+    case |= {"r": r.hex(), "th": th.hex(), "z": z.hex()}
+    for role in Role:
+        key, commitment = chat.derive_keys(z, role.label, th)
+        case[role.label.decode()] = {"key": key.hex(), "commitment": commitment.hex()}
+    case |= {"words": chat.make_words(th, r), "records": []}
+    for at, (sender, record_type, text, crossed) in enumerate(
+        (Says(ALICE, READY), Says(BOB, READY), *plan.says)
+    ):
         sealer, other = sealers[sender], sealers[sender.peer]
-        answers = other.before if crossed else other.latest
+        heard = SimpleNamespace(number=other.number, latest=other.before if crossed else other.latest)
         (salt,) = labels(f"salt {at}")
-        record = sealer.seal(kind, text, answers, drawing(salt))
+        body = r if (sender, record_type) == (BOB, READY) else text.encode()
+        record = sealer.seal(record_type, body, heard, random=drawing(salt))
         end = len(record) - sealer.signer.size_in_bytes()
         nonce, ciphertext, tag = record[:12], record[12 : end - 16], record[end - 16 : end]
-        cipher = AES.new(keys[sender].key, AES.MODE_GCM, nonce=nonce)
+        key = bytes.fromhex(case[sender.label.decode()]["key"])
         case["records"].append(
             {
                 "sender": sender.value,
                 "number": int.from_bytes(nonce, "big"),
-                "kind": kind.name,
+                "type": record_type.name,
                 "text": text,
-                "answers": answers.hex(),
-                "plaintext": cipher.decrypt_and_verify(ciphertext, tag).hex(),
+                "in_reply_to": heard.latest.hex(),
+                "plaintext": chat.decrypt(key, nonce, ciphertext, tag).hex(),
                 "nonce": nonce.hex(),
                 "ciphertext": ciphertext.hex(),
                 "tag": tag.hex(),
@@ -495,7 +531,7 @@ def context(case: Json, sender: Role, th: str, commitment: str) -> bytes:
 
 
 class Insider:
-    """Says what he likes in the place of a sender's next record, after so many records, with all his keys."""
+    """Says what they like in the place of a sender's next record, after so many records, with all their keys."""
 
     def __init__(self, case: Json, after: int, sender: Role) -> None:
         said: dict[str, list[bytes]] = {role.value: [bytes(32)] * 3 for role in Role}
@@ -503,14 +539,15 @@ class Insider:
             said[record["sender"]].append(bytes.fromhex(record["signed"]))
         self.own, self.number = said[sender.value][-1], len(said[sender.value]) - 3
         self.two_before, self.before, self.latest = said[sender.peer.value][-3:]
+        self.ready = bytes.fromhex(case["r"]) if sender is BOB else b""
         keys = case[sender.label.decode()]
         self.key = bytes.fromhex(keys["key"])
         self.context = context(case, sender, case["th"], keys["commitment"])
         self.signer = rsa_key(sender.value, 2048)
 
-    def says(self, kind: int, text: bytes = b"x", answers: bytes | None = None) -> bytes:
+    def says(self, record_type: int, body: bytes = b"x", in_reply_to: bytes | None = None) -> bytes:
         """A record that is right but for what it says."""
-        return self.seal(padded(bytes([kind]) + (self.latest if answers is None else answers) + text))
+        return self.seal(padded(bytes([record_type]) + (in_reply_to or self.latest) + body))
 
     def seal(
         self,
@@ -567,22 +604,24 @@ def refused_texts(by: Insider) -> Iterator[Refusal]:
     yield Refusal("PKCS #7", "padding", by.seal(said + b"x" + bytes([222]) * 222))
     for length in (32, 1, 0):
         yield Refusal(f"length {length}", "too short", by.seal(padded(said[:length])))
-    for kind in (3, 128, 255):
-        yield Refusal(f"type {kind}", "type", by.says(kind))
+    for unknown in (3, 128, 255):
+        yield Refusal(f"type {unknown}", "type", by.says(unknown))
     yield Refusal("READY", "ready", by.says(READY, b""))
     for name, text in UTF8.items():
         yield Refusal(name, "utf-8", by.says(TEXT, text))
     yield Refusal("CLOSE with the byte ff", "utf-8", by.says(CLOSE, b"\xff"))
-    yield Refusal("answers the one before", "answers", by.says(TEXT, answers=by.before))
-    yield Refusal("answers nothing", "answers", by.says(TEXT, answers=bytes(32)))
-    yield Refusal("answers what was never said", "answers", by.says(TEXT, answers=bytes(31) + b"\1"))
-    yield Refusal("answers the sender's own", "answers", by.says(TEXT, answers=by.own))
-    yield Refusal("CLOSE, answers the sender's own", "answers", by.says(CLOSE, answers=by.own))
-    yield Refusal("CLOSE, answers two before", "answers", by.says(CLOSE, answers=by.two_before))
+    yield Refusal("in reply to the one before", "in_reply_to", by.says(TEXT, in_reply_to=by.before))
+    yield Refusal("in reply to nothing", "in_reply_to", by.says(TEXT, in_reply_to=bytes(32)))
+    yield Refusal(
+        "in reply to what was never said", "in_reply_to", by.says(TEXT, in_reply_to=bytes(31) + b"\1")
+    )
+    yield Refusal("in reply to the sender's own", "in_reply_to", by.says(TEXT, in_reply_to=by.own))
+    yield Refusal("CLOSE, in reply to the sender's own", "in_reply_to", by.says(CLOSE, in_reply_to=by.own))
+    yield Refusal("CLOSE, in reply to two before", "in_reply_to", by.says(CLOSE, in_reply_to=by.two_before))
     # Where two are wrong, the first is told.
     yield Refusal("type 3, not UTF-8", "type", by.says(3, b"\xff"))
     yield Refusal("READY, not UTF-8", "ready", by.says(READY, b"\xff"))
-    yield Refusal("not UTF-8, answers nothing", "utf-8", by.says(TEXT, b"\xff", bytes(32)))
+    yield Refusal("not UTF-8, in reply to nothing", "utf-8", by.says(TEXT, b"\xff", bytes(32)))
 
 
 def refused_bodies(case: Json, other: Json, after: int, sender: Role, by: Insider) -> Iterator[Refusal]:
@@ -647,32 +686,222 @@ def refused_bodies(case: Json, other: Json, after: int, sender: Role, by: Inside
 def refused_ready(case: Json, other: Json, after: int, sender: Role, by: Insider) -> Iterator[Refusal]:
     """What its receiver refuses in the place of record 0."""
     body = wire(case["records"][after])[:-256]
-    yield Refusal("number 1", "number", by.seal(padded(bytes([READY]) + by.latest), shown=1), (1, 0))
+    yield Refusal(
+        "number 1", "number", by.seal(padded(bytes([READY]) + by.latest + by.ready), shown=1), (1, 0)
+    )
     yield Refusal("that of another session", "signature", wire(other["records"][after]))
     yield Refusal("signed by Mallory", "signature", by.sign(body, rsa_key("mallory", 2048)))
     yield Refusal("TEXT", "ready", by.says(TEXT))
     yield Refusal("CLOSE", "ready", by.says(CLOSE))
-    yield Refusal("with a text", "text length", by.says(READY))
-    yield Refusal("with the byte ff", "text length", by.says(READY, b"\xff"))
-    answers = bytes(32) if sender is BOB else bytes.fromhex(case["records"][1]["signed"])
-    yield Refusal("answers something else", "answers", by.says(READY, b"", answers))
+    if sender is ALICE:
+        yield Refusal("with a body", "body length", by.says(READY))
+        yield Refusal("with the byte ff", "body length", by.says(READY, b"\xff"))
+        yield Refusal("with an r", "body length", by.says(READY, draw("an r of Alice's", 32)))
+    else:
+        yield Refusal("without r", "body length", by.says(READY, b""))
+        yield Refusal("r one byte shorter", "body length", by.says(READY, by.ready[:-1]))
+        yield Refusal("r and a zero byte", "body length", by.says(READY, by.ready + b"\0"))
+        yield Refusal("r with a bit changed", "commitment", by.says(READY, flip(by.ready, -1)))
+        yield Refusal(
+            "nonce_B in the place of r", "commitment", by.says(READY, bytes.fromhex(case["bob"]["nonce"]))
+        )
+        yield Refusal("the r of another session", "commitment", by.says(READY, bytes.fromhex(other["r"])))
+    in_reply_to = b"\1" * 32 if sender is ALICE else bytes(32)
+    yield Refusal("in reply to something else", "in_reply_to", by.says(READY, by.ready, in_reply_to))
+    if sender is BOB:
+        wrong = by.says(READY, flip(by.ready, 0), in_reply_to)
+        yield Refusal("in reply to something else, another r", "in_reply_to", wrong)
 
 
 def refused_turns(by: Insider) -> Iterator[Refusal]:
     """What its receiver refuses out of turn."""
     yield Refusal("TEXT", "turn", by.says(TEXT))
-    yield Refusal("TEXT, answers what was never said", "turn", by.says(TEXT, answers=bytes(31) + b"\1"))
+    yield Refusal(
+        "TEXT, in reply to what was never said", "turn", by.says(TEXT, in_reply_to=bytes(31) + b"\1")
+    )
     yield Refusal("TEXT, not UTF-8", "utf-8", by.says(TEXT, b"\xff"))
-    yield Refusal("CLOSE, answers what was never said", "answers", by.says(CLOSE, answers=bytes(31) + b"\1"))
-    yield Refusal("CLOSE, answers the one before", "answers", by.says(CLOSE, answers=by.before))
-    yield Refusal("CLOSE, answers two before", "answers", by.says(CLOSE, answers=by.two_before))
+    yield Refusal(
+        "CLOSE, in reply to what was never said", "in_reply_to", by.says(CLOSE, in_reply_to=bytes(31) + b"\1")
+    )
+    yield Refusal("CLOSE, in reply to the one before", "in_reply_to", by.says(CLOSE, in_reply_to=by.before))
+    yield Refusal("CLOSE, in reply to two before", "in_reply_to", by.says(CLOSE, in_reply_to=by.two_before))
 
 
-# ------------------------------------------------------------------------------------------------ both files
+# ----------------------------------------------------------------------------------------------- transcripts
+
+
+def entries(case: Json, records: int | None = None) -> list[bytes]:
+    """The entries of a transcript of the first so many records, or of all of them."""
+    hellos = [side[:1].encode() + bytes.fromhex(case[side]["hello"]) for side in ("bob", "alice")]
+    said = (Role(record["sender"]).tag + wire(record) for record in case["records"][:records])
+    return [*hellos, b"z" + bytes.fromhex(case["z"]), *said]
+
+
+def joined(parts: Iterable[bytes]) -> str:
+    return b"".join(map(frame, parts)).hex()
+
+
+def valid_transcripts(cases: dict[str, Json]) -> Iterator[Json]:
+    """Files that a reader takes, by who kept them."""
+    crossed, by = [name for name in cases if "crossed" in name], Insider(cases[PLAIN.name], 2, BOB)
+    busy: Json = {"sender": "bob", "type": "CLOSE", "text": "Bob is talking to somebody else."}
+    rows: list[tuple[str, str, int | None, int | None, bytes]] = [
+        ("ended by Alice", PLAIN.name, None, None, b""),
+        ("ended by Bob, out of turn", BOB_LEAVES.name, None, None, b""),
+        ("cut in Alice's turn, without a goodbye", PLAIN.name, 4, None, b""),
+        ("cut in Bob's turn, without a goodbye", OTHER.name, None, None, b""),
+        ("cut before anything was said", PLAIN.name, 2, None, b""),
+        ("Bob was busy", PLAIN.name, 2, None, by.says(CLOSE, busy["text"].encode())),
+        ("p and an RSA key of 257 bytes", ODD.name, None, None, b""),
+        ("not ASCII", NOT_ASCII.name, None, None, b""),
+        *((f"{name}: in the other's file", name, None, None, b"") for name in crossed),
+        *(
+            (f"{name}: in the leaver's own file", name, None, -2, b"")
+            for name in crossed
+            if "READY" not in name
+        ),
+    ]
+    for name, of, records, left_out, last in rows:
+        case = cases[of]
+        said, parts = case["records"][:records], entries(case, records)
+        if left_out:
+            said, parts = [*said[:-2], said[-1]], [*parts[:-2], parts[-1]]
+        if last:
+            said, parts = [*said, busy], [*parts, b"B" + last]
+        messages = [
+            {"from": record["sender"], "type": record["type"], "text": record["text"]} for record in said
+        ]
+        for message in messages:
+            message["crossed"] = False
+        messages[-1]["crossed"] = "other's file" in name and "READY" not in name
+        yield {"name": name, "file": joined(parts), "words": case["words"], "messages": messages}
+
+
+def refused_transcripts(cases: dict[str, Json]) -> Iterator[Json]:
+    """Files that a reader refuses."""
+    short, plain, other, zeros = (cases[plan.name] for plan in (SHORT, PLAIN, OTHER, ZEROS))
+    bob, alice, z, ready_alice, ready_bob, request, reply, goodbye = whole = entries(short)
+    long = entries(plain)
+
+    def row(name: str, check: str, *parts: bytes, tail: bytes = b"", told: tuple[int, ...] = ()) -> Json:
+        return {"name": name, "file": joined(parts) + tail.hex(), "reason": MESSAGES[check].format(*told)}
+
+    def hello(entry: bytes, at: int, value: bytes) -> bytes:
+        """A hello with another value in one field."""
+        fields = chat.decode_fields(entry[1:])
+        fields[at] = value
+        return entry[:1] + encode_fields(*fields)
+
+    def says(after: int, sender: Role, *arguments: Any) -> bytes:
+        return sender.tag + Insider(short, after, sender).says(*arguments)
+
+    def announced(tag: bytes, length: int) -> bytes:
+        """The beginning of an entry over its limit."""
+        return (length + 1).to_bytes(4, "big") + tag
+
+    yield row("empty", "beginning")
+    yield row("a text file", "beginning", tail=b"Bob: I owe you 1000\n")
+    yield row("an empty frame", "beginning", b"")
+    yield row("Bob's hello is missing", "beginning", *whole[1:])
+    yield row("Alice's hello is missing", "order", bob, z, ready_alice, ready_bob)
+    yield row("the hellos the other way round", "beginning", alice, bob, *whole[2:])
+    yield row("Z is missing", "order", bob, alice, ready_alice, ready_bob)
+    yield row("records 0 the other way round", "order", bob, alice, z, ready_bob, ready_alice)
+    yield row("Alice's READY is missing", "order", bob, alice, z, ready_bob)
+    yield row("a request in the place of Bob's READY", "order", bob, alice, z, ready_alice, request)
+    for count, what in enumerate(("Bob's hello", "both hellos", "Z", "Alice's READY"), 1):
+        yield row(f"it ends after {what}", "order", *whole[:count])
+    yield row("an empty frame after Bob's hello", "order", bob, b"", alice)
+    yield row("a frame of no tag after the READYs", "entry", *whole[:5], b"", request)
+    yield row("an unknown tag", "entry", *whole[:5], b"x" + request[1:])
+    yield row("a tag in lower case", "entry", *whole[:5], b"b" + reply[1:])
+    yield row("Z again", "entry", *whole[:5], z)
+    yield row("another conversation without a goodbye before it", "entry", *entries(other), *whole)
+    yield row("another conversation after the goodbye", "after CLOSE", *whole, *whole)
+    yield row("the goodbye again", "after CLOSE", *whole, goodbye)
+    yield row("an empty frame after the goodbye", "after CLOSE", *whole, b"")
+    yield row("a byte after the goodbye", "after CLOSE", *whole, tail=b"\0")
+    yield row("it ends inside Bob's hello", "entry cut", tail=frame(bob)[:-1])
+    yield row("it ends inside Z", "entry cut", bob, alice, tail=frame(z)[:5])
+    yield row("it ends inside Alice's READY", "entry cut", bob, alice, z, tail=frame(ready_alice)[:-1])
+    yield row("it ends inside a request", "entry cut", *whole[:5], tail=frame(request)[:99])
+    yield row("it ends inside the goodbye", "entry cut", *whole[:7], tail=frame(goodbye)[:-1])
+    for what, before, tag, limit in (
+        ("Bob's hello", [], b"b", 8192),
+        ("Alice's hello", [bob], b"a", 8192),
+        ("Z", [bob, alice], b"z", 512),
+        ("Alice's READY", [bob, alice, z], b"A", 4096),
+        ("Bob's READY", [bob, alice, z, ready_alice], b"B", 4096),
+        ("a request", whole[:5], b"A", 1049372),
+    ):
+        yield row(
+            f"{what} over the limit",
+            "entry length",
+            *before,
+            tail=announced(tag, limit + 1),
+            told=(limit + 1, limit),
+        )
+    yield row(
+        "p composite",
+        "p safe prime",
+        hello(bob, 2, chat.to_bytes(rsa_key("mallory", 2048).n)),
+        *whole[1:3],
+        ready_alice,
+    )
+    yield row("B = 1", "public value subgroup", hello(bob, -2, bytes(255) + b"\1"), *whole[1:4])
+    yield row(
+        "A = p - 1",
+        "public value subgroup",
+        bob,
+        hello(alice, -2, chat.to_bytes(int(short["p"], 16) - 1)),
+        *whole[2:4],
+    )
+    yield row("a P-256 key", "rsa type", bob, hello(alice, -1, P256), *whole[2:4])
+    yield row(
+        "both keys the same",
+        "one key",
+        bob,
+        hello(alice, -1, bytes.fromhex(short["bob"]["public_key"])),
+        *whole[2:4],
+    )
+    yield row("Z without its zero byte", "z length", bob, alice, b"z" + z[1:].lstrip(b"\0"), ready_alice)
+    yield row("Z and a zero byte", "z length", bob, alice, b"z\0" + z[1:], ready_alice)
+    yield row("another Z", "signature", bob, alice, flip(z, -1), ready_alice)
+    yield row("another nonce_A", "signature", bob, hello(alice, 1, bytes(32)), z, ready_alice)
+    yield row("another conversation's READY", "signature", bob, alice, z, long[3])
+    yield row("Alice's READY with a body", "body length", bob, alice, z, says(0, ALICE, READY, b"x"))
+    yield row("Bob's READY without r", "body length", bob, alice, z, ready_alice, says(1, BOB, READY, b""))
+    other_r = flip(bytes.fromhex(short["r"]), 0)
+    yield row("another r", "commitment", bob, alice, z, ready_alice, says(1, BOB, READY, other_r))
+    yield row("a reply tagged as a request", "signature", *whole[:5], b"A" + reply[1:])
+    yield row("the reply before the request", "turn", *whole[:5], reply, request)
+    yield row("a request is missing", "turn", *long[:7], long[8])
+    yield row("a reply is missing", "turn", *whole[:6], says(3, ALICE, TEXT))
+    yield row("a round is missing", "number", *long[:5], *long[7:8], told=(2, 1))
+    yield row("a request twice", "number", *whole[:6], request, told=(1, 2))
+    changed = says(2, ALICE, TEXT, b"I owe you 1 coin")
+    yield row("a request that its sender changed later", "in_reply_to", *whole[:5], changed, reply)
+    denied = short["records"][0]["signed"]
+    yield row(
+        "a goodbye to a record before the latest, out of turn",
+        "in_reply_to",
+        *whole[:6],
+        says(3, ALICE, CLOSE, b"", bytes(32)),
+    )
+    yield row("a goodbye to two before", "in_reply_to", *whole[:7], says(4, ALICE, CLOSE, b"", bytes(32)))
+    yield row(
+        "a goodbye that denies what it replied to",
+        "in_reply_to",
+        *whole[:7],
+        says(4, ALICE, CLOSE, b"", bytes.fromhex(denied)),
+    )
+
+
+# ------------------------------------------------------------------------------------------------- all files
 
 
 def files() -> dict[str, str]:
-    """Return what is in both files, by their names."""
+    """Return what is in the files, by their names."""
     cases = {plan.name: converse(plan) for plan in PLANS}
     plain, other = cases[PLAIN.name], cases[OTHER.name]
     refused: list[Json] = []
@@ -694,14 +923,13 @@ def files() -> dict[str, str]:
             refusals = [*refused_bodies(plain, other, after, sender, by), *refused_texts(by)]
             refusals = refusals if sender is ALICE else one_a_check(refusals)
         refused += (each.describe(plain, sender.peer, after, "record", whose) for each in refusals)
-    return {
-        "conversations.json": dump(ABOUT_CONVERSATIONS, list(cases.values())),
-        "refused.json": dump(ABOUT_REFUSED, refused),
+    transcripts = {"valid": list(valid_transcripts(cases)), "refused": list(refused_transcripts(cases))}
+    contents: dict[str, Json] = {
+        "conversations.json": {"about": ABOUT_CONVERSATIONS, "cases": list(cases.values())},
+        "refused.json": {"about": ABOUT_REFUSED, "cases": refused},
+        "transcripts.json": {"about": ABOUT_TRANSCRIPTS, **transcripts},
     }
-
-
-def dump(about: dict[str, str], cases: list[Json]) -> str:
-    return json.dumps({"about": about, "cases": cases}, indent=1) + "\n"
+    return {name: json.dumps(content, indent=1) + "\n" for name, content in contents.items()}
 
 
 if __name__ == "__main__":

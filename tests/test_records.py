@@ -1,0 +1,577 @@
+"""Records: each is opened once, in its turn, after every check; and nothing is left to a second try.
+
+The tables name the reason that the receiver gives: another check that refuses first would hide that the one
+meant for the attack is gone.
+"""
+
+from __future__ import annotations
+
+import itertools
+from hashlib import sha256
+from random import Random
+from typing import Any, Callable, NamedTuple
+
+import pytest
+from conftest import Keys
+from Crypto.Util.Padding import pad
+from vectors import make
+
+import crypto_utils as chat
+from crypto_utils import (
+    NOTHING,
+    Message,
+    Opener,
+    ProtocolError,
+    RecordType,
+    Role,
+    RsaKey,
+    Sealer,
+)
+
+BOB, ALICE = Role
+READY, TEXT, CLOSE = RecordType
+Z, TH, R = b"z" * 256, b"t" * 32, b"r" * 32
+SIGNATURE, TAG, LENGTH, REPLY, BODY, CLOSED = (
+    "the record's signature is not valid",
+    "the record's authentication tag is not valid",
+    "the record has an impossible length",
+    "the record replies to another record than the last one",
+    "the record's body has a wrong length",
+    "this direction is closed",
+)
+
+
+class Side(NamedTuple):
+    sealer: Sealer
+    opener: Opener
+
+
+class Conversation:
+    """What Bob and Alice have of a session, without a wire between them."""
+
+    def __init__(self, keys: Keys, z: bytes = Z, th: bytes = TH) -> None:
+        own = {BOB: keys.bob, ALICE: keys.alice}
+        self.sides = {
+            role: Side(Sealer(role, own[role], z, th), Opener(role.peer, own[role.peer].public_key(), z, th))
+            for role in Role
+        }
+
+    def seal(self, sender: Role, record_type: RecordType, body: bytes = b"") -> bytes:
+        sealer, opener = self.sides[sender]
+        return sealer.seal(record_type, body, opener)
+
+    def open(self, sender: Role, record: bytes, **options: Any) -> Message:
+        """Open what the sender has sent, at the other side."""
+        sealer, opener = self.sides[sender.peer]
+        return opener.open(record, sealer, **options)
+
+    def say(self, sender: Role, record_type: RecordType, body: bytes = b"") -> Message:
+        return self.open(sender, self.seal(sender, record_type, body))
+
+    def begin(self, records: int = 2) -> Conversation:
+        """Exchange both READY, and then texts in turn, so many records in all."""
+        for number in range(records):
+            sender = ALICE if number % 2 == 0 else BOB
+            body = (R if sender is BOB else b"") if number < 2 else b"text %d" % number
+            self.say(sender, READY if number < 2 else TEXT, body)
+        return self
+
+
+@pytest.fixture
+def begun(keys: Keys) -> Conversation:
+    return Conversation(keys).begin()
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let signatures be hashes: for tests that make thousands, of what is not about them."""
+    monkeypatch.setattr(chat, "sign", lambda key, signed, *_: signed.digest() * 8)
+    monkeypatch.setattr(chat, "verify", lambda key, signed, signature: signature == signed.digest() * 8)
+
+
+# --------------------------------------------------------------------------- what is refused, and why
+
+
+def resigned(sealer: Sealer, body: bytes, key: RsaKey | None = None) -> bytes:
+    """Sign a record's body as its sender would: an insider who holds their RSA key."""
+    return body + chat.sign(key or sealer.signer, sealer._hash(body))
+
+
+def by_insider(sealer: Sealer, plaintext: bytes) -> bytes:
+    """A record with any plaintext, everything else being right: an insider who holds all keys."""
+    nonce = sealer.number.to_bytes(12, "big")
+    return resigned(sealer, nonce + b"".join(chat.encrypt(sealer._key, nonce, plaintext)))
+
+
+def says(sealer: Sealer, record_type: int, body: bytes, in_reply_to: bytes) -> bytes:
+    return by_insider(sealer, padded(bytes([record_type]) + in_reply_to + body))
+
+
+def padded(data: bytes) -> bytes:
+    return pad(data, 256, style="iso7816")
+
+
+def flip(data: bytes, at: int, bit: int = 1) -> bytes:
+    at %= len(data)
+    return data[:at] + bytes([data[at] ^ bit]) + data[at + 1 :]
+
+
+def forged_with_the_aes_key(keys: Keys, sealer: Sealer, opener: Opener) -> bytes:
+    record = sealer.seal(TEXT, b"x", opener)
+    other = chat.encrypt(sealer._key, record[:12], padded(b"\1" + opener.latest + b"y"))
+    return record[:12] + b"".join(other) + record[-256:]
+
+
+def block_taken_out(keys: Keys, sealer: Sealer, opener: Opener) -> bytes:
+    record = sealer.seal(TEXT, b"x" * 300, opener)
+    return record[:12] + record[268:]
+
+
+Forgery = Callable[[Keys, Sealer, Opener], bytes]  # by a sender, who has opened so much
+# What the next record of a sender is changed to, and why it is refused. "Record 1" is the one expected.
+FORGERIES: dict[str, tuple[Forgery, str]] = {
+    # the wire alone
+    "number changed": (lambda k, s, o: flip(s.seal(TEXT, b"x", o), 11), "record 0 where record 1 should be"),
+    "ciphertext changed": (lambda k, s, o: flip(s.seal(TEXT, b"x", o), 12), SIGNATURE),
+    "tag changed": (lambda k, s, o: flip(s.seal(TEXT, b"x", o), -257), SIGNATURE),
+    "signature changed": (lambda k, s, o: flip(s.seal(TEXT, b"x", o), -1), SIGNATURE),
+    "signature stripped": (lambda k, s, o: s.seal(TEXT, b"x", o)[:-256], LENGTH),
+    "block taken out": (block_taken_out, SIGNATURE),
+    "dropped": (
+        lambda k, s, o: (s.seal(TEXT, b"x", o), s.seal(CLOSE, b"", o))[1],
+        "record 2 where record 1",
+    ),
+    "dropped, the next one under its number": (
+        lambda k, s, o: s.seal(TEXT, b"x", o)[:12] + s.seal(CLOSE, b"", o)[12:],
+        SIGNATURE,
+    ),
+    "signed by Mallory": (lambda k, s, o: resigned(s, s.seal(TEXT, b"x", o)[:-256], k.mallory), SIGNATURE),
+    # an insider who holds the AES key, but not the RSA key
+    "encrypted anew": (forged_with_the_aes_key, SIGNATURE),
+    # an insider who holds the RSA key, but not the AES key
+    "ciphertext changed and signed": (
+        lambda k, s, o: resigned(s, flip(s.seal(TEXT, b"x", o)[:-256], 12)),
+        TAG,
+    ),
+    "tag changed and signed": (lambda k, s, o: resigned(s, flip(s.seal(TEXT, b"x", o)[:-256], -1)), TAG),
+    "number changed and signed": (
+        lambda k, s, o: resigned(s, flip(s.seal(TEXT, b"x", o)[:-256], 10)),
+        "record 257 where record 1 should be",
+    ),
+    # the peer, who breaks the rules with all of their keys
+    "no padding": (lambda k, s, o: by_insider(s, b"\1" + b"x" * 255), "padding is not valid"),
+    "padding of zeros": (lambda k, s, o: by_insider(s, bytes(256)), "padding is not valid"),
+    "padding too long": (
+        lambda k, s, o: by_insider(s, padded(b"\1" + bytes(300)) + bytes(256)),
+        "padding is not valid",
+    ),
+    "not a whole block": (lambda k, s, o: by_insider(s, b"\1x\x80"), LENGTH),
+    "no type": (lambda k, s, o: by_insider(s, padded(b"")), "the record is too short"),
+    "too short": (lambda k, s, o: by_insider(s, padded(b"\1" + bytes(31))), "the record is too short"),
+    "unknown type": (lambda k, s, o: says(s, 3, b"", o.latest), "the record is of no known type"),
+    "READY again": (lambda k, s, o: says(s, READY, b"", o.latest), "READY is record 0, and no other"),
+    "not UTF-8": (lambda k, s, o: says(s, TEXT, b"\xff", o.latest), "not valid UTF-8"),
+    "a surrogate": (lambda k, s, o: says(s, TEXT, b"\xed\xa0\x80", o.latest), "not valid UTF-8"),
+    "a reason not UTF-8": (lambda k, s, o: says(s, CLOSE, b"\xff", o.latest), "not valid UTF-8"),
+    "a text over the limit": (
+        lambda k, s, o: says(s, TEXT, bytes(chat.TEXT_LIMIT + 1), o.latest),
+        BODY,
+    ),
+    "a reason over the limit": (lambda k, s, o: says(s, CLOSE, bytes(chat.TEXT_LIMIT + 1), o.latest), BODY),
+    "in reply to nothing": (lambda k, s, o: says(s, TEXT, b"x", bytes(31) + b"\1"), REPLY),
+    "in reply to the one before": (lambda k, s, o: says(s, TEXT, b"x", o.before), REPLY),
+    "in reply to itself": (lambda k, s, o: says(s, TEXT, b"x", s.latest), REPLY),
+    "a CLOSE in reply to nothing": (lambda k, s, o: says(s, CLOSE, b"", bytes(31) + b"\1"), REPLY),
+}
+
+
+@pytest.mark.parametrize("name", FORGERIES)
+@pytest.mark.parametrize("sender", Role)
+def test_a_forged_record_is_refused_and_so_is_all_that_follows(keys: Keys, sender: Role, name: str) -> None:
+    """The state is as it was, but dead is dead: not even the genuine record opens after one that failed."""
+    forge, reason = FORGERIES[name]
+    conversation = Conversation(keys).begin(2 if sender is ALICE else 3)
+    sealer, _ = conversation.sides[sender.peer]
+    opener = conversation.sides[sender.peer].opener
+    before = (opener.number, opener.latest, opener.before)
+    kept: list[bytes] = []
+    with pytest.raises(ProtocolError, match=reason):
+        conversation.open(sender, forge(keys, *conversation.sides[sender]), keep=kept.append)
+    assert (opener.number, opener.latest, opener.before) == before
+    genuine = Conversation(keys).begin(2 if sender is ALICE else 3).seal(sender, TEXT, b"genuine")
+    with pytest.raises(ValueError, match=CLOSED):
+        conversation.open(sender, genuine, keep=kept.append)
+    assert kept == []
+    assert not sealer.closed, "the other direction is another matter"
+
+
+@pytest.mark.parametrize("sender", Role)
+def test_ones_own_record_reflected_is_refused(keys: Keys, sender: Role) -> None:
+    """Under the number that is expected: as record 0, from each side."""
+    conversation = Conversation(keys)
+    if sender is BOB:
+        record = conversation.seal(ALICE, READY)
+    else:
+        conversation.say(ALICE, READY)
+        record = conversation.seal(BOB, READY, R)
+        conversation = Conversation(keys)
+    with pytest.raises(ProtocolError, match=SIGNATURE):
+        conversation.open(sender, record)
+
+
+def test_every_byte_of_a_record_counts(keys: Keys) -> None:
+    """A change of the number is told as such, and any other as a signature that is not valid."""
+    random, record = Random(1), Conversation(keys).begin().seal(ALICE, TEXT, b"x")
+    assert len(record) == 12 + 256 + 16 + 256
+    bob = Conversation(keys).begin().sides[BOB]
+    for at in range(len(record)):
+        with pytest.raises(ProtocolError, match="should be" if at < 12 else SIGNATURE):
+            bob.opener.open(flip(record, at, 1 << random.randrange(8)), bob.sealer)
+        bob.opener.closed = False  # for the next one
+
+
+def test_a_record_has_its_length_or_none(begun: Conversation, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every length up to three blocks. What is not whole blocks is refused before anything is computed."""
+    bob = begun.sides[BOB]
+    monkeypatch.setattr(chat, "verify", lambda *_: False)
+    possible = set()
+    for length in range(12 + 3 * 256 + 16 + 256 + 1):
+        with pytest.raises(ProtocolError) as refused:
+            bob.opener.open((1).to_bytes(12, "big").ljust(length, b"\0")[:length], bob.sealer)
+        bob.opener.closed = False
+        if str(refused.value) != LENGTH:
+            assert str(refused.value) == SIGNATURE
+            possible.add(length)
+    assert possible == {284 + blocks * 256 for blocks in (1, 2, 3)}
+
+
+@pytest.mark.parametrize(
+    ("role", "name", "record_type", "body"),
+    [
+        *((role, what.name, what, b"x") for role in Role for what in (TEXT, CLOSE)),
+        (ALICE, "a body", READY, b"x"),
+        (ALICE, "an r", READY, R),
+        (BOB, "no r", READY, b""),
+        (BOB, "r cut short", READY, R[:-1]),
+        (BOB, "a byte more", READY, R + b"\0"),
+        (BOB, "two", READY, R + R),
+    ],
+)
+def test_record_0_is_ready_with_its_body(
+    keys: Keys, role: Role, name: str, record_type: RecordType, body: bytes
+) -> None:
+    conversation = Conversation(keys)
+    if role is BOB:
+        conversation.say(ALICE, READY)
+    sealer, opener = conversation.sides[role]
+    with pytest.raises(
+        ProtocolError, match=BODY if record_type == READY else "READY is record 0, and no other"
+    ):
+        conversation.open(role, says(sealer, record_type, body, opener.latest))
+
+
+# ----------------------------------------------------------------------------- order, turns and goodbyes
+
+
+def allowed(turn: Role, sender: Role, record_type: RecordType, age: int) -> bool:
+    """Whether this may come next, in reply to the receiver's latest record (age 0) or an older one."""
+    return (sender is turn or record_type is CLOSE) and (
+        age == 0 or (age == 1 and sender is turn and record_type is CLOSE)
+    )
+
+
+def replies(sender: Side, receiver: Side) -> list[bytes]:
+    """What a record could say that it replies to: the receiver's latest, the one before, and other things."""
+    return [receiver.sealer.latest, receiver.sealer.before, sender.sealer.latest, b"\1" * 32]
+
+
+def test_every_record_in_every_state(keys: Keys, quick: None) -> None:
+    """After two to seven records, all that can be said next is taken or refused as the rules have it."""
+    counts = {True: 0, False: 0}
+    for length, sender, record_type, age in itertools.product(range(2, 8), Role, (TEXT, CLOSE), range(4)):
+        conversation = Conversation(keys).begin(length)
+        turn = ALICE if length % 2 == 0 else BOB
+        near, far = conversation.sides[sender], conversation.sides[sender.peer]
+        in_reply_to = replies(near, far)[age]
+        record = says(near.sealer, record_type, b"x", in_reply_to)
+        taken = allowed(turn, sender, record_type, age)
+        counts[taken] += 1
+        if taken:
+            message = conversation.open(sender, record)
+            # A goodbye that crossed READY has missed nothing.
+            assert message == (record_type, b"x", in_reply_to, age == 1 and far.sealer.number > 1)
+            assert far.opener.closed == (record_type is CLOSE)
+        else:
+            reason = REPLY if record_type is CLOSE or sender is turn else "spoke out of turn"
+            with pytest.raises(ProtocolError, match=reason):
+                conversation.open(sender, record)
+    assert counts == {True: 24, False: 72}
+
+
+def test_nobody_seals_out_of_turn(keys: Keys) -> None:
+    """And nothing has happened then: what comes in turn is sealed as if it had not been tried."""
+    conversation = Conversation(keys).begin()
+    for number in range(4):
+        turn = ALICE if number % 2 == 0 else BOB
+        with pytest.raises(ValueError, match="it is the other side's turn"):
+            conversation.seal(turn.peer, TEXT, b"me first")
+        assert conversation.say(turn, TEXT, b"in turn").text == "in turn"
+
+
+@pytest.mark.parametrize("leaver", Role)
+def test_nothing_follows_a_goodbye(keys: Keys, leaver: Role) -> None:
+    conversation = Conversation(keys).begin(4)
+    assert conversation.say(leaver, CLOSE, b"bye").text == "bye"
+    sealer, opener = conversation.sides[leaver].sealer, conversation.sides[leaver.peer].opener
+    for more in (lambda: sealer.seal(CLOSE, b"", opener), lambda: opener.open(b"", sealer)):
+        with pytest.raises(ValueError, match=CLOSED):
+            more()
+
+
+@pytest.mark.parametrize("leaver", Role)
+def test_a_goodbye_that_crossed_a_record_tells_so(keys: Keys, leaver: Role) -> None:
+    conversation = Conversation(keys).begin(4 if leaver is BOB else 5)
+    missed = conversation.seal(leaver.peer, TEXT, b"not there yet")
+    assert conversation.say(leaver, CLOSE, b"sorry")[0::3] == (CLOSE, True)
+    with pytest.raises(ValueError, match=CLOSED):
+        conversation.open(leaver, missed)
+
+
+# --------------------------------------------------------------------------- what happens before what
+
+
+def test_nothing_is_decrypted_before_it_is_verified(
+    begun: Conversation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    record = flip(begun.seal(ALICE, TEXT, b"x"), -1)
+    monkeypatch.setattr(chat, "decrypt", lambda *_: pytest.fail("decrypted, though not verified"))
+    with pytest.raises(ProtocolError, match=SIGNATURE):
+        begun.open(ALICE, record)
+
+
+def test_nothing_is_looked_at_before_it_is_decrypted(
+    begun: Conversation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sealer, _ = begun.sides[ALICE]
+    record = resigned(sealer, flip(begun.seal(ALICE, TEXT, b"x")[:-256], 12))
+    monkeypatch.setattr(Opener, "_parse", lambda *_: pytest.fail("looked at, though not decrypted"))
+    with pytest.raises(ProtocolError, match=TAG):
+        begun.open(ALICE, record)
+
+
+class Interrupted(BaseException):
+    """Stands for Ctrl-C, a full disk, a broken line: anything, at any moment."""
+
+
+def interrupting(call: Callable[..., Any], after: bool) -> Callable[..., Any]:
+    def interrupted(*arguments: Any, **options: Any) -> Any:
+        if after:
+            call(*arguments, **options)
+        raise Interrupted
+
+    return interrupted
+
+
+@pytest.mark.parametrize("after", [False, True], ids=["before it", "after it"])
+@pytest.mark.parametrize("step", ["encrypt", "sign", "trace", "send"])
+def test_no_second_record_under_a_number_whatever_interrupted_the_first(
+    begun: Conversation, monkeypatch: pytest.MonkeyPatch, step: str, after: bool
+) -> None:
+    """What was encrypted, or even sent, must not meet the same key and nonce again."""
+    sealer, opener = begun.sides[ALICE]
+    sent: list[bytes] = []
+    send: Callable[[bytes], Any] = sent.append
+    if step == "send":
+        send = interrupting(send, after)
+    else:
+        monkeypatch.setattr(chat, step, interrupting(getattr(chat, step), after))
+    with pytest.raises(Interrupted):
+        sealer.seal(TEXT, b"once", opener, send)
+    monkeypatch.undo()
+    for record_type in (TEXT, CLOSE):
+        with pytest.raises(ValueError, match=CLOSED):
+            sealer.seal(record_type, b"again", opener, send)
+    assert len(sent) == (step == "send" and after)
+
+
+@pytest.mark.parametrize("step", ["verify", "decrypt", "trace", "keep"])
+def test_a_record_counts_when_it_is_kept_and_not_before(
+    begun: Conversation, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    """A goodbye names the last record that was kept, whatever interrupts the opening of the next."""
+    record = begun.seal(ALICE, TEXT, b"x")
+    bob = begun.sides[BOB]
+    ready, options = bob.opener.latest, {}
+    if step == "keep":
+        options["keep"] = interrupting(len, after=False)
+    else:
+        monkeypatch.setattr(chat, step, interrupting(getattr(chat, step), after=True))
+    with pytest.raises(Interrupted):
+        begun.open(ALICE, record, **options)
+    monkeypatch.undo()
+    assert (bob.opener.number, bob.opener.latest, bob.opener.closed) == (1, ready, True)
+    message = begun.say(BOB, CLOSE)
+    assert message.in_reply_to == ready
+    assert message.crossed
+
+
+def test_no_nonce_meets_a_key_twice(keys: Keys, monkeypatch: pytest.MonkeyPatch, quick: None) -> None:
+    used: set[tuple[bytes, bytes]] = set()
+    encrypt = chat.encrypt
+
+    def spy(key: bytes, nonce: bytes, plaintext: bytes) -> tuple[bytes, bytes]:
+        assert (key, nonce) not in used
+        used.add((key, nonce))
+        return encrypt(key, nonce, plaintext)
+
+    monkeypatch.setattr(chat, "encrypt", spy)
+    conversation = Conversation(keys).begin(600)
+    conversation.say(BOB, CLOSE)
+    assert {nonce for _, nonce in used} == {n.to_bytes(12, "big") for n in range(301)}
+    assert len(used) == 601
+    assert len({key for key, _ in used}) == 2
+
+
+# ----------------------------------------------------------------------------- what a signature covers
+
+
+def test_each_direction_has_keys_of_its_own(keys: Keys) -> None:
+    made = [chat.derive_keys(z, role.label, th) for role in Role for z in (Z, b"y" * 256) for th in (TH, R)]
+    assert len({value for pair in made for value in pair}) == 2 * 8
+
+
+def test_a_record_of_the_other_direction_is_refused_even_if_all_keys_were_the_same(
+    keys: Keys, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(chat, "derive_keys", lambda *_: (b"k" * 32, b"c" * 32))
+    conversation = Conversation(Keys(keys.bob, keys.bob, keys.bob))
+    record = conversation.seal(ALICE, READY)
+    with pytest.raises(ProtocolError, match=SIGNATURE):
+        Opener(BOB, keys.bob, Z, TH).open(record, conversation.sides[ALICE].sealer)
+    assert conversation.open(ALICE, record).type is READY
+
+
+@pytest.mark.parametrize("part", ["th", "commitment"])
+def test_the_signature_covers_what_is_never_sent(
+    keys: Keys, monkeypatch: pytest.MonkeyPatch, part: str
+) -> None:
+    """The same K on both sides, and another C or th alone."""
+    derive = chat.derive_keys
+    same = derive(Z, ALICE.label, TH)
+    monkeypatch.setattr(chat, "derive_keys", lambda *_: same)
+    record = Conversation(keys).seal(ALICE, READY)
+    if part == "commitment":
+        monkeypatch.setattr(chat, "derive_keys", lambda *_: (same[0], b"C" * 32))
+    with pytest.raises(ProtocolError, match=SIGNATURE):
+        Conversation(keys, th=b"T" * 32 if part == "th" else TH).open(ALICE, record)
+
+
+def times(x: int, y: int) -> int:
+    """Multiply in GCM's field (SP 800-38D, 6.3): the first bit is the coefficient of x^0."""
+    product = 0
+    for bit in range(127, -1, -1):
+        if y >> bit & 1:
+            product ^= x
+        x = x >> 1 ^ (0xE1 << 120 if x & 1 else 0)
+    return product
+
+
+def inverse(x: int) -> int:
+    result, square = 1 << 127, x
+    for _ in range(127):  # x^(2^128 - 2)
+        square = times(square, square)
+        result = times(result, square)
+    return result
+
+
+def two_faced(keys: tuple[bytes, bytes], nonce: bytes, texts: tuple[bytes, bytes]) -> bytes:
+    """Ciphertext and tag, valid under both keys: the first block under one key, the second under the other.
+
+    AES-GCM does not commit to its key. Two blocks are chosen freely, and a third makes the tags equal.
+    """
+    ciphers = [chat.AES.new(key, chat.AES.MODE_ECB) for key in keys]
+    subkeys = [int.from_bytes(cipher.encrypt(bytes(16)), "big") for cipher in ciphers]
+    masks = [int.from_bytes(cipher.encrypt(nonce + (1).to_bytes(4, "big")), "big") for cipher in ciphers]
+    streams = [cipher.encrypt(nonce + (n + 2).to_bytes(4, "big")) for n, cipher in enumerate(ciphers)]
+    blocks = [
+        int.from_bytes(text, "big") ^ int.from_bytes(stream, "big") for text, stream in zip(texts, streams)
+    ]
+
+    def tag(which: int, free: int) -> int:
+        total = 0
+        for block in (*blocks, free, 3 * 128):  # the last is the length in bits
+            total = times(total ^ block, subkeys[which])
+        return total ^ masks[which]
+
+    squares = [times(subkey, subkey) for subkey in subkeys]
+    free = times(tag(0, 0) ^ tag(1, 0), inverse(squares[0] ^ squares[1]))
+    assert tag(0, free) == tag(1, free)
+    return b"".join(part.to_bytes(16, "big") for part in (*blocks, free, tag(0, free)))
+
+
+def test_a_record_that_opens_to_two_texts_is_signed_for_one_of_them(
+    keys: Keys, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Mallory shows a judge another Z, and with it another K. C, which is signed, is another one then too."""
+    nonce, texts = bytes(12), (b"I owe you 1 coin", b"I owe you 1000! ")
+    other_z = b"y" * 256
+    pairs = [chat.derive_keys(z, ALICE.label, TH)[0] for z in (Z, other_z)]
+    sealed = two_faced((pairs[0], pairs[1]), nonce, texts)
+    for key, text, at in zip(pairs, texts, (0, 16)):
+        assert chat.decrypt(key, nonce, sealed[:-16], sealed[-16:])[at : at + 16] == text
+    monkeypatch.setattr(chat, "PADDING", 16)  # so short a record is a whole one
+    record = resigned(Conversation(keys).sides[ALICE].sealer, nonce + sealed)
+    with pytest.raises(ProtocolError, match=SIGNATURE):
+        Conversation(keys, other_z).open(ALICE, record)
+    with pytest.raises(ProtocolError, match="padding"):  # signed and sealed under that key
+        Conversation(keys).open(ALICE, record)
+
+
+# ------------------------------------------------------------------------------- what is on the wire
+
+
+def test_nothing_on_the_wire_depends_on_the_text_but_its_length_class(keys: Keys) -> None:
+    """Same keys, number and salt: texts of one class differ in ciphertext, and in what follows from it."""
+
+    def record_of(text: bytes) -> bytes:
+        sealer, opener = Conversation(keys).begin().sides[ALICE]
+        return sealer.seal(TEXT, text, opener, random=lambda length: b"s" * length)
+
+    records = [record_of(text) for text in (b"yes", b"no", b"", b"x" * 222)]
+    assert {len(record) for record in records} == {12 + 256 + 16 + 256}
+    assert len(record_of(b"x" * 223)) == 12 + 512 + 16 + 256
+    sealer, _ = Conversation(keys).begin().sides[ALICE]
+    for record in records:  # whoever guesses a text cannot test the guess: what is on the wire is signed
+        assert chat.verify(keys.alice, sealer._hash(record[:-256]), record[-256:])
+
+
+def test_the_length_tells_the_class_of_256_bytes(keys: Keys, quick: None) -> None:
+    conversation = Conversation(keys).begin()
+    for number, length in enumerate((*range(0, 600, 37), 221, 222, 223, 478, 479)):
+        record = conversation.seal(ALICE if number % 2 == 0 else BOB, TEXT, bytes(length))
+        assert len(record) == 12 + 256 * ((33 + length) // 256 + 1) + 16 + 256
+        conversation.open(ALICE if number % 2 == 0 else BOB, record)
+
+
+@pytest.mark.parametrize("bits", [2048, 4096])
+@pytest.mark.parametrize("char", ["a", "\U0001f600"])
+def test_the_longest_text_fits_into_a_frame_and_comes_back(keys: Keys, bits: int, char: str) -> None:
+    key = keys.alice if bits == 2048 else make.rsa_key("bob", 4096)
+    conversation = Conversation(keys._replace(alice=key)).begin()
+    text = char * (chat.TEXT_LIMIT // len(char.encode()))
+    record = conversation.seal(ALICE, TEXT, text.encode())
+    assert len(record) == chat.RECORD_LIMIT - (512 - bits // 8)
+    assert conversation.open(ALICE, record).text == text
+
+
+def test_what_is_signed_is_what_the_specification_says(keys: Keys) -> None:
+    """The hash that `in_reply_to` names, byte for byte."""
+    conversation = Conversation(keys).begin()
+    for sender, text in ((ALICE, b"a"), (BOB, b"b"), (ALICE, b"c")):
+        record = conversation.seal(sender, TEXT, text)
+        _, commitment = chat.derive_keys(Z, sender.label, TH)
+        signed = sha256(b"secure-chat/1 signature " + sender.label + TH + commitment + record[:-256]).digest()
+        conversation.open(sender, record)
+        sides = conversation.sides
+        assert sides[sender].sealer.latest == sides[sender.peer].opener.latest == signed
+        assert sides[sender].sealer.before != NOTHING
