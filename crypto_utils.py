@@ -1055,6 +1055,7 @@ def verify_transcript(file: BinaryIO) -> Iterator[tuple[Opener, Message]]:
             trace(f"the words, of th and r: {make_words(th, message.body)}", r=message.body)
         yield opener, message
     for header in iter(lambda: file.read(5), b""):
+        require(len(header) == 5, "the transcript ends in the middle of an entry")
         speaks = [opener.sender.tag == header[4:] for opener in openers]
         require(any(speaks), "an entry is of no known kind, or not where it belongs")
         opener, other = openers if speaks[0] else openers[::-1]
@@ -1075,7 +1076,7 @@ def _entry(file: BinaryIO, limit: int, tag: bytes, reason: str) -> bytes:
 def _payload(file: BinaryIO, limit: int, header: bytes) -> bytes:
     length = int.from_bytes(header[:4], "big") - 1  # without the tag
     require(length <= limit, f"an entry of {length} bytes, over the limit of {limit}")
-    payload = file.read(length) if length >= 0 and len(header) == 5 else b""
+    payload = file.read(max(length, 0))
     require(len(payload) == length, "the transcript ends in the middle of an entry")
     return payload
 
