@@ -62,7 +62,6 @@ from array import array
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
 from typing import BinaryIO, Callable, NamedTuple, NoReturn, TextIO, Union
@@ -235,8 +234,7 @@ def to_bytes(number: int) -> bytes:
     return number.to_bytes(byte_length(number), "big")
 
 
-@dataclass(frozen=True)
-class Group:
+class Group(NamedTuple):
     """Diffie-Hellman parameters: a safe prime p = 2q + 1, and a generator g of the subgroup of order q."""
 
     p: int
@@ -282,12 +280,12 @@ def check_group(group: Group, rounds: int = 64) -> None:
     """Raise ProtocolError unless p is a safe prime of 2048 to 4096 bits and g generates the subgroup.
 
     `rounds` of Miller-Rabin test q: 64 for a p that somebody else chose (an error below 2^-128), 1 for
-    a file of one's own that may be damaged, and 0 for a p that has passed before.
+    a file of one's own that may be damaged.
     """
     p, g = group.p, group.g
     require(p.bit_length() in GROUP_BITS, f"p has {p.bit_length()} bits, not 2048 to 4096")
     require(p % 2 == 1, "p is even")
-    require(rounds == 0 or is_safe_prime(p, rounds), "p is not a safe prime")
+    require(is_safe_prime(p, rounds), "p is not a safe prime")
     require(group.contains(g), "g does not generate the subgroup of order q")
 
 
@@ -550,8 +548,7 @@ def decode_fields(data: bytes) -> list[bytes]:
     return fields
 
 
-@dataclass(frozen=True)
-class Hello:
+class Hello(NamedTuple):
     """The first message of each side. Only Bob's carries the group."""
 
     group: Group | None
@@ -800,16 +797,18 @@ def make_words(th: bytes, r: bytes) -> str:
     return key_to_english(SHA256.new(VERSION + b" words " + th + r).digest()[:8]).lower()
 
 
-@dataclass(frozen=True)
-class Offer:
+class Offer(NamedTuple):
     """One side's half of the key exchange: its hello, and the private exponent that belongs to it."""
 
     role: Role
     group: Group
     hello: Hello
     payload: bytes  # the hello, encoded
-    exponent: bytes = field(repr=False)
-    r: bytes = field(repr=False)  # what Bob's nonce commits to; Alice has none
+    exponent: bytes
+    r: bytes  # what Bob's nonce commits to; Alice has none
+
+    def __repr__(self) -> str:
+        return f"Offer({self.hello})"  # and no secret
 
     @classmethod
     def make(cls, role: Role, identity: RsaKey, group: Group, random: Random = secrets.token_bytes) -> Offer:
@@ -1159,11 +1158,12 @@ class KeyStore:
 
     def check_group(self, group: Group) -> None:
         """Check a peer's group, and keep it once it has passed: a p that is kept is not tested again."""
-        kept = self.load_group(rounds=0)
-        check_group(group, rounds=0 if kept and kept.p == group.p else 64)
-        if group != kept:
-            with contextlib.suppress(FileError):  # then it is tested again the next time
-                self.save_group(group)
+        pem = group.export()
+        if self.read(self.GROUP) == pem:
+            return
+        check_group(group)
+        with contextlib.suppress(FileError):  # then it is tested again the next time
+            self.save_group(group)
 
     def read(self, name: str, forbidden: int = 0o022) -> bytes | None:
         """Return a file's bytes, None if there is none. By default, nobody else may be able to write it."""
@@ -1307,9 +1307,9 @@ class PinnedPeer:
         return self._judge(key, self.pins())
 
     def _judge(self, key: RsaKey, pins: list[Pin]) -> Trust:
-        presented = fingerprint(key)
+        presented, line = fingerprint(key), ssh_line(key)
         mine = [pin for pin in pins if pin.name == self.name]
-        known = ssh_line(key) in (pin.key for pin in mine)
+        known = line in (pin.key for pin in mine)
         if self.only is not None:
             if not hmac.compare_digest(presented, self.only):
                 raise TrustError(
@@ -1338,8 +1338,8 @@ class PinnedPeer:
             )
         return Trust(
             known,
-            also=tuple(pin.name for pin in pins if pin.key == ssh_line(key) and pin.name != self.name),
-            others=tuple(pin.name for pin in pins if pin.key != ssh_line(key)),
+            also=tuple(pin.name for pin in pins if pin.key == line and pin.name != self.name),
+            others=tuple(pin.name for pin in pins if pin.key != line),
         )
 
     def pin(self, key: RsaKey) -> int:
@@ -1415,15 +1415,14 @@ _UNSAFE = (
 # of a flag. (Arabic number signs, of class Cf too, are not in the list above: they are visible.)
 _JOINER = rf"(?<=[^\0-\x7f{_UNSAFE}])[\u200c\u200d](?=[^\0-\x7f{_UNSAFE}])"
 _FLAG = r"(?<=\U0001f3f4)[\U000e0030-\U000e0039\U000e0061-\U000e007a]{1,6}\U000e007f"
-_ANY_UNSAFE = re.compile(f"[{_UNSAFE}]")
-_ESCAPE = re.compile(f"(?P<harmless>{_JOINER}|{_FLAG})|[{_UNSAFE}]+")
+_ESCAPE = f"(?P<harmless>{_JOINER}|{_FLAG})|[{_UNSAFE}]+"  # compiled when it is first needed
 
 
 def printable(text: str) -> str:
     """Return text that cannot drive a terminal: controls, bidi and other format characters are escaped."""
-    if not _ANY_UNSAFE.search(text):
+    if text.isprintable():
         return text
-    return _ESCAPE.sub(lambda m: m[0] if m["harmless"] else m[0].encode("unicode_escape").decode(), text)
+    return re.sub(_ESCAPE, lambda m: m[0] if m["harmless"] else m[0].encode("unicode_escape").decode(), text)
 
 
 def screen_lines(text: str, columns: int | None = None) -> list[str]:
@@ -1433,21 +1432,32 @@ def screen_lines(text: str, columns: int | None = None) -> list[str]:
     prints the lines behind marks of its own leaves no way to imitate a line that has no mark.
     """
     lines = text.split("\n")
-    if _ANY_UNSAFE.search(text.replace("\n", "")):
-        lines = [printable(line) for line in lines]
+    if not text.replace("\n", "").isprintable():
+        lines = list(map(printable, lines))
     if columns is None:
         return lines
-    columns = max(columns, 8)
-    row = re.compile(rf".{{1,{columns}}}(?:(?<= )|\Z)|.{{1,{columns}}}(?!\0)")
-    rows = []
+    columns, rows = max(columns, 8), []
     for line in lines:
         if len(line) <= columns and line.isascii() and "\t" not in line:
             rows.append(line)
             continue
-        # Each further column of a character is a NUL, of which there are none left.
-        filled = re.sub(r"[^\0-\x7f]+", lambda m: "\0".join(m[0]) + "\0", line).replace("\t", "\t" + 7 * "\0")
-        rows += [part.replace("\0", "") for part in row.findall(filled)] or [""]
+        at = 0
+        while True:
+            row = line[at : at + columns]
+            while (over := _width(row) - columns) > 0:
+                row = row[: -over // (8 if "\t" in row else 2)]
+            if at + len(row) < len(line):
+                row = row[: row.rfind(" ") + 1] or row
+            rows.append(row)
+            at += len(row)
+            if at >= len(line):
+                break
     return rows
+
+
+def _width(text: str) -> int:
+    """Return how many columns a text takes, or more."""
+    return 2 * len(text) - len(text.encode("ascii", "ignore")) + 7 * text.count("\t")
 
 
 # ==================================================================================================
@@ -1569,7 +1579,8 @@ def columns(stream: TextIO) -> int | None:
 
 def marked(mark: str, text: str, stream: TextIO) -> str:
     """Put a mark before the peer's text and a bar before each further row: none passes for the program's."""
-    text = text.encode(stream.encoding, "backslashreplace").decode(stream.encoding)  # as it will be printed
+    if stream.encoding.lower() != "utf-8":  # the text as it will be printed
+        text = text.encode(stream.encoding, "backslashreplace").decode(stream.encoding)
     width = columns(stream)
     return mark + f"\n{'|':>{len(mark) - 1}} ".join(screen_lines(text, width and width - len(mark)))
 
@@ -1596,7 +1607,7 @@ class Console:
         self._erase = ""  # what takes a prompt, or progress, away that stands in the last row of the screen
         self._ahead = False  # whether something had been typed already when the prompt came
         self._lines: list[str] = []  # typed at the prompt, and not used yet
-        self._typed = b""  # read from standard input without a prompt, and not used yet
+        self._typed = bytearray()  # read from standard input without a prompt, and not used yet
         self._ended = False  # whether standard input has ended
         self.nowhere = os.open(os.devnull, os.O_RDWR)
 
@@ -1786,11 +1797,11 @@ class Console:
                     raise TimeoutError
             if whole:
                 line, end, self._typed = self._typed.partition(b"\n")
-                return line + end
+                return bytes(line + end)
             data = os.read(stdin, 65536)
             self._ended = not data
-            begin, end, rest = data.partition(b"\n")
-            self._typed += begin[: max(0, LINE_LIMIT + 1 - len(self._typed))] + end + rest
+            begin, newline, rest = data.partition(b"\n")
+            self._typed += begin[: max(0, LINE_LIMIT + 1 - len(self._typed))] + newline + rest
 
     def begin_answer(self, question: str) -> None:
         """Ask, and take only what is typed from now on."""
@@ -1821,7 +1832,7 @@ class Console:
         """Drop what was typed at a terminal until now: it was not an answer to what comes next."""
         self.draft = ""
         if sys.stdin.isatty():
-            self._typed = b""
+            self._typed.clear()
             if termios is not None:
                 with contextlib.suppress(termios.error):
                     termios.tcflush(sys.stdin.fileno(), termios.TCIFLUSH)
