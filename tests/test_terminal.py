@@ -453,7 +453,7 @@ def is_broken_at_words(program: Program) -> bool:
     rows = without_escapes(program.stdout).replace("\r", "\n").split("\n")
     wide = [row for row in rows if len(row) > program.size[1]]
     assert all(
-        re.match(r"  (SHA256:|/|python3 |pinned:|presented:|asked for:|--peer| +\()", row) for row in wide
+        re.match(r"  (SHA256:|/\S+$|python3 |pinned:|presented:|asked for:|--peer| +\()", row) for row in wide
     ), wide
     return True
 
