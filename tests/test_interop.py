@@ -1,6 +1,6 @@
 """A second implementation, on another language's own cryptography, that was written from the README alone.
 
-It checks the vectors, and talks to both programs in either part.
+It checks the vectors and reads transcripts, and talks to both programs in either part.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from random import Random
 from typing import Any, Callable
 
 import pytest
-from conftest import DEADLINE, GROUP, Keys, Program
+from conftest import DEADLINE, GROUP, Keys, Program, store_with_group
 
 import crypto_utils as chat
 from crypto_utils import RsaKey
@@ -23,6 +23,8 @@ TESTS = Path(__file__).parent
 NODE = shutil.which("node")
 pytestmark = pytest.mark.skipif(not NODE, reason="there is no node here")
 Events = list[dict[str, Any]]
+FEW, MANY = range(2), range(2, 50)
+SEEDS = [*FEW, *(pytest.param(seed, marks=pytest.mark.exhaustive) for seed in MANY)]
 
 # What people write, and what parsers trip over; a line of standard input cannot hold the last four.
 SIGNS = [*"aZ 0'\"\\/\0\t\x1b\x7f", "\u00e4", "\u6f22", "\u202e", "\ufeff", "\U0001f600", "\U0010ffff"]
@@ -76,16 +78,25 @@ def shown(name: str, texts: list[str]) -> str:
     return "".join(f"{name}: {bar.join(chat.screen_lines(text))}\n" for text in texts)
 
 
-def test_it_agrees_with_every_vector() -> None:
+def node(*arguments: object) -> Events:
+    """Run the other implementation to its end, which must be a good one; return what it says."""
     assert NODE
-    files = [str(TESTS / "vectors" / name) for name in ("conversations.json", "refused.json")]
-    command = [NODE, str(TESTS / "interop_peer.mjs"), "vectors", *files]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=DEADLINE)
+    command = [NODE, str(TESTS / "interop_peer.mjs"), *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=DEADLINE, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert [json.loads(line)["cases"] for line in done.stdout.splitlines()] == [14, 202]
+    return [json.loads(line) for line in done.stdout.splitlines()]
 
 
-@pytest.mark.parametrize("seed", range(50))
+def test_it_agrees_with_every_vector() -> None:
+    files = [TESTS / "vectors" / f"{name}.json" for name in ("conversations", "refused", "transcripts")]
+    assert [event["cases"] for event in node("vectors", *files)] == [14, 208, 71]
+
+
+def texts_of(events: Events) -> list[str]:
+    return [event["text"] for event in events if event["event"] == "text"]
+
+
+@pytest.mark.parametrize("seed", SEEDS)
 def test_it_is_alice(
     start: Callable[..., Program], peer: Callable[..., Peer], keys: Keys, tmp_path: Path, seed: int
 ) -> None:
@@ -94,41 +105,76 @@ def test_it_is_alice(
     rounds, bob_leaves = random.randrange(5), random.random() < 0.3
     replies = [random_text(random, SIGNS) for _ in range(rounds)]
     requests = [random_text(random, SIGNS + BREAKS) for _ in range(rounds + bob_leaves)]
-    file = tmp_path / "transcript"
-    bob = start("bob_server.py", "--port", "0", "--once", "--transcript", str(file))
+    folder = tmp_path / "transcripts"
+    bob = start("bob_server.py", "--port", "0", "--once", "--transcript", str(folder))
     port = bob.expect(r"port (\d+)", "stderr")[1]
     bob.write("".join(f"{reply}\n" for reply in replies))
     bob.end_input()
     alice = peer("alice", keys.alice, "--port", port, "--peer", chat.fingerprint(keys.bob))
     status, events = alice.say(requests)
 
-    assert (status, bob.wait()) == (0, 0), (events, bob.stderr)
-    assert [event["text"] for event in events if event["event"] == "text"] == replies
+    assert status == 0, (events, bob.stderr)
+    assert bob.wait() == (0 if requests else 1), "nothing was said"
+    assert texts_of(events) == replies
     assert bob.stdout == shown("Alice", requests)
-    assert NODE
-    command = [NODE, str(TESTS / "interop_peer.mjs"), "verify", str(file)]
-    verified = subprocess.run(command, capture_output=True, text=True, timeout=DEADLINE)
-    assert verified.returncode == 0, verified.stdout + verified.stderr
-    told = [json.loads(line) for line in verified.stdout.splitlines()]
-    in_turn = [text for pair in zip(requests, [*replies, None]) for text in pair if text is not None]
-    assert [event["text"] for event in told if event["event"] == "text"] == in_turn
+    (words,) = (event["words"] for event in events if event["event"] == "connected")
+    assert words in " ".join(bob.stderr.split())
+    told = node("verify", next(folder.iterdir()))
+    assert texts_of(told) == [
+        text for pair in zip(requests, [*replies, None]) for text in pair if text is not None
+    ]
+    assert [event["words"] for event in told if event["event"] == "conversation"] == [words]
 
 
-@pytest.mark.parametrize("seed", range(50))
-def test_it_is_bob(start: Callable[..., Program], peer: Callable[..., Peer], keys: Keys, seed: int) -> None:
-    """Alice leaves, whose input has ended, or it does, and then her last message has arrived."""
+@pytest.mark.parametrize("seed", SEEDS)
+def test_it_is_bob(
+    start: Callable[..., Program], peer: Callable[..., Peer], keys: Keys, tmp_path: Path, seed: int
+) -> None:
+    """Alice leaves, whose input has ended, or it does. The program verifies the transcript that it has kept."""
     random = Random(1000 + seed)
     rounds, it_leaves = random.randrange(5), random.random() < 0.3
     requests = [random_text(random, SIGNS) for _ in range(rounds + it_leaves)]
     replies = [random_text(random, SIGNS + BREAKS) for _ in range(rounds)]
-    bob = peer("bob", keys.bob, "--port", "0", "--peer", chat.fingerprint(keys.alice))
+    kept = tmp_path / "kept"
+    options = ("--peer", chat.fingerprint(keys.alice), "--transcript", str(kept))
+    bob = peer("bob", keys.bob, "--port", "0", *options)
     port, fingerprint = bob.listening(), chat.fingerprint(keys.bob)
+    store_with_group(tmp_path / "alice")
     alice = start("alice_client.py", "127.0.0.1", "--port", port, "--peer", fingerprint)
     alice.write("".join(f"{request}\n" for request in requests))
     alice.end_input()
     status, events = bob.say(replies)
 
     assert (status, alice.wait()) == (0, 0), (events, alice.stderr)
-    assert [event["text"] for event in events if event["event"] == "text"] == requests
+    assert texts_of(events) == requests
     assert alice.stdout == shown("Bob", replies)
-    assert alice.stderr.endswith("Bob left.\n" if it_leaves else "You left.\n")
+    (words,) = (event["words"] for event in events if event["event"] == "connected")
+    assert words in " ".join(alice.stderr.split())
+    verified = start("bob_server.py", "--verify", str(kept))
+    assert verified.wait() == 0
+    assert verified.stdout == "".join(
+        shown("Alice", [request]) + (shown("Bob", replies[n : n + 1])) for n, request in enumerate(requests)
+    )
+
+
+def test_it_is_a_busy_bob(start: Callable[..., Program], peer: Callable[..., Peer], keys: Keys) -> None:
+    """READY and CLOSE come in one write: Alice is told before she has said anything."""
+    bob = peer("bob", keys.bob, "--port", "0", "--busy", "talking to somebody else")
+    alice = start("alice_client.py", "127.0.0.1", "--port", bob.listening())
+    alice.write("hello\n")
+    alice.expect("talking to somebody else", "stderr")
+    assert alice.wait() == 1
+    bob.say([])
+
+
+def test_it_is_an_alice_who_leaves_before_bobs_ready(
+    start: Callable[..., Program], peer: Callable[..., Peer], keys: Keys
+) -> None:
+    """Her CLOSE is record 1, in reply to nothing. Bob is told of a goodbye, and of nothing that was missed."""
+    bob = start("bob_server.py", "--port", "0", "--once")
+    port = bob.expect(r"port (\d+)", "stderr")[1]
+    status, _ = peer("alice", keys.alice, "--port", port, "--leave").say([])
+    assert status == 0
+    bob.expect("Alice left", "stderr")
+    assert bob.wait() == 1
+    assert "had arrived" not in bob.stderr
