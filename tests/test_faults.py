@@ -1,4 +1,4 @@
-"""Faults: either program dies, or the line does, at every step; disks, terminals and clocks that fail.
+"""Faults: either program dies, or the line does, at every step; terminals, pipes and clocks that fail.
 
 Real processes, with a wire of ours between them that stops at the exact step. What both say and how both
 end is checked, and that Bob can be started again on the same port at once.
@@ -13,12 +13,12 @@ import heapq
 import os
 import random
 import select
-import shutil
 import signal
 import socket
 import struct
 import subprocess
 import sys
+import termios
 import threading
 import time
 from collections.abc import Iterator
@@ -26,11 +26,11 @@ from pathlib import Path
 from typing import Callable, NamedTuple
 
 import pytest
-from conftest import DEADLINE, GROUP, Background, Keys, Program, patched
+from conftest import DEADLINE, Background, Keys, Program, patched, store_with_group
 from mallory import HELLO, READY, TEXT, Last, Wire
 
 import crypto_utils as chat
-from crypto_utils import Home, KnownPeer, Line, Role
+from crypto_utils import FrameSocket, KeyStore, PinnedPeer, Role
 
 Start = Callable[..., Program]
 StartBob = Callable[..., "tuple[Program, str]"]
@@ -38,13 +38,32 @@ StartBob = Callable[..., "tuple[Program, str]"]
 NO_ANSWER = 2.0  # seconds of patience in a handshake, where a test is about losing it
 LARGE = "x" * 500_000
 
+# A program in whose standard error a line says so when it begins to wait.
+WAITS = r"^\(waits\)\n"
+TELLING = (
+    "next_line = chat.Console.next_line",
+    "def tell(console, channel):",
+    "    console.notice('(waits)')",
+    "    return next_line(console, channel)",
+    "chat.Console.next_line = tell",
+)
+
 
 def visit(port: str, keys: Keys, homes: Path) -> None:
-    """Be Alice, connect to Bob, and say goodbye."""
-    line = Line(socket.create_connection(("127.0.0.1", int(port)), timeout=DEADLINE))
-    bob = KnownPeer(Home(homes / "visitor"), "bob")
-    channel, _ = chat.alice_handshake(line, keys.alice, GROUP, bob)
+    """Be Alice, connect to Bob, say something, and say goodbye."""
+    connected = socket.create_connection(("127.0.0.1", int(port)), timeout=DEADLINE)
+    home = store_with_group(homes / "visitor")
+    channel = chat.alice_handshake(
+        FrameSocket(connected), keys.alice, home, PinnedPeer(home, "[bob.example]:1")
+    )
+    channel.send("it is me")
     channel.close()
+
+
+def acquaint(homes: Path, keys: Keys, port: str) -> None:
+    """Let both know each other's keys, and Alice Bob's group: nobody is asked, and nothing takes long."""
+    PinnedPeer(KeyStore(homes / "bob"), "alice").pin(keys.alice)
+    PinnedPeer(store_with_group(homes / "alice"), f"[127.0.0.1]:{port}").pin(keys.bob)
 
 
 # ------------------------------------------------------------------------------- at every single step
@@ -122,21 +141,33 @@ class Meeting(NamedTuple):
     def of(self, role: Role) -> Program:
         return self.server if role is Role.BOB else self.client
 
+    def _wait_for(self, role: Role) -> None:
+        """Wait until this program waits: whatever it was to do before is done."""
+        self.of(role).expect(WAITS, "stderr")
+
+    def _say(self, role: Role, text: str) -> None:
+        self.of(role).write(f"{text}\n")
+        self._wait_for(role)
+
     def bring_to(self, step: Step) -> None:
         """Let them talk until they have come to that step."""
         if step.name == ALICE_READY or NAMES.index(step.name) >= NAMES.index(BOB_READY):
             self.server.expect("^Alice is here", "stderr")
+            self._wait_for(Role.BOB)
         if NAMES.index(step.name) >= NAMES.index(BOB_READY):
             self.client.expect("^You speak first", "stderr")
+            self._wait_for(Role.ALICE)
         if step.name in (ALICE_TURN, BOB_TURN, SENT):
-            self.client.write("request\n")
+            self._say(Role.ALICE, "request")
         if step.name in (ALICE_TURN, BOB_TURN):
             self.server.expect("^Alice: request\n")
+            self._wait_for(Role.BOB)
         if step.name == ALICE_TURN:
-            self.server.write("reply\n")
+            self._say(Role.BOB, "reply")
             self.client.expect("^Bob: reply\n")
+            self._wait_for(Role.ALICE)
         if step.name == HALF:
-            self.client.write(f"{LARGE}\n")
+            self._say(Role.ALICE, LARGE)
         if step.name == CLOSING:
             self.client.end_input()
         if step.sender is not None:
@@ -144,8 +175,9 @@ class Meeting(NamedTuple):
 
 
 @pytest.fixture
-def meet(start: Start) -> Iterator[Callable[..., Meeting]]:
+def meet(start: Start, homes: Path) -> Iterator[Callable[..., Meeting]]:
     """Return a function that starts both, with a wire between them that stops at a step."""
+    store_with_group(homes / "alice")
     with contextlib.ExitStack() as stack:
 
         def run(step: Step, *, bob: tuple[str, ...], alice: tuple[str, ...]) -> Meeting:
@@ -175,25 +207,20 @@ class End(NamedTuple):
 
 
 LEFT = End(0, r"^You left\.\n\Z")
-MISSED = r"(That goodbye says that the last message had not arrived\.\n)?\Z"
-BOB_LEFT, ALICE_LEFT = End(0, r"^Bob left\.\n" + MISSED), End(0, r"^Alice left\.\n" + MISSED)
-CUT = End(1, r"^Cut off: the connection ended without a goodbye\n\Z")
-CUT_INSIDE = End(1, r"^Cut off: the connection ended in the middle of a message\n\Z")
-CUT_EARLY = End(
-    1, r"^Cut off: the connection ended without a goodbye, during the handshake\. Is bob_server\.py"
-)
-HINT = "during the handshake; if that was Alice, her screen says why\n"
-SERVES_ON = End(
-    None,
-    r"^127\.0\.0\.1: Cut off: the connection ended without a goodbye, " + HINT,
-)
-LOST_PATIENCE = End(
-    1, r"^Cut off: the other side did not answer in time, during the handshake\. Is bob_server"
-)
+CUT = End(1, "^Cut off: the connection ended without a goodbye")
+CUT_INSIDE = End(1, "^Cut off: the connection ended in the middle of a message")
+CUT_EARLY = End(1, "^Cut off: the connection ended without a goodbye, during the handshake")
+SERVES_ON = End(None, r"^127\.0\.0\.1: Cut off: the connection ended without a goodbye, during the handshake")
+LOST_PATIENCE = End(1, "^Cut off: the other side did not answer in time, during the handshake")
 SERVES_ON_LATER = End(
-    None,
-    r"^127\.0\.0\.1: Cut off: the other side did not answer in time, " + HINT,
+    None, r"^127\.0\.0\.1: Cut off: the other side did not answer in time, during the handshake"
 )
+GOODBYE_SEEN = r"(Bob|Alice) left\."
+
+
+def told(anything_was_said: bool) -> End:
+    """Return how the one ends who is told goodbye."""
+    return End(0 if anything_was_said else 1, f"^{GOODBYE_SEEN}")
 
 
 def ends_after(step: str, victim: Role, number: signal.Signals) -> tuple[End, End]:
@@ -211,32 +238,32 @@ def ends_after(step: str, victim: Role, number: signal.Signals) -> tuple[End, En
     if victim is Role.BOB:
         if reached < NAMES.index(ALICE_READY):
             return End(130), CUT_EARLY
-        return LEFT, LEFT if step == CLOSING else BOB_LEFT
+        return LEFT, LEFT if step == CLOSING else told(step in (ALICE_TURN, BOB_TURN))
     if step == FIRST_BYTE:
         return End(130), SERVES_ON
     if reached < NAMES.index(BOB_READY):
         return End(130), CUT  # her hello and READY are on their way: Bob has let her in
-    return LEFT, ALICE_LEFT
+    return LEFT, told(step not in (BOB_READY, CLOSING))
 
 
 def check_end(program: Program, end: End, meeting: Meeting, keys: Keys) -> None:
     if end.status is None:
         program.expect(end.says, "stderr")
         visit(meeting.port, keys, program.home)
-        end = ALICE_LEFT
+        end = told(True)
     assert program.wait() == end.status, program.stderr
     if end.says:
         program.expect(end.says, "stderr")
 
 
-PATIENT = patched(f"chat.GOODBYE_SECONDS = {DEADLINE}")
+PATIENT = patched(f"chat.GOODBYE_SECONDS = {DEADLINE}", *TELLING)
 
 
 @at_every_step
 @pytest.mark.parametrize("victim", Role)
 @pytest.mark.parametrize(
     "number",
-    [signal.SIGKILL, signal.SIGTERM, pytest.param(signal.SIGHUP, marks=pytest.mark.slow)],
+    [signal.SIGKILL, signal.SIGTERM, pytest.param(signal.SIGHUP, marks=pytest.mark.exhaustive)],
     ids=lambda number: number.name,
 )
 def test_a_signal_at_every_step(
@@ -261,23 +288,24 @@ def test_a_signal_at_every_step(
     ending = Background(lambda: check_end(meeting.of(victim), end, meeting, keys))
     check_end(meeting.of(victim.peer), other_end, meeting, keys)
     ending.result()
-    shown = {ALICE_TURN: "Bob: reply\n"}.get(step.name, "")
-    assert meeting.client.stdout == shown
+    assert meeting.client.stdout == ("Bob: reply\n" if step.name == ALICE_TURN else "")
     if victim is Role.BOB:
         again = start("bob_server.py", "--host", "127.0.0.1", "--port", meeting.port, "--once")
         again.expect(rf"^Listening on port {meeting.port}\.", "stderr")
         visit(meeting.port, keys, homes)
         assert again.wait() == 0, again.stderr
-        again.expect(ALICE_LEFT.says, "stderr")
+        again.expect(GOODBYE_SEEN, "stderr")
 
 
 @at_every_step
 def test_silence_at_every_step(meet: Callable[..., Meeting], keys: Keys, step: Step) -> None:
     """In the handshake both lose patience; in a conversation both people can leave in spite of it."""
     hasty = patched(
-        f"chat.HANDSHAKE_SECONDS = chat.FIRST_BYTE_SECONDS = {NO_ANSWER}", "chat.GOODBYE_SECONDS = 0.1"
+        f"chat.HANDSHAKE_SECONDS = chat.FIRST_BYTE_SECONDS = {NO_ANSWER}",
+        "chat.GOODBYE_SECONDS = 0.1",
+        *TELLING,
     )
-    relaxed = patched("chat.GOODBYE_SECONDS = 0.1")
+    relaxed = patched("chat.GOODBYE_SECONDS = 0.1", *TELLING)
     reached = NAMES.index(step.name)
     in_conversation = {
         Role.BOB: reached >= NAMES.index(ALICE_READY),
@@ -304,6 +332,75 @@ def test_silence_at_every_step(meet: Callable[..., Meeting], keys: Keys, step: S
         check_end(meeting.server, LEFT, meeting, keys)
 
 
+# ---------------------------------------------------------------------------------- at any moment at all
+
+
+def signalled(calls: int, numbers: list[signal.Signals], report: Path) -> tuple[str, ...]:
+    """Return a command that runs a program which gets these signals when it makes its n-th call.
+
+    How many calls were left then, or at the end, is reported; it is not positive if the signals were sent.
+    """
+    return patched(
+        "import atexit, os",
+        f"left, numbers, start = [{calls}], {[int(number) for number in numbers]}, chat.start",
+        "def count(frame, event, argument):",
+        "    left[0] -= event in ('call', 'c_call')",
+        "    if left[0] <= 0:",
+        "        sys.setprofile(None)",
+        "        for number in numbers:",
+        "            os.kill(os.getpid(), number)",
+        "def start_counting(*arguments):",
+        "    sys.setprofile(count)",
+        "    try: return start(*arguments)",
+        "    finally: sys.setprofile(None)",
+        "chat.start = start_counting",
+        f"atexit.register(lambda: Path({str(report)!r}).write_text(str(left[0])))",
+    )
+
+
+SIGNALS = [[signal.SIGINT], [signal.SIGTERM], [signal.SIGINT, signal.SIGTERM], [signal.SIGINT, signal.SIGINT]]
+
+
+@pytest.mark.parametrize("moments", [6, pytest.param(150, marks=pytest.mark.exhaustive)])
+def test_signals_at_any_moment(
+    bob: StartBob, start: Start, homes: Path, keys: Keys, tmp_path: Path, moments: int
+) -> None:
+    """Alice ends as one who left or was interrupted, her terminal is as it was, and Bob serves on."""
+    report, lots = tmp_path / "report", 10**9
+    server, port = bob()
+    acquaint(homes, keys, port)
+
+    def come(calls: int, numbers: list[signal.Signals]) -> int:
+        client = start(
+            *("alice_client.py", "127.0.0.1", "--port", port),
+            terminal=True,
+            python=signalled(calls, numbers, report),
+        )
+        before = termios.tcgetattr(client._terminal)
+        with contextlib.suppress(AssertionError):  # she may have gone
+            client.expect("Alice: ", patience=DEADLINE)
+            client.write("request\n")
+            client.expect("reply", patience=DEADLINE)
+            client.expect("Alice: ", patience=DEADLINE)
+            client.write("/quit\n")
+        status = client.wait()
+        assert termios.tcgetattr(client._terminal) == before
+        return status
+
+    server.write("reply\n" * 1000)  # in advance: each is sent when it is his turn
+    assert come(lots, []) == 0
+    all_calls = lots - int(report.read_text())
+    for moment in range(moments):
+        calls = 1 + all_calls * moment // moments
+        assert come(calls, SIGNALS[moment % len(SIGNALS)]) in (0, 130), f"after {calls} calls"
+        assert int(report.read_text()) <= 0, "no signal was sent"
+    visit(port, keys, homes)
+    server.expect("^Alice: it is me\n")
+    assert "Broken off" not in server.stderr, "half a record was taken for a forged one"
+    server.process.terminate()
+    assert server.wait() in (0, 130)
+
+
 # ------------------------------------------------------------------------- terminals, pipes and clocks
 
 
@@ -314,23 +411,42 @@ def hang_up_terminal(program: Program) -> None:
     os.close(nowhere)
 
 
-@pytest.mark.parametrize("at", ["at the prompt", "while waiting"])
+def talk_at_terminals(
+    bob: StartBob, start: Start, homes: Path, keys: Keys, known: bool = True, **options: object
+) -> dict[Role, Program]:
+    """Start both at terminals; let them meet, as acquaintances or to be asked about each other's keys."""
+    server, port = bob("--once", terminal=True, **options)
+    if known:
+        acquaint(homes, keys, port)
+    store_with_group(homes / "alice")
+    client = start("alice_client.py", "127.0.0.1", "--port", port, terminal=True, **options)
+    client.expect("Alice: " if known else "yes or no")
+    server.expect(r"\(Alice's turn\) " if known else "yes or no")
+    return {Role.BOB: server, Role.ALICE: client}
+
+
+@pytest.mark.parametrize("at", ["in one's turn", "out of turn", "at the question"])
 @pytest.mark.parametrize("victim", Role)
-def test_a_closed_terminal(bob: StartBob, start: Start, victim: Role, at: str) -> None:
-    server, port = bob("--once", terminal=True)
-    client = start("alice_client.py", "127.0.0.1", "--port", port, terminal=True)
-    client.expect("Alice: ")
-    if (victim is Role.ALICE) == (at == "while waiting"):
-        client.write("hello\n")
-        server.expect("hello\r\nBob: ")
+def test_a_closed_terminal(
+    bob: StartBob, start: Start, homes: Path, keys: Keys, victim: Role, at: str
+) -> None:
+    programs = talk_at_terminals(bob, start, homes, keys, known=at != "at the question")
+    said = (victim is Role.ALICE) == (at == "out of turn") and at != "at the question"
+    if said:
+        programs[Role.ALICE].write("hello\n")
+        programs[Role.BOB].expect("hello\r\nBob: ")
+    hang_up_terminal(programs[victim])
+    other = programs[victim.peer]
+    if at == "at the question":
+        other.expect("was gone before you answered; nothing is pinned")
+        assert not list(homes.glob("*/known_peers"))
+        other.process.terminate()
     else:
-        server.expect("Alice is here")
-    dying, other = (server, client) if victim is Role.BOB else (client, server)
-    hang_up_terminal(dying)
-    other.expect(r"(Bob|Alice) left\.\r\n")
-    assert other.wait() == 0
+        other.expect(GOODBYE_SEEN)
+    status = other.wait()
+    assert status == (0 if said else 1) or at == "at the question"
     # What comes first there is not settled: the signal, or the end of the input and an error of the output.
-    assert dying.wait() in (0, 1)
+    assert programs[victim].wait() in (0, 1)
 
 
 def test_a_closed_terminal_while_bob_is_alone(bob: StartBob, start: Start) -> None:
@@ -341,12 +457,34 @@ def test_a_closed_terminal_while_bob_is_alone(bob: StartBob, start: Start) -> No
     again.expect(rf"^Listening on port {port}\.", "stderr")
 
 
+@pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="no /proc to reach another's terminal through")
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=lambda number: number.name)
+@pytest.mark.parametrize("victim", Role)
+def test_a_signal_ends_who_waits_for_a_stopped_screen(
+    bob: StartBob, start: Start, homes: Path, keys: Keys, victim: Role, number: signal.Signals
+) -> None:
+    programs = talk_at_terminals(bob, start, homes, keys)
+    if victim is Role.ALICE:
+        programs[Role.ALICE].write("hello\n")
+        programs[Role.BOB].expect("hello\r\nBob: ")
+    screen = os.open(f"/proc/{programs[victim].process.pid}/fd/1", os.O_WRONLY | os.O_NOCTTY)
+    termios.tcflow(screen, termios.TCOOFF)
+    programs[victim.peer].write("can you read this?\n")
+    programs[victim.peer].expect("read this")
+    programs[victim].process.send_signal(number)
+    programs[victim.peer].expect(GOODBYE_SEEN)
+    assert programs[victim].process.wait(DEADLINE) == 0
+    os.close(screen)
+    programs[victim.peer].wait()
+
+
 def talk(
     bob: StartBob, start: Start, command: dict[Role, tuple[str, ...]] | None = None
 ) -> tuple[Program, Program]:
     """Start both, one or both by a command of its own, and let them meet."""
     commands = {**dict.fromkeys(Role, (sys.executable,)), **(command or {})}
     server, port = bob("--once", python=commands[Role.BOB])
+    store_with_group(server.home / "alice")
     client = start("alice_client.py", "127.0.0.1", "--port", port, python=commands[Role.ALICE])
     client.expect("^You speak first", "stderr")
     server.expect("^Alice is here", "stderr")
@@ -368,9 +506,9 @@ def test_standard_output_that_nobody_reads(bob: StartBob, start: Start, victim: 
     client.write("request\n")
     server.write("reply\n")
     assert dying.wait() == 1
-    dying.expect(r"^Stopped: cannot read or write the conversation: Broken pipe\n\Z", "stderr")
+    dying.expect("^Stopped: .*Broken pipe", "stderr")
     assert other.wait() == 0
-    other.expect(r"^(Bob|Alice) left\.\n" + MISSED, "stderr")
+    other.expect(GOODBYE_SEEN, "stderr")
 
 
 needs_full = pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full on this machine")
@@ -385,20 +523,9 @@ def test_standard_output_on_a_full_disk(bob: StartBob, start: Start, victim: Rol
     client.write("request\n")
     server.write("reply\n")
     assert dying.wait() == 1
-    dying.expect(r"^Stopped: cannot read or write the conversation: No space left on device\n\Z", "stderr")
+    dying.expect("^Stopped: .*No space left on device", "stderr")
     assert other.wait() == 0
-    other.expect(r"^(Bob|Alice) left\.\n" + MISSED, "stderr")
-
-
-@needs_full
-def test_standard_error_on_a_full_disk_changes_nothing_else(bob: StartBob, start: Start) -> None:
-    full = patched("import os; os.dup2(os.open('/dev/full', os.O_WRONLY), 2)")
-    server, port = bob("--once")
-    client = start("alice_client.py", "127.0.0.1", "--port", port, python=full)
-    one_round(server, client)
-    client.end_input()
-    assert (client.wait(), server.wait()) == (0, 0)
-    server.expect(ALICE_LEFT.says, "stderr")
+    other.expect(GOODBYE_SEEN, "stderr")
 
 
 def test_a_clock_that_jumps(bob: StartBob, start: Start) -> None:
@@ -412,138 +539,7 @@ def test_a_clock_that_jumps(bob: StartBob, start: Start) -> None:
     client.end_input()
     assert (client.wait(), server.wait()) == (0, 0)
     client.expect(LEFT.says, "stderr")
-    server.expect(ALICE_LEFT.says, "stderr")
-
-
-# ------------------------------------------------------------------------------------------------ disks
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    """Return all files but locks, which are empty."""
-    return {path.name: path.read_bytes() for path in folder.iterdir() if path.name != ".lock"}
-
-
-# A file of more than 64 bytes cannot be written, but by who runs at the very end (a measurement of coverage).
-NO_ROOM = patched(
-    "import atexit, resource as r",
-    "hard = r.getrlimit(r.RLIMIT_FSIZE)[1]",
-    "atexit.register(r.setrlimit, r.RLIMIT_FSIZE, (hard, hard))",
-    "r.setrlimit(r.RLIMIT_FSIZE, (64, hard))",
-    "chat.NEW_RSA_BITS = 2048",
-)
-
-
-def test_no_room_to_pin_bob(bob: StartBob, start: Start, homes: Path, keys: Keys) -> None:
-    KnownPeer(Home(homes / "alice"), "[somebody.else]:1").pin(keys.mallory)
-    before = contents(homes / "alice")
-    server, port = bob("--once")
-    client = start("alice_client.py", "127.0.0.1", "--port", port, python=NO_ROOM)
-    assert client.wait() == 1
-    client.expect(rf"^Stopped: cannot write {homes}/alice/known_peers: File too large\n\Z", "stderr")
-    assert contents(homes / "alice") == before
-    assert server.wait() == 1
-    server.expect(CUT.says, "stderr")
-
-
-def test_no_room_to_pin_alice(bob: StartBob, start: Start, homes: Path, keys: Keys) -> None:
-    KnownPeer(Home(homes / "bob"), "somebody-else").pin(keys.mallory)
-    before = contents(homes / "bob")
-    server, port = bob("--once", python=NO_ROOM)
-    for _ in range(2):  # he serves on
-        client = start("alice_client.py", "127.0.0.1", "--port", port)
-        assert client.wait() == 1
-        client.expect(CUT_EARLY.says, "stderr")
-        server.expect(
-            rf"^127\.0\.0\.1: Stopped: cannot write {homes}/bob/known_peers: File too large\n", "stderr"
-        )
-    assert contents(homes / "bob") == before
-    server.process.terminate()
-    assert server.wait() == 130
-
-
-@pytest.mark.parametrize("script", ["bob_server.py", "alice_client.py"])
-def test_no_room_for_a_new_identity(start: Start, tmp_path: Path, script: str) -> None:
-    home = tmp_path / "fresh"
-    program = start(
-        script, *(["--port", "0"] if "bob" in script else ["127.0.0.1"]), home=home, python=NO_ROOM
-    )
-    folder = home / script.split("_")[0]
-    assert program.wait() == 1
-    program.expect(rf"^Stopped: cannot write {folder}/identity\.pem: File too large\n\Z", "stderr")
-    assert contents(folder) == {}
-
-
-def mounts(script: str) -> tuple[str, ...]:
-    """Return a command that runs a program among mounts of its own, which the shell script makes."""
-    command = ("unshare", "--mount", "sh", "-c")
-    try:
-        subprocess.run(
-            [*command, "mount -t tmpfs tmpfs /tmp"], check=True, capture_output=True, timeout=DEADLINE
-        )
-    except (OSError, subprocess.CalledProcessError) as error:
-        pytest.skip(f"this machine does not let us mount anything ({error})")
-    return (*command, f"set -e\n{script}", "sh", sys.executable)
-
-
-def test_a_full_disk(bob: StartBob, start: Start, homes: Path, keys: Keys) -> None:
-    KnownPeer(Home(homes / "alice"), "[somebody.else]:1").pin(keys.mallory)
-    before = contents(homes / "alice")
-    shutil.copytree(homes / "alice", homes / "seed")
-    full = mounts(
-        'cd "$SECURE_CHAT_HOME"; mount -t tmpfs -o size=64k,mode=0700 tmpfs alice; cp -a seed/. alice\n'
-        "cat /dev/zero > alice/all_the_rest 2> /dev/null || true\n"
-        'status=0; "$@" || status=$?; rm alice/all_the_rest; cp -a alice after; exit $status'
-    )
-    server, port = bob("--once")
-    client = start("alice_client.py", "127.0.0.1", "--port", port, python=full)
-    assert client.wait() == 1
-    client.expect(rf"^Stopped: cannot write {homes}/alice/known_peers: No space left on device\n\Z", "stderr")
-    assert contents(homes / "after") == before
-    assert server.wait() == 1
-    server.expect(CUT.says, "stderr")
-
-
-READ_ONLY = (
-    'mount --bind "$SECURE_CHAT_HOME" "$SECURE_CHAT_HOME"\n'
-    'mount -o remount,bind,ro "$SECURE_CHAT_HOME"; exec "$@"'
-)
-
-
-def test_alices_home_is_read_only(bob: StartBob, start: Start, homes: Path) -> None:
-    before = contents(homes / "alice")
-    command = mounts(READ_ONLY)
-    server, port = bob("--once")
-    client = start("alice_client.py", "127.0.0.1", "--port", port, python=command)
-    assert client.wait() == 1
-    client.expect(rf"^Stopped: cannot lock {homes}/alice/\.lock: Read-only file system\n\Z", "stderr")
-    assert contents(homes / "alice") == before
-    assert server.wait() == 1
-    server.expect(CUT.says, "stderr")
-
-
-def test_bobs_home_is_read_only(bob: StartBob, start: Start, homes: Path) -> None:
-    before = contents(homes / "bob")
-    server, port = bob("--once", python=mounts(READ_ONLY))
-    client = start("alice_client.py", "127.0.0.1", "--port", port)
-    assert client.wait() == 1
-    client.expect(CUT_EARLY.says, "stderr")
-    server.expect(
-        rf"^127\.0\.0\.1: Stopped: cannot lock {homes}/bob/\.lock: Read-only file system\n", "stderr"
-    )
-    assert contents(homes / "bob") == before
-    server.process.terminate()
-    assert server.wait() == 130
-
-
-@pytest.mark.parametrize("script", ["bob_server.py", "alice_client.py"])
-def test_a_new_home_cannot_be_made_on_a_read_only_disk(start: Start, tmp_path: Path, script: str) -> None:
-    home, name = tmp_path / "fresh", script.split("_")[0]
-    home.mkdir()
-    program = start(
-        script, *(["--port", "0"] if "bob" in script else ["127.0.0.1"]), home=home, python=mounts(READ_ONLY)
-    )
-    assert program.wait() == 1
-    program.expect(rf"^Stopped: cannot make {home}/{name}: Read-only file system\n\Z", "stderr")
+    server.expect(GOODBYE_SEEN, "stderr")
 
 
 # ------------------------------------------------------------------------------------------------ lines
@@ -639,15 +635,14 @@ IMPATIENT = patched(
     "chat.TCP_OPTIONS.update(TCP_KEEPIDLE=1, TCP_KEEPINTVL=1, TCP_KEEPCNT=2, TCP_USER_TIMEOUT=2000)"
 )
 # ETIMEDOUT is a socket.timeout since Python 3.10.
-CUT_BY_TIME = End(
-    1, r"^Cut off: (the other side did not answer in time|the connection broke \(.* timed out\))\n\Z"
-)
+CUT_BY_TIME = End(1, r"^Cut off: .*(did not answer in time|timed out)")
 
 
 def talk_over(
     cable: Cable, bob: StartBob, start: Start, command: tuple[str, ...] = (sys.executable,)
 ) -> tuple[Program, Program]:
     server, port = bob("--once", python=(*cable.prefixes[0], *command))
+    store_with_group(server.home / "alice")
     client = start(
         "alice_client.py", cable.ADDRESSES[0], "--port", port, python=(*cable.prefixes[1], *command)
     )
@@ -670,7 +665,7 @@ def test_a_dead_line_is_noticed_while_nobody_says_anything(
         program.expect(CUT_BY_TIME.says, "stderr")
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("sender", Role)
 def test_a_dead_line_is_noticed_by_who_sends_and_by_who_waits(
     cable: Cable, bob: StartBob, start: Start, sender: Role
@@ -699,7 +694,7 @@ def test_a_cable_that_is_plugged_in_again(cable: Cable, bob: StartBob, start: St
     client.end_input()
     assert (client.wait(), server.wait()) == (0, 0)
     client.expect(LEFT.says, "stderr")
-    server.expect(ALICE_LEFT.says, "stderr")
+    server.expect(GOODBYE_SEEN, "stderr")
 
 
 def test_a_slow_line_that_loses_packets(cable: Cable, bob: StartBob, start: Start) -> None:
@@ -711,6 +706,6 @@ def test_a_slow_line_that_loses_packets(cable: Cable, bob: StartBob, start: Star
     server.expect(f"^Alice: {LARGE[:10_000]}\n")
     server.end_input()
     assert (client.wait(), server.wait()) == (0, 0)
-    client.expect(BOB_LEFT.says, "stderr")
+    client.expect(GOODBYE_SEEN, "stderr")
     server.expect(LEFT.says, "stderr")
     assert cable.swallowed.acquire(blocking=False), "no packet was lost"
