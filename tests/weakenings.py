@@ -1,0 +1,1180 @@
+"""The checks of the programs, each with a patch that takes it away, and the test that must notice.
+
+A security test that stays green without the thing it tests is worse than none: usually another check has
+refused first. test_weakenings.py applies each patch to a copy of the programs, and the one test meant for it
+must go red. Mallory (mallory.py, --without) shows with the same patches what the checks are there for.
+
+Most patches are statements at the end of a file: they put another function in the place of one, and do not
+depend on how that one is written. What stands in the middle of a function is changed in the text, and such a
+change must fit exactly once.
+"""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+import textwrap
+from pathlib import Path
+from typing import NamedTuple
+
+UTILS, BOB, ALICE = PROGRAMS = ("crypto_utils.py", "bob_server.py", "alice_client.py")
+START = '\n\nif __name__ == "__main__":\n    main()\n'  # how a script ends
+
+
+class Weakening(NamedTuple):
+    """What is taken away, the test that must notice, and the patch: statements, or changes of the text."""
+
+    name: str
+    test: str
+    statements: str = ""
+    edits: tuple[tuple[str, str], ...] = ()
+    file: str = UTILS
+
+
+def weaken(folder: Path, weakening: Weakening) -> None:
+    """Apply one weakening to the programs in a folder. Raises ValueError where it does not fit."""
+    path = folder / weakening.file
+    text = path.read_text(encoding="utf-8")
+    for old, new in weakening.edits:
+        if text.count(old) != 1:
+            raise ValueError(f"{weakening.name} changes what occurs {text.count(old)} times: {old}")
+        text = text.replace(old, new)
+    if weakening.statements:
+        statements = textwrap.dedent(weakening.statements).strip()
+        added = f"\n\n# Weakened: {weakening.name}.\n{statements}\n"
+        if weakening.file == UTILS:
+            text += added
+        elif text.count(START) == 1:
+            text = text.replace(START, added + START)
+        else:
+            raise ValueError(f"{weakening.file} does not end as expected")
+    path.write_text(text, encoding="utf-8")
+
+
+def broken_copy(programs: Path, names: tuple[str, ...]) -> Path:
+    """Copy the programs to a new folder, without these checks. The copy says that it is broken."""
+    folder = Path(tempfile.mkdtemp(prefix="mallory-"))
+    for name in PROGRAMS:
+        shutil.copy(programs / name, folder)
+    try:
+        for name in names:
+            weaken(folder, WEAKENINGS[name])
+    except ValueError:
+        shutil.rmtree(folder)
+        raise
+    with (folder / UTILS).open("a", encoding="utf-8") as file:
+        file.write(
+            "\n\n# A home folder of its own, and a first line on the screen.\n"
+            f"os.environ['SECURE_CHAT_HOME'] = {str(folder / 'home')!r}\n"
+            "def run_program(parser, run, original=run_program):\n"
+            f"    print('A broken copy, for a lesson. It does not check: {', '.join(names)}.', "
+            "file=sys.stderr, flush=True)\n"
+            "    original(parser, run)\n"
+        )
+    return folder
+
+
+def unchecked(name: str, test: str, reason: str) -> Weakening:
+    """Never refuse for a reason that begins like this (a regular expression)."""
+    return Weakening(
+        name,
+        test,
+        f"""
+        def require(condition, reason, require=require):
+            require(condition or re.match({reason!r}, reason), reason)
+        """,
+    )
+
+
+def edited(name: str, test: str, *edits: tuple[str, str]) -> Weakening:
+    return Weakening(name, test, edits=edits)
+
+
+def signed(name: str, test: str, what: str) -> Weakening:
+    """Sign this before nonce, ciphertext and tag."""
+    return Weakening(
+        name,
+        test,
+        f"""
+        def initialize(self, sender, signer, z, th, original=Direction.__init__):
+            original(self, sender, signer, z, th)
+            label, C = sender.label, derive_keys(z, sender.label, th)[1]
+            self._context = SHA256.new(VERSION + b" signature " + {what})
+        Direction.__init__ = initialize
+        """,
+    )
+
+
+def keys_from(name: str, test: str, arguments: str) -> Weakening:
+    """Derive the keys from other values than z, direction and th."""
+    return Weakening(
+        name,
+        test,
+        f"""
+        def derive_keys(z, direction, th, original=derive_keys):
+            return original({arguments})
+        """,
+    )
+
+
+def hashed(name: str, test: str, what: str) -> Weakening:
+    """Let th be the hash of something else than both frames."""
+    return Weakening(
+        name,
+        test,
+        f"""
+        def transcript_hash(bob, alice):
+            return SHA256.new({what}).digest()
+        """,
+    )
+
+
+def after_success(name: str, test: str, statement: str, directions: str = "Direction") -> Weakening:
+    """Change a direction after each record that succeeded."""
+    return Weakening(
+        name,
+        test,
+        f"""
+        def succeed(self, record_type, signed, original=Direction._succeed):
+            original(self, record_type, signed)
+            {statement}
+        {directions}._succeed = succeed
+        """,
+    )
+
+
+def after_failure(name: str, test: str, statement: str) -> Weakening:
+    """Change a direction after each record that was refused."""
+    return Weakening(
+        name,
+        test,
+        f"""
+        def open_record(self, record, other, keep=lambda _: None, original=Opener.open):
+            try:
+                return original(self, record, other, keep)
+            except ProtocolError:
+                {statement}
+                raise
+        Opener.open = open_record
+        """,
+    )
+
+
+def hash_of(name: str, test: str, parts: str) -> Weakening:
+    """Sign other parts of a record than nonce, ciphertext and tag."""
+    return Weakening(
+        name,
+        test,
+        f"""
+        def hash_parts(self, nonce, ciphertext, tag, original=Direction._hash):
+            return original(self, {parts})
+        Direction._hash = hash_parts
+        """,
+    )
+
+
+def drawn(name: str, test: str, nonce: str) -> Weakening:
+    """Draw another nonce for a hello; Bob's r, which his nonce commits to."""
+    return Weakening(
+        name,
+        test,
+        f"""
+        def make(role, identity, group, random=secrets.token_bytes, original=Offer.make):
+            values = [{nonce}, group.private_exponent(random)]
+            return original(role, identity, group, lambda _: values.pop())
+        Offer.make = make
+        """,
+    )
+
+
+ATTACKS, HANDSHAKE, RECORDS = "test_attacks.py::test_", "test_handshake.py::test_", "test_records.py::test_"
+PRIMITIVES, VECTORS, DISK = "test_primitives.py::test_", "test_vectors.py::test_", "test_disk.py::test_"
+SERVER, TRUST, TALK = "test_server.py::test_", "test_trust.py::test_", "test_conversation.py::test_"
+SESSION = HANDSHAKE + "a_session_is_what_the_specification_says_byte_by_byte"
+FRESH = HANDSHAKE + "every_session_has_fresh_values"
+SEEDED = HANDSHAKE + "no_secret_comes_from_a_generator_that_can_be_seeded"
+ONE_NONCE = RECORDS + "no_nonce_meets_a_key_twice"
+ON_THE_WIRE = RECORDS + "nothing_on_the_wire_depends_on_the_text_but_its_length_class"
+OTHER_DIRECTION = RECORDS + "a_record_of_the_other_direction_is_refused_even_if_all_keys_were_the_same"
+MISBINDING = HANDSHAKE + "misbinding_bob_does_not_take_alices_words_for_mallorys"
+FORGED = RECORDS + "a_forged_record_is_refused_and_so_is_all_that_follows"
+SIGNED = HANDSHAKE + (
+    "nothing_is_signed_before_the_other_key_is_acceptable_and_by_bob_before_alice_has_proven_hers"
+)
+UNFIT = HANDSHAKE + "an_unfit_text_is_refused_at_home_and_the_chat_goes_on"
+REFUSED = VECTORS + "crypto_utils_refuses_the_transcript_for_that_reason"
+KEYS = PRIMITIVES + "keys_are_the_one_step_derivation_of_the_design"
+
+
+def pinning(name: str, test: str, statement: str) -> Weakening:
+    """Pin a key after this statement, which may change the lines that were there."""
+    return Weakening(
+        name,
+        test,
+        f"""
+        def pin(self, key):
+            with self._store.locked():
+                lines = self._lines()
+                {statement}
+                lines.append(f"{{self.name}} {{ssh_line(key)}}")
+                self._store.write(KeyStore.KNOWN_PEERS, "".join(line + "\\n" for line in lines).encode())
+            return len(lines)
+        PinnedPeer.pin = pin
+        """,
+    )
+
+
+LIST = [
+    # ----------------------------------------- parameters and public values
+    unchecked("size-of-p", ATTACKS + "parameters[p of 2047 bits]", "p has .* bits"),
+    unchecked("length of p", ATTACKS + "parameters[p of 4097 bits]", "p or g is over 4096"),
+    unchecked("p padded", ATTACKS + "parameters[p padded]", "p or g is not in its minimal"),
+    unchecked("p even", ATTACKS + "parameters[p even]", "p is even"),
+    unchecked("safe-prime", ATTACKS + "parameters[p composite]", "p is not a safe prime"),
+    Weakening(
+        "q not tested",
+        ATTACKS + "parameters[p prime, q composite]",
+        "def miller_rabin_test(candidate, rounds): return 1",
+    ),
+    Weakening(
+        "p not tested",
+        PRIMITIVES + "is_safe_prime_refuses[q prime, no factor 3 in p]",
+        """
+        def is_safe_prime(p, rounds=64):
+            return p % 3 != 0 and bool(miller_rabin_test((p - 1) // 2, rounds))
+        """,
+    ),
+    Weakening(
+        "one round for a p that somebody else chose",
+        PRIMITIVES + "a_prime_is_tested_as_many_times_as_it_is_trusted[64]",
+        """
+        def is_safe_prime(p, rounds=64, original=is_safe_prime):
+            return original(p, min(rounds, 1))
+        """,
+    ),
+    Weakening(
+        "any p taken once another one was tested",
+        ATTACKS + "parameters[p composite]",
+        """
+        def check_peers_group(self, group):
+            check_group(group, rounds=0 if self.load_group(rounds=0) else 64)
+        KeyStore.check_group = check_peers_group
+        """,
+    ),
+    Weakening(
+        "a group that failed is remembered",
+        HANDSHAKE + "a_group_that_failed_is_not_remembered",
+        """
+        def check_peers_group(self, group, original=KeyStore.check_group):
+            self.save_group(group)
+            original(self, group)
+        KeyStore.check_group = check_peers_group
+        """,
+    ),
+    Weakening(
+        "Alice does not check the group",
+        ATTACKS + "parameters[g outside the subgroup]",
+        "KeyStore.check_group = lambda self, group: None",
+    ),
+    unchecked("g", ATTACKS + "parameters[g = 1]", "g does not generate"),
+    unchecked(
+        "public value of another length",
+        ATTACKS + "public_value_of_another_length[Role.ALICE-257]",
+        "the public value is not as long as p",
+    ),
+    unchecked(
+        "subgroup", ATTACKS + "public_value[Role.BOB-outside the subgroup]", "the public value is not in"
+    ),
+    Weakening(
+        "public value 1",
+        ATTACKS + "public_value[Role.ALICE-1]",
+        "Group.contains = lambda self, y: y <= self.p - 2 and Integer.jacobi_symbol(y, self.p) == 1",
+    ),
+    Weakening(
+        "public value above p",
+        ATTACKS + "public_value[Role.ALICE-p+1]",
+        "Group.contains = lambda self, y: y >= 2 and Integer.jacobi_symbol(y, self.p) == 1",
+    ),
+    Weakening(
+        "public value outside the subgroup",
+        ATTACKS + "public_value[Role.ALICE-outside the subgroup]",
+        "Group.contains = lambda self, y: 2 <= y <= self.p - 2",
+    ),
+    Weakening(
+        "secret exponent before the checks",
+        HANDSHAKE + "public_values_are_checked_before_a_secret_exponent_meets_them",
+        """
+        def agree(self, hello, original=Offer.agree):
+            value = Hello.decode(self.role.peer, hello).public_value
+            modexp(int.from_bytes(value, "big"), self.exponent, self.group.p)
+            return original(self, hello)
+        Offer.agree = agree
+        """,
+    ),
+    Weakening(
+        "parameters on disk not tested",
+        DISK + "bad_parameters_are_refused_and_kept[no_safe_prime]",
+        """
+        def load_group(self, path=None, rounds=64, original=KeyStore.load_group):
+            return original(self, path, 0)
+        KeyStore.load_group = load_group
+        """,
+    ),
+    # ----------------------------------------- secrets
+    Weakening(
+        "always the same p",
+        PRIMITIVES + "the_search_for_p_begins_anywhere",
+        "secrets.randbelow = lambda bound: 0",
+    ),
+    Weakening(
+        "short exponent",
+        PRIMITIVES + "a_private_exponent_is_random_bytes_as_many_as_the_group_needs[ffdhe2048-32]",
+        "Group.private_exponent = lambda self, random=secrets.token_bytes: random(byte_length(self.p) // 16)",
+    ),
+    Weakening(
+        "fresh-exponent",
+        FRESH,
+        'Group.private_exponent = lambda self, random=secrets.token_bytes: b"constant" * 4',
+    ),
+    Weakening(
+        "one exponent for all sessions",
+        FRESH,
+        """
+        def private_exponent(self, random=secrets.token_bytes, kept={}, original=Group.private_exponent):
+            return kept.setdefault(self, original(self, random))
+        Group.private_exponent = private_exponent
+        """,
+    ),
+    drawn("fresh-nonce", FRESH, "bytes(NONCE_BYTES)"),
+    drawn("nonce from a generator that can be seeded", SEEDED, '__import__("random").randbytes(NONCE_BYTES)'),
+    Weakening(
+        "exponent from a generator that can be seeded",
+        SEEDED,
+        """
+        def private_exponent(self, random=secrets.token_bytes):
+            return __import__("random").randbytes(byte_length(self.p) // 8)
+        Group.private_exponent = private_exponent
+        """,
+    ),
+    edited(
+        "arithmetic that takes a secret's time",
+        PRIMITIVES + "without_constant_time_arithmetic_there_is_no_module",
+        ('if _implementation.get("library") != "nat":', "if False:"),
+    ),
+    Weakening(
+        "exponent in repr",
+        HANDSHAKE + "no_secret_in_any_representation",
+        'Offer.__repr__ = lambda self: f"Offer({self.exponent!r})"',
+    ),
+    Weakening(
+        "r in repr",
+        HANDSHAKE + "no_secret_in_any_representation",
+        'Offer.__repr__ = lambda self: f"Offer({self.r!r})"',
+    ),
+    Weakening(
+        "AES keys in repr",
+        HANDSHAKE + "no_secret_in_any_representation",
+        "Direction.__repr__ = lambda self: str(vars(self))",
+    ),
+    Weakening(
+        "Z kept",
+        HANDSHAKE + "z_and_the_exponents_are_gone_after_the_handshake[without evidence]",
+        """
+        def initialize(self, sender, signer, z, th, original=Direction.__init__):
+            original(self, sender, signer, z, th)
+            self.z = z
+        Direction.__init__ = initialize
+        """,
+    ),
+    Weakening(
+        "exponent kept",
+        HANDSHAKE + "z_and_the_exponents_are_gone_after_the_handshake[without evidence]",
+        """
+        def agree(self, hello, original=Offer.agree):
+            key, z, th = original(self, hello)
+            key.offer = self
+            return key, z, th
+        Offer.agree = agree
+        """,
+    ),
+    Weakening(
+        "Z traced",
+        HANDSHAKE + "what_is_traced",
+        """
+        def derive_keys(z, direction, th, original=derive_keys):
+            trace("the keys", Z=z)
+            return original(z, direction, th)
+        """,
+    ),
+    # ----------------------------------------- keys and what goes into them
+    Weakening(
+        "Z unpadded",
+        PRIMITIVES + "modexp_keeps_leading_zeros",
+        """
+        def modexp(base, exponent, modulus, original=modexp):
+            return original(base, exponent, modulus).lstrip(b"\\0")
+        """,
+    ),
+    keys_from("Z without its leading zeros", SESSION, 'z.lstrip(b"\\0"), direction, th'),
+    Weakening(
+        "K and C swapped",
+        KEYS,
+        """
+        def derive_keys(z, direction, th, original=derive_keys):
+            return original(z, direction, th)[::-1]
+        """,
+    ),
+    Weakening(
+        "K and C the same",
+        KEYS,
+        """
+        def derive_keys(z, direction, th, original=derive_keys):
+            return original(z, direction, th)[:1] * 2
+        """,
+    ),
+    keys_from("K independent of th", MISBINDING, 'z, direction, b""'),
+    keys_from("K independent of the direction", ONE_NONCE, 'z, b"", th'),
+    keys_from("both directions with one pair of keys", ONE_NONCE, "z, Role.BOB.label, th"),
+    keys_from(
+        "keys of the other direction",
+        SESSION,
+        "z, next(role.peer.label for role in Role if role.label == direction), th",
+    ),
+    Weakening("direction", OTHER_DIRECTION, 'Role.label = property(lambda self: b"bob->alice")'),
+    Weakening(
+        "labels swapped",
+        VECTORS + "crypto_utils_makes_the_same_and_opens_it_on_both_sides[ffdhe2048]",
+        'Role.label = property(lambda self: f"{self.peer.value}->{self.value}".encode())',
+    ),
+    hashed("th", ATTACKS + "attack[hello]", 'b""'),
+    hashed(
+        "Bob's hello not in th",
+        ATTACKS + "a_field_that_makes_no_other_secret_is_in_the_transcript_hash[RSA_bob]",
+        "frame(alice)",
+    ),
+    hashed("Alice's hello not in th", MISBINDING, "frame(bob)"),
+    hashed("identities not in th", MISBINDING, "bob[:-294] + alice[:-294]"),  # as long as the tests' keys
+    hashed(
+        "nonces not in th",
+        ATTACKS + "a_field_that_makes_no_other_secret_is_in_the_transcript_hash[nonce_A]",
+        "bob[49:] + alice[49:]",
+    ),
+    hashed("lengths not in th", SESSION, "bob + alice"),
+    # ----------------------------------------- RSA keys
+    unchecked(
+        "size of an RSA key before it is parsed",
+        PRIMITIVES + "load_public_key_refuses[over 1 KiB]",
+        "the RSA key is larger",
+    ),
+    unchecked("another type of key", ATTACKS + "rsa_key[Role.ALICE-another type]", "the key is not an RSA"),
+    unchecked("RSA bits", ATTACKS + "rsa_key[Role.BOB-2047 bits]", "the RSA key has .* bits"),
+    unchecked("RSA exponent", ATTACKS + "rsa_key[Role.ALICE-e = 3]", "the RSA key's public exponent"),
+    unchecked(
+        "canonical DER",
+        PRIMITIVES + "load_public_key_refuses[leading zero in n]",
+        "the RSA key is not in its canonical",
+    ),
+    unchecked(
+        "reflection",
+        ATTACKS + "attack[bobs-own-key]",
+        "the other side presents our own key",
+    ),
+    # ----------------------------------------- signatures
+    unchecked("signature", FORGED + "[Role.BOB-signed by Mallory]", "the record's signature"),
+    Weakening(
+        "any signature valid",
+        PRIMITIVES + "verify_agrees_with_wycheproof[2048]",
+        "def verify(key, message, signature): return True",
+    ),
+    Weakening(
+        "no salt",
+        PRIMITIVES + "sign_agrees_with_nist",
+        """
+        def sign(key, message, random=secrets.token_bytes):
+            return pss.new(key, salt_bytes=0).sign(message)
+
+        def verify(key, message, signature):
+            with contextlib.suppress(ValueError):
+                pss.new(key, salt_bytes=0).verify(message, signature)
+                return True
+            return False
+        """,
+    ),
+    Weakening(
+        "decrypted before it is verified",
+        RECORDS + "nothing_is_decrypted_before_it_is_verified",
+        """
+        def open_record(self, record, other, keep=lambda _: None, original=Opener.open):
+            body = record[: len(record) - self.signer.size_in_bytes()]
+            with contextlib.suppress(ValueError):
+                decrypt(self._key, body[:GCM_NONCE], body[GCM_NONCE:-GCM_TAG], body[-GCM_TAG:])
+            return original(self, record, other, keep)
+        Opener.open = open_record
+        """,
+    ),
+    signed("direction not signed", OTHER_DIRECTION, "th + C"),
+    signed("th not signed", RECORDS + "the_signature_covers_what_is_never_sent[th]", "label + C"),
+    signed("C not signed", RECORDS + "the_signature_covers_what_is_never_sent[commitment]", "label + th"),
+    signed(
+        "C that commits to nothing",
+        RECORDS + "a_record_that_opens_to_two_texts_is_signed_for_one_of_them",
+        "label + th + bytes(32)",
+    ),
+    hash_of(
+        "record's number not signed",
+        FORGED + "[Role.ALICE-dropped, the next one under its number]",
+        "ciphertext, tag",
+    ),
+    hash_of("ciphertext and tag not signed", FORGED + "[Role.BOB-encrypted anew]", "nonce"),
+    hash_of("plaintext signed", ON_THE_WIRE, "nonce, decrypt(self._key, nonce, ciphertext, tag)"),
+    hash_of(
+        "plaintext signed as well",
+        ON_THE_WIRE,
+        "nonce, ciphertext, tag, decrypt(self._key, nonce, ciphertext, tag)",
+    ),
+    # ----------------------------------------- encryption
+    Weakening(
+        "tag",
+        FORGED + "[Role.ALICE-ciphertext changed and signed]",
+        """
+        def decrypt(key, nonce, ciphertext, tag):
+            return AES.new(key, AES.MODE_GCM, nonce=nonce, mac_len=GCM_TAG).decrypt(ciphertext)
+        """,
+    ),
+    edited(
+        "constant GCM nonce",
+        ONE_NONCE,
+        ("encrypt(self._key, nonce, plaintext)", "encrypt(self._key, bytes(12), plaintext)"),
+        ("decrypt(self._key, nonce, ciphertext, tag)", "decrypt(self._key, bytes(12), ciphertext, tag)"),
+    ),
+    after_success("number not advanced", ONE_NONCE, "self.number = 1"),
+    Weakening(
+        "number used again after a failed seal",
+        RECORDS + "no_second_record_under_a_number_whatever_interrupted_the_first[encrypt-after it]",
+        """
+        def begin(self, original=Direction._begin):
+            nonce, self.closed = original(self), False
+            return nonce
+        Direction._begin = begin
+        """,
+    ),
+    Weakening("no padding", ON_THE_WIRE, "PADDING = 1"),
+    Weakening(
+        "padding not checked",
+        FORGED + "[Role.ALICE-no padding]",
+        'def unpad(data, size, style): return data.rstrip(b"\\0")[:-1]',
+    ),
+    # ----------------------------------------- records
+    Weakening(
+        "number",  # the receiver believes what the record says
+        ATTACKS + "attack[repeat]",
+        """
+        def open_record(self, record, other, keep=lambda _: None, original=Opener.open):
+            self.number = int.from_bytes(record[:GCM_NONCE], "big")
+            return original(self, record, other, keep)
+        Opener.open = open_record
+        """,
+    ),
+    after_failure(
+        "a direction lives on after a failure",
+        FORGED + "[Role.BOB-signature changed]",
+        "self.closed = False",
+    ),
+    after_failure(
+        "a failed record counts",
+        FORGED + "[Role.BOB-signature changed]",
+        "self.closed = False; self.number += 1",
+    ),
+    after_success(
+        "sending after a goodbye",
+        RECORDS + "nothing_follows_a_goodbye[Role.BOB]",
+        "self.closed = False",
+        "Sealer",
+    ),
+    after_success(
+        "receiving after a goodbye",
+        RECORDS + "nothing_follows_a_goodbye[Role.BOB]",
+        "self.closed = False",
+        "Opener",
+    ),
+    unchecked(
+        "length of a record",
+        RECORDS + "a_record_has_its_length_or_none",
+        "the record has an impossible length",
+    ),
+    unchecked("type", FORGED + "[Role.BOB-unknown type]", "the record is of no known type"),
+    unchecked("no type, no reply", FORGED + "[Role.ALICE-too short]", "the record is too short"),
+    unchecked(
+        "READY first", RECORDS + "record_0_is_ready_with_its_body[Role.BOB-TEXT-1-x]", "READY is record 0"
+    ),
+    unchecked(
+        "length of a text received",
+        FORGED + "[Role.BOB-a text over the limit]",
+        "the record's body has a wrong length",
+    ),
+    edited(
+        "text in Alice's READY",
+        RECORDS + "record_0_is_ready_with_its_body[Role.ALICE-a body-0-x]",
+        ("if self.sender is Role.BOB else range(1)", "if self.sender is Role.BOB else range(TEXT_LIMIT)"),
+    ),
+    edited(
+        "no r in Bob's READY",
+        RECORDS + "record_0_is_ready_with_its_body[Role.BOB-no r-0-]",
+        ("range(NONCE_BYTES, NONCE_BYTES + 1)", "range(NONCE_BYTES + 1)"),
+    ),
+    Weakening(
+        "length of a text to be sent",
+        UNFIT + "[too long]",
+        """
+        def send(self, text):
+            self._sealer.seal(RecordType.TEXT, text.encode(), self._opener, self._send)
+        Channel.send = send
+        """,
+    ),
+    edited(
+        "UTF-8 received",
+        FORGED + "[Role.ALICE-not UTF-8]",
+        ("                body.decode()\n", '                body.decode(errors="replace")\n'),
+    ),
+    Weakening(
+        "UTF-8 to be sent",
+        UNFIT + "[a surrogate]",
+        """
+        def send(self, text):
+            self._sealer.seal(RecordType.TEXT, text.encode(errors="surrogatepass"), self._opener, self._send)
+        Channel.send = send
+        """,
+    ),
+    unchecked("reply", FORGED + "[Role.ALICE-in reply to the one before]", "the record replies to another"),
+    edited(
+        "what a CLOSE replies to",
+        FORGED + "[Role.BOB-a CLOSE in reply to nothing]",
+        ("(closing and in_turn and message.in_reply_to == other.before)", "closing"),
+    ),
+    edited(
+        "a CLOSE that denies what it answered",
+        RECORDS + "every_record_in_every_state",
+        ("closing and in_turn and message", "closing and message"),
+    ),
+    edited(
+        "a CLOSE that crossed a record",
+        RECORDS + "a_goodbye_that_crossed_a_record_tells_so[Role.BOB]",
+        ("not crossed or (closing and in_turn and message.in_reply_to == other.before)", "not crossed"),
+    ),
+    after_success(
+        "a reply to what was said before",
+        RECORDS + "every_record_in_every_state",
+        "self.latest = self.before = NOTHING",
+    ),
+    unchecked("turn", RECORDS + "every_record_in_every_state", "the other side spoke out of turn"),
+    Weakening(
+        "oneself out of turn",
+        RECORDS + "nobody_seals_out_of_turn",
+        "Sealer.has_the_turn = lambda self, other: True",
+    ),
+    Weakening(
+        "goodbye not sealed",
+        RECORDS + "a_record_has_its_length_or_none",
+        """
+        def open_record(self, record, other, keep=lambda _: None, original=Opener.open):
+            if not record:
+                return Message(RecordType.CLOSE, b"", NOTHING)
+            return original(self, record, other, keep)
+        Opener.open = open_record
+        """,
+    ),
+    Weakening(
+        "cut",  # taken for a goodbye
+        ATTACKS + "attack[cut]",
+        """
+        def receive(self, original=Channel.receive):
+            try:
+                return original(self)
+            except ConnectionCut:
+                self._sealer.closed = True
+                return Message(RecordType.CLOSE, b"", NOTHING)
+        Channel.receive = receive
+        """,
+    ),
+    Weakening(
+        "goodbye not said",
+        ATTACKS + "without_mallory_everything_arrives[ffdhe2048]",
+        "Channel.close = lambda self, reason='', wait=0.0: self.frames.hang_up(wait)",
+    ),
+    # ----------------------------------------- form, size and time
+    unchecked(
+        "fields cut short", ATTACKS + "form_of_a_hello[Role.ALICE-a byte more]", "a field of the hello is cut"
+    ),
+    unchecked(
+        "version", ATTACKS + "form_of_a_hello[Role.BOB-another version]", "the other side does not speak"
+    ),
+    unchecked(
+        "number of fields", ATTACKS + "form_of_a_hello[Role.ALICE-one field less]", "the hello has too many"
+    ),
+    unchecked("length of a nonce", ATTACKS + "form_of_a_hello[Role.BOB-short nonce]", "the nonce is not 32"),
+    unchecked("limit", ATTACKS + "attack[length]", "a frame of .* bytes, over the limit"),
+    Weakening("length of a hello", ATTACKS + "form_of_a_hello[Role.ALICE-too long]", "HELLO_LIMIT = 1 << 32"),
+    Weakening(
+        "length of READY",
+        ATTACKS + "a_record_over_its_limit_is_refused[Role.ALICE-1]",
+        "READY_LIMIT = 1 << 32",
+    ),
+    Weakening(
+        "length of a later record",
+        ATTACKS + "a_record_over_its_limit_is_refused[Role.BOB-2]",
+        "RECORD_LIMIT = 1 << 32",
+    ),
+    Weakening(
+        "deadline",
+        ATTACKS + "attack[slow]",
+        """
+        def bob_handshake(*arguments, original=bob_handshake, **options):
+            globals()["HANDSHAKE_SECONDS"] = 1e6
+            return original(*arguments, **options)
+
+        def alice_handshake(*arguments, original=alice_handshake, **options):
+            globals()["HANDSHAKE_SECONDS"] = 1e6
+            return original(*arguments, **options)
+        """,
+    ),
+    *(
+        edited(
+            f"{who}'s handshake without a deadline",
+            HANDSHAKE + f"the_handshake_has_one_deadline[Role.{who.upper()}]",
+            (f"    frames.deadline = time.monotonic() + HANDSHAKE_SECONDS\n    {then}", f"    {then}"),
+        )
+        for who, then in (("Bob", "offer ="), ("Alice", "hello ="))
+    ),
+    Weakening(
+        "a time-out for every read",
+        HANDSHAKE + "the_handshake_has_one_deadline[Role.BOB]",
+        """
+        FrameSocket.deadline = property(
+            lambda self: vars(self)["deadline"] and time.monotonic() + 10,
+            lambda self, value: vars(self).update(deadline=value),
+        )
+        """,
+    ),
+    Weakening(
+        "a frame that stalls while it is sent",
+        HANDSHAKE + "a_send_may_not_stall_and_nothing_follows_it",
+        """
+        def send(self, *payloads):
+            unsent = memoryview(b"".join(map(frame, payloads)))
+            while unsent:
+                with self._network():
+                    unsent = unsent[self.socket.send(unsent) :]
+        FrameSocket.send = send
+        del TCP_OPTIONS["TCP_USER_TIMEOUT"]  # with which the system notices too
+        """,
+    ),
+    edited(
+        "a frame that stalls while it is received",
+        HANDSHAKE + "a_frame_that_has_begun_may_not_stall",
+        ("self._network(STALL_SECONDS if begun else None)", "self._network()"),
+    ),
+    # ----------------------------------------- the order of the handshake
+    edited(
+        "Bob's READY before he opened Alice's",
+        SIGNED,
+        ("    opener.open(hers, sealer)\n", "    opener.number = 1\n"),
+        (
+            "    his = sealer.seal(RecordType.READY, offer.r, opener, frames.send)\n",
+            "    his = sealer.seal(RecordType.READY, offer.r, opener, frames.send)\n"
+            "    opener.number = 0\n"
+            "    opener.open(hers, sealer)\n",
+        ),
+    ),
+    edited(
+        "Bob does not open Alice's READY",
+        ATTACKS + "a_key_is_pinned_only_after_its_owner_has_proven_to_hold_it",
+        ("    opener.open(hers, sealer)\n", "    opener.number = 1\n"),
+    ),
+    edited(
+        "Alice does not open Bob's READY",
+        SIGNED,
+        ("    r = opener.open(his, sealer).body\n", '    opener.number, r = 1, b""\n'),
+        ("    check_commitment(bob.nonce, r)\n", ""),
+    ),
+    *(
+        Weakening(
+            f"{who} pins before the other READY was opened",
+            test,
+            f"""
+            def check(self, key, original=PinnedPeer.check):
+                trust = original(self, key)
+                if (self.name == "alice") == {who == "Bob"}:
+                    self.pin(key)
+                return trust
+            PinnedPeer.check = check
+            """,
+        )
+        for who, test in (
+            ("Bob", ATTACKS + "a_key_is_pinned_only_after_its_owner_has_proven_to_hold_it"),
+            ("Alice", ATTACKS + "a_key_is_pinned_only_after_its_owner_has_proven_to_hold_it"),
+        )
+    ),
+    edited(
+        "Alice signs before she checked the pin",
+        ATTACKS + "man_in_the_middle_with_her_own_key_is_refused_by_the_pin[Role.BOB]",
+        (
+            "    trust = peer.check(key)\n    sealer, opener = Sealer(Role.ALICE",
+            "    sealer, opener = Sealer(Role.ALICE",
+        ),
+        (
+            "    his = bytes(frames.receive(READY_LIMIT))\n",
+            "    trust = peer.check(key)\n    his = bytes(frames.receive(READY_LIMIT))\n",
+        ),
+    ),
+    # ----------------------------------------- words
+    Weakening(
+        "commitment",
+        HANDSHAKE + "alice_has_no_channel_with_an_r_that_does_not_fit",
+        "def check_commitment(nonce_b, r): pass",
+    ),
+    Weakening(
+        "a commitment to nothing",
+        PRIMITIVES + "the_commitment_is_the_hash_of_the_specification_and_fits_one_r",
+        "def commit(r): return bytes(32)",
+    ),
+    Weakening(
+        "words without r",
+        HANDSHAKE + "with_somebody_in_between_the_words_differ[r]",
+        'def make_words(th, r, original=make_words): return original(th, b"")',
+    ),
+    Weakening(
+        "words without th",
+        HANDSHAKE + "with_somebody_in_between_the_words_differ[nonce_A]",
+        'def make_words(th, r, original=make_words): return original(b"", r)',
+    ),
+    # ----------------------------------------- trust
+    Weakening(
+        "pin",  # another key than the pinned one is taken for it
+        ATTACKS + "man_in_the_middle_with_her_own_key_is_refused_by_the_pin[Role.ALICE]",
+        """
+        def judge_key(self, key, pins, original=PinnedPeer._judge):
+            pinned = self.only is None and self.name in (pin.name for pin in pins)
+            return Trust(known=True) if pinned else original(self, key, pins)
+        PinnedPeer._judge = judge_key
+        """,
+    ),
+    Weakening(
+        "a new key takes the place of the pinned one",
+        DISK + "another_key_is_refused_and_nothing_is_changed",
+        """
+        def judge_key(self, key, pins, original=PinnedPeer._judge):
+            new = self.only is None and ssh_line(key) not in (pin.key for pin in pins)
+            return Trust(known=False) if new else original(self, key, pins)
+        PinnedPeer._judge = judge_key
+        """,
+    ),
+    Weakening(
+        "peer",  # --peer is asked for, and not compared
+        ATTACKS + "man_in_the_middle_at_first_contact_is_refused_by_the_fingerprint[Role.BOB]",
+        """
+        def judge_key(self, key, pins, original=PinnedPeer._judge):
+            self.only = self.only and fingerprint(key)
+            return original(self, key, pins)
+        PinnedPeer._judge = judge_key
+        """,
+    ),
+    *(
+        Weakening(
+            f"{who}'s --peer ignored",
+            TRUST + test,
+            "chat.PinnedPeer = lambda store, name, only, original=chat.PinnedPeer: original(store, name)",
+            file=file,
+        )
+        for who, file, test in (
+            ("Bob", BOB, "the_key_that_was_asked_for_is_pinned_unasked_in_place_of_another[False]"),
+            ("Alice", ALICE, "no_other_key_is_accepted_by_alice[asked for]"),
+        )
+    ),
+    pinning(
+        "pin not checked again",
+        DISK + "a_key_pinned_by_another_program_after_the_check_is_found",
+        "pass",
+    ),
+    pinning(
+        "one of several pins lost",
+        DISK + "each_of_several_pinned_keys_is_accepted",
+        "lines = [line for line in lines if line.split()[:1] != [self.name]]",
+    ),
+    Weakening(
+        "nothing pinned",
+        DISK + "a_key_is_new_until_it_is_pinned",
+        "PinnedPeer.pin = lambda self, key: 1",
+    ),
+    Weakening(
+        "the pin of another name",
+        DISK + "a_key_is_new_until_it_is_pinned",
+        """
+        def judge_key(self, key, pins, original=PinnedPeer._judge):
+            names = [self.name if pin.name.startswith(self.name) else pin.name for pin in pins]
+            return original(self, key, [pin._replace(name=name) for pin, name in zip(pins, names)])
+        PinnedPeer._judge = judge_key
+        """,
+    ),
+    pinning(
+        "--peer leaves the old pin",
+        DISK + "the_key_asked_for_takes_the_place_of_the_old_ones",
+        "self._judge(key, self._pins(lines))",
+    ),
+    edited(
+        "any name in known_peers",
+        DISK + "a_line_that_is_not_understood_is_refused_by_its_number[[bob.example]:65432-bob.example-any]",
+        ("re.fullmatch(pattern, pin.name) and ", ""),
+    ),
+    Weakening(
+        "pinned before the question",
+        TRUST + "alice_says_no[no\\r]",
+        """
+        def meet(console, channel, peer, transcripts, original=meet):
+            if not channel.trust.known:
+                peer.pin(channel.peer_key)
+            original(console, channel, peer, transcripts)
+        """,
+    ),
+    Weakening(
+        "pinned without a yes", TRUST + "alice_says_no[no\\r]", "def ask_about_key(console, channel): pass"
+    ),
+    Weakening(
+        "a question answered by what was typed before",
+        TRUST + "a_yes_from_before_the_question_is_no_answer",
+        "Console.forget_input = lambda self: None",
+    ),
+    Weakening(
+        "a record opened while the question stands",
+        TRUST + "bob_says_no_to_an_alice_who_has_spoken[no\\r]",
+        """
+        def ask_about_key(console, channel, original=ask_about_key):
+            try:
+                original(console, channel)
+            except TrustError:
+                if channel.has_something:
+                    channel.receive()
+                raise
+        """,
+    ),
+    Weakening(
+        "any six words taken for a yes",
+        TRUST + "what_neither_accepts_nor_refuses_is_asked_again",
+        """
+        def judge(answer, words, presented, original=judge):
+            return True if len(answer.split()) == 6 else original(answer, words, presented)
+        """,
+    ),
+    Weakening(
+        "any fingerprint taken for a yes",
+        TRUST + "what_neither_accepts_nor_refuses_is_asked_again",
+        """
+        def judge(answer, words, presented, original=judge):
+            return True if answer.startswith("SHA256:") else original(answer, words, presented)
+        """,
+    ),
+    Weakening(
+        "a question that stands for ever",
+        TRUST + "a_question_is_void_after_some_time_and_asked_again",
+        """
+        def read_line(self, others, seconds=None, original=Console.read_line):
+            return original(self, others)
+        Console.read_line = read_line
+        """,
+    ),
+    # ----------------------------------------- Bob's door
+    Weakening(
+        "any Alice takes over",
+        SERVER + "another_alice_is_told_that_bob_is_busy",
+        "Server._is_free_for = lambda self, key, trust: True",
+        file=BOB,
+    ),
+    Weakening(
+        "a stranger keeps a pinned Alice out",
+        TRUST + "a_stranger_who_is_asked_about_keeps_other_strangers_out_but_not_a_pinned_alice",
+        "Server._is_free_for = lambda self, key, trust: self._guest is None or self._guest.peer_key == key",
+        file=BOB,
+    ),
+    Weakening(
+        "a key that was declined",
+        TRUST + "bob_says_no_to_an_alice_who_has_spoken[no\\r]",
+        "Server.decline = lambda self, key: None",
+        file=BOB,
+    ),
+    Weakening(
+        "the oldest stranger gives way, wherever from",
+        SERVER + "the_oldest_of_the_address_that_has_the_most_gives_way[there1-203.0.113.1-1]",
+        """
+        def make_room(self):
+            with self._lock:
+                if len(self._handshaking) < self._limit:
+                    return
+                oldest = next(iter(self._handshaking))
+                del self._handshaking[oldest]
+            oldest.abort()
+        Server._make_room = make_room
+        """,
+        file=BOB,
+    ),
+    Weakening(
+        "each IPv6 address by itself",
+        SERVER + "what_counts_as_one_address[2001:db8:1:2:3:4:5:6-2001:db8:1:2::/64]",
+        "def source(address): return address",
+        file=BOB,
+    ),
+    # ----------------------------------------- what a transcript proves
+    unchecked(
+        "a transcript's order",
+        REFUSED + "[the reply before the request]",
+        "the other side spoke out of turn|the record replies to another|record .* where record",
+    ),
+    unchecked(
+        "a transcript without both READY",
+        REFUSED + "[Alice's READY is missing]",
+        "a transcript begins with",
+    ),
+    unchecked(
+        "a transcript after its goodbye",
+        REFUSED + "[a byte after the goodbye]",
+        "something follows the goodbye",
+    ),
+    unchecked(
+        "size of an entry", REFUSED + "[a request over the limit]", "an entry of .* bytes, over the limit"
+    ),
+    unchecked("an entry of no known kind", REFUSED + "[an unknown tag]", "an entry is of no known kind"),
+    unchecked("a cut entry", REFUSED + "[it ends inside a request]", "the transcript ends in the middle"),
+    unchecked("length of Z", REFUSED + "[Z and a zero byte]", "Z is not as long as p"),
+    unchecked(
+        "one key on both sides of a transcript",
+        REFUSED + "[both keys the same]",
+        "both sides present the same key",
+    ),
+    edited(
+        "commitment not checked in a transcript",
+        REFUSED + "[another r]",
+        ("            check_commitment(bob.nonce, message.body)\n", ""),
+    ),
+    edited(
+        "parameters not checked in a transcript",
+        REFUSED + "[p composite]",
+        ("    check_group(bob.group)\n    (bob_key", "    (bob_key"),
+    ),
+    Weakening(
+        "a goodbye after the peer's",
+        HANDSHAKE + "nothing_is_sent_after_the_peers_goodbye[Role.BOB]",
+        """
+        def receive(self, original=Channel.receive):
+            before, message = self._sealer.closed, original(self)
+            self._sealer.closed = before
+            return message
+        Channel.receive = receive
+        """,
+    ),
+    edited(
+        "a goodbye that names what is not in the file",
+        RECORDS + "a_record_counts_when_it_is_kept_and_not_before[keep]",
+        (
+            "        keep(record)\n        self._succeed(message.type, signed.digest())\n",
+            "        self._succeed(message.type, signed.digest())\n        keep(record)\n",
+        ),
+    ),
+    Weakening(
+        "half an entry",
+        DISK + "a_transcript_that_cannot_go_on_ends_with_its_last_whole_entry[full]",
+        """
+        def append(self, data):
+            with disk("write", self.path):
+                while data:
+                    data = data[self._file.write(data) :]
+        Transcript._append = append
+        """,
+    ),
+    # ----------------------------------------- files
+    Weakening(
+        "identity readable by others",
+        DISK + "home_is_private_whatever_the_umask[0o0]",
+        "def _private(file, flags): return os.open(file, flags | _OPEN_FLAGS, 0o644)",
+    ),
+    edited(
+        "folder readable by others",
+        DISK + "home_is_private_whatever_the_umask[0o22]",
+        ("part.mkdir(mode=0o700", "part.mkdir(mode=0o755"),
+    ),
+    Weakening(
+        "symbolic links followed",
+        DISK + "what_is_no_file_of_ones_own_is_refused[link-identity.pem]",
+        "_OPEN_FLAGS = 0",
+    ),
+    Weakening(
+        "owner",
+        DISK + "home_of_another_user_is_refused",
+        """
+        def _check_owner(path, info, forbidden, original=_check_owner):
+            if info.st_uid == os.geteuid():
+                original(path, info, forbidden)
+        """,
+    ),
+    Weakening(
+        "mode",
+        DISK + "what_is_no_file_of_ones_own_is_refused[all_write-known_peers]",
+        """
+        def _check_owner(path, info, forbidden, original=_check_owner):
+            original(path, info, 0)
+        """,
+    ),
+    Weakening(
+        "mode of the folder",
+        DISK + "home_is_refused_when_others_can_write_to_it[0o777]",
+        """
+        def _check_owner(path, info, forbidden, original=_check_owner):
+            original(path, info, 0 if stat.S_ISDIR(info.st_mode) else forbidden)
+        """,
+    ),
+    Weakening(
+        "identity that others can read",
+        DISK + "only_the_identity_must_not_be_readable[0o644]",
+        """
+        def read_file(path, forbidden, original=read_file):
+            return original(path, forbidden & 0o022)
+        """,
+    ),
+    Weakening(
+        "parent folders",
+        DISK + "a_parent_in_which_others_could_move_the_home_is_refused[others_write-1]",
+        "def _check_parents(folder): pass",
+    ),
+    # ----------------------------------------- what is shown
+    Weakening(
+        "controls as they are",
+        PRIMITIVES
+        + "what_could_drive_a_terminal_is_shown_escaped[\\x1b[2J\\x1b[1;1H-\\\\x1b[2J\\\\x1b[1;1H]",
+        "def printable(text): return text",
+    ),
+    Weakening(
+        "what the peer says, unescaped",
+        ATTACKS + "a_text_neither_drives_the_terminal_nor_imitates_the_program",
+        'def screen_lines(text, columns=None): return text.split("\\n")',
+    ),
+    Weakening(
+        "what the program says, unescaped",
+        ATTACKS + "a_text_neither_drives_the_terminal_nor_imitates_the_program",
+        """
+        def notice(self, text):
+            self.write(text + "\\n", sys.stderr)
+        Console.notice = notice
+        """,
+    ),
+    Weakening(
+        "no bar",
+        ATTACKS + "a_text_neither_drives_the_terminal_nor_imitates_the_program",
+        """
+        def marked(mark, text, stream):
+            return mark + "\\n".join(screen_lines(text))
+        """,
+    ),
+    Weakening(
+        "cut reported as success",
+        TALK + "a_killed_program_is_told_from_a_goodbye[Role.BOB]",
+        'FAILURES[ConnectionCut] = ("Cut off", 0)',
+    ),
+]
+WEAKENINGS = {weakening.name: weakening for weakening in LIST}
