@@ -81,7 +81,7 @@ def reach_bob(console: chat.Console, options: argparse.Namespace) -> tuple[chat.
 
 def ask_address(console: chat.Console, options: argparse.Namespace) -> tuple[str, int, str | None]:
     """Ask where Bob is. The answer may be the whole command from his screen: then its --peer counts too."""
-    answer = console.ask("Bob's address (Enter for this machine): ")
+    answer = console.ask("Bob's address (Enter: this machine): ")
     try:
         words = shlex.split(answer)
     except ValueError:

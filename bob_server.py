@@ -224,8 +224,10 @@ class Server:
             if not self._inbox.put(channel):
                 return False
             self._guest, self._accepted = channel, False
-        if previous is not None:  # the main thread may be waiting for the rest of a record
-            previous.frames.abort(socket.SHUT_RD)
+        if previous is not None:
+            previous.frames.abort(socket.SHUT_RD)  # the main thread may be waiting for the rest of a record,
+            time.sleep(chat.GOODBYE_SECONDS)
+            previous.frames.abort()  # or be sending to somebody who does not read
         return True
 
     def note(self, text: str) -> None:

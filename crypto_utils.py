@@ -1054,7 +1054,7 @@ def verify_transcript(file: BinaryIO) -> Iterator[tuple[Opener, Message]]:
             trace(f"the words, of th and r: {make_words(th, message.body)}", r=message.body)
         yield opener, message
     for header in iter(lambda: file.read(5), b""):
-        require(len(header) == 5, "the transcript ends in the middle of an entry")
+        require(len(header) == 5 or header == bytes(4), "the transcript ends in the middle of an entry")
         speaks = [opener.sender.tag == header[4:] for opener in openers]
         require(any(speaks), "an entry is of no known kind, or not where it belongs")
         opener, other = openers if speaks[0] else openers[::-1]
@@ -1098,9 +1098,9 @@ class KeyStore:
     def __init__(self, folder: Path) -> None:
         """Open the folder, made (mode 0700) where it is missing."""
         self.folder = folder
-        for part in (folder.parent, folder):
+        for part in (*folder.absolute().parents[::-1], folder):
             with disk("make", part):
-                part.mkdir(mode=0o700, parents=True, exist_ok=True)
+                part.mkdir(mode=0o700, exist_ok=True)
         with disk("read", folder):
             _check_owner(folder, folder.stat(), 0o022)
             _check_parents(folder)
@@ -1255,7 +1255,7 @@ def _check_parents(folder: Path) -> None:
     """Refuse a folder in which another user could put a folder of theirs in the place of `folder`."""
     if sys.platform == "win32":
         return
-    for parent in folder.resolve().parents:
+    for parent in (*folder.absolute().parents, *folder.resolve().parents):  # also behind a symbolic link
         info = parent.stat()
         if os.geteuid() not in (0, info.st_uid) and info.st_uid != 0:
             raise FileError(f"{parent} belongs to another user, who can move what is in it; see --home")
@@ -1371,7 +1371,7 @@ class PinnedPeer:
 
     def _pins(self, lines: list[str]) -> list[Pin]:
         """Return what the lines pin. A line that is not understood is refused, not passed over."""
-        form, pattern = "[HOST]:PORT", r"\[[^][,*?\s]+\]:[0-9]{1,5}"
+        form, pattern = "[HOST]:PORT", r"\[[^][,*?\s]+\]:(0|[1-9][0-9]{0,4})"
         if self.name == "alice":
             form = pattern = "alice"
         pins = []
@@ -1484,6 +1484,7 @@ if OBEYS_ESCAPES:
 BUSY = "Bob is talking to somebody else; try again later"
 CONNECTED_AGAIN = "you connected again, and go on there"
 NOT_ACCEPTED = "your key was not accepted"
+NOT_NOW = "the question about your key was not answered; try again later"
 QUESTION_SECONDS = 600.0  # that a question may keep others away from Bob
 TAKEOVER_SECONDS = 0.05  # for a goodbye to a connection that was replaced by another
 LEAVING_SIGNALS = [
@@ -1491,9 +1492,9 @@ LEAVING_SIGNALS = [
 ]
 HELP = """\
 Type a line and press Enter to send it, when it is your turn. Lines that you paste together are one message.
-  /words   show the six words of this conversation
+  /words   show the six words
   /help    show this
-  /quit    leave; so do Ctrl-D and Ctrl-C"""
+  /quit    leave, as Ctrl-D and Ctrl-C"""
 
 
 class NoConnection(Exception):
@@ -1660,7 +1661,7 @@ class Console:
 
     def show_goodbye(self, name: str, goodbye: Message, *, trusted: bool = True) -> None:
         """Show who left. From somebody who is not trusted yet, only this program's own reasons are shown."""
-        known = trusted or goodbye.text in (BUSY, NOT_ACCEPTED, CONNECTED_AGAIN)
+        known = trusted or goodbye.text in (BUSY, CONNECTED_AGAIN, NOT_ACCEPTED, NOT_NOW)
         reason = goodbye.text if known else ""
         told = marked(f"{name} left: ", reason, sys.stderr) if reason else f"{name} left."
         self.write(told + "\n", sys.stderr)
@@ -1846,7 +1847,7 @@ class Console:
         if self.leaving and now < self._leaves_by:
             return
         self.leaving, self._leaves_by = number, now + 3 * GOODBYE_SECONDS
-        if sys.stderr.isatty():
+        if number == signal.SIGINT and sys.stderr.isatty():
             self._erase = self._erase or ERASE_ROW  # the terminal shows ^C in the last row
         if sys.platform != "win32":
             for stream in (sys.stdout, sys.stderr):
@@ -1854,6 +1855,14 @@ class Console:
                     os.dup2(self.nowhere, stream.fileno())
                     self._screen_is_gone = True
         raise KeyboardInterrupt
+
+    def on_lost_exception(self, lost: sys.UnraisableHookArgs) -> None:
+        """A signal that came in a finalizer, where its exception is lost, comes once more."""
+        if lost.exc_type is not KeyboardInterrupt:
+            sys.__unraisablehook__(lost)
+            return
+        number, self.leaving = self.leaving, 0
+        threading.Timer(TICK, os.kill, (os.getpid(), number)).start()
 
 
 class StepHandler(logging.Handler):
@@ -1905,8 +1914,8 @@ def hanging_up(console: Console, channel: Channel) -> Iterator[None]:
             with contextlib.suppress(KeyboardInterrupt):  # a second one cuts the goodbye short
                 step()
         raise PersonLeft from None
-    except TrustError:
-        channel.close(NOT_ACCEPTED)
+    except TrustError as error:
+        channel.close(NOT_ACCEPTED if isinstance(error, NotAccepted) else NOT_NOW)
         raise
     except (ConnectionCut, ProtocolError, Replaced):
         raise
@@ -2078,7 +2087,13 @@ def converse(console: Console, channel: Channel) -> int:
                 raise Replaced(successor)
             if not channel.has_something:
                 continue
-        message = channel.receive()
+        try:
+            message = channel.receive()
+        except ConnectionCut:
+            successor = take_inbox(console, channel)
+            if successor:  # that is why it was cut
+                raise Replaced(successor) from None
+            raise
         if message.type is RecordType.CLOSE:
             return part(console, channel, message)
         console.show(console.peer, message.text)
@@ -2235,6 +2250,7 @@ def run_program(
     try:
         for number in LEAVING_SIGNALS:
             signal.signal(number, console.on_signal)
+        sys.unraisablehook = console.on_lost_exception
         status = start(console, parser.parse_args(), run)
         ignore_signals()
     except KeyboardInterrupt:
