@@ -315,9 +315,8 @@ def test_ctrl_c_and_ctrl_d_outside_of_a_conversation(
 
 
 @pytest.mark.parametrize("place", ["the prompt", "the passphrase"])
-@pytest.mark.parametrize("attempt", range(3))
 def test_the_terminal_is_as_it_was_after_two_signals_at_once(
-    terminals: Terminals, start: Start, homes: Path, keys: Keys, place: str, attempt: int
+    terminals: Terminals, start: Start, homes: Path, keys: Keys, place: str
 ) -> None:
     if place == "the prompt":
         _, program = terminals()
@@ -332,6 +331,15 @@ def test_the_terminal_is_as_it_was_after_two_signals_at_once(
     settings = termios.tcgetattr(program.terminal)[3]
     assert settings & termios.ECHO
     assert settings & termios.ICANON
+
+
+def test_the_terminal_is_as_it_was_however_the_program_ends(start: Start) -> None:
+    """Here, by an interruption that leaves it without echo."""
+    interrupted = patched("import tty", "chat.open_home = lambda *_: [tty.setraw(0), chat.os.kill(0, 2)]")
+    program = start("alice_client.py", python=interrupted, **AT_TERMINAL)
+    before = termios.tcgetattr(program.terminal)
+    assert program.wait() == 130
+    assert termios.tcgetattr(program.terminal) == before
 
 
 @pytest.mark.parametrize("victim", Role)
