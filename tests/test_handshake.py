@@ -259,8 +259,7 @@ class Grinding:
         """The nonce for Bob that gives the word on Alice's screen, if Bob's r is this one."""
         bob = self.bob.payload
         return self.search(
-            self.at_alice,
-            lambda nonce: chat.make_words(chat.transcript_hash(bob, self.with_nonce(nonce)), r),
+            self.at_alice, lambda nonce: chat.make_words(chat.transcript_hash(bob, self.with_nonce(nonce)), r)
         )
 
     def at_bob(self, nonce: bytes) -> str:
@@ -461,13 +460,7 @@ def test_a_group_that_passed_is_tested_anew_when_p_changes_and_not_when_g_does(
     rounds: list[int] = []
     monkeypatch.setattr(chat, "miller_rabin_test", lambda _, n: not rounds.append(n))
     store = KeyStore(tmp_path)
-    for group, tested in (
-        (GROUP, 1),
-        (GROUP, 1),
-        (Group(GROUP.p, 4), 1),
-        (OTHER_GROUP, 2),
-        (GROUP, 3),
-    ):
+    for group, tested in ((GROUP, 1), (GROUP, 1), (Group(GROUP.p, 4), 1), (OTHER_GROUP, 2), (GROUP, 3)):
         store.check_group(group)
         assert rounds == [64] * tested
         assert store.load_group(rounds=0) == group

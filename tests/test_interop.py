@@ -176,7 +176,7 @@ def test_it_is_a_busy_bob(start: Callable[..., Program], peer: Callable[..., Pee
 def test_it_is_an_alice_who_leaves_before_bobs_ready(
     start: Callable[..., Program], peer: Callable[..., Peer], keys: Keys
 ) -> None:
-    """Her CLOSE is record 1, in reply to nothing. Bob is told of a goodbye, and of nothing that was missed."""
+    """Her CLOSE is record 1, in reply to nothing. Bob is told of a goodbye, and of nothing missed."""
     bob = start("bob_server.py", "--port", "0", "--once")
     port = bob.expect(r"port (\d+)", "stderr")[1]
     status, _ = peer("alice", keys.alice, "--port", port, "--leave").say([])

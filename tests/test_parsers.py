@@ -25,7 +25,7 @@ from crypto_utils import ConnectionCut, FrameSocket, Group, Hello, ProtocolError
 
 SEEDS = fuzz.seeds()
 REGRESSIONS = [  # a target, and an input in hex that is easily taken for another
-    ("text", "00e280a8e2808dc3a9"),  # a joiner was left beside an escaped character, as if that were a letter
+    ("text", "00e280a8e2808dc3a9")  # a joiner was left beside an escaped character, as if that were a letter
 ]
 
 

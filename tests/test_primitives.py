@@ -295,6 +295,20 @@ def test_the_search_for_p_begins_anywhere(monkeypatch: pytest.MonkeyPatch) -> No
     assert {4 * (start - low) // (high - low) for start in starts} == {0, 1, 2, 3}  # or a chance below 2^-39
 
 
+def test_a_search_without_luck_goes_on_from_another_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    starts: list[int] = []
+    small_primes, survivors = chat._small_primes, chat._survivors
+
+    def none_at_first(start: int, *rest: Any) -> Any:
+        starts.append(start)
+        return survivors(start, *rest) if len(starts) > 1 else iter(())
+
+    monkeypatch.setattr(chat, "_small_primes", lambda _: small_primes(1000))
+    monkeypatch.setattr(chat, "_survivors", none_at_first)
+    assert chat.is_safe_prime(chat.generate_group(64).p)
+    assert len(set(starts)) == 2
+
+
 @pytest.fixture(scope="module", params=[512, pytest.param(2048, marks=pytest.mark.exhaustive)])
 def generated(request: pytest.FixtureRequest) -> tuple[int, Group, list[float]]:
     progress: list[float] = []

@@ -17,16 +17,7 @@ from Crypto.Util.Padding import pad
 from vectors import make
 
 import crypto_utils as chat
-from crypto_utils import (
-    NOTHING,
-    Message,
-    Opener,
-    ProtocolError,
-    RecordType,
-    Role,
-    RsaKey,
-    Sealer,
-)
+from crypto_utils import NOTHING, Message, Opener, ProtocolError, RecordType, Role, RsaKey, Sealer
 
 BOB, ALICE = Role
 READY, TEXT, CLOSE = RecordType
@@ -137,10 +128,7 @@ FORGERIES: dict[str, tuple[Forgery, str]] = {
     "signature changed": (lambda k, s, o: flip(s.seal(TEXT, b"x", o), -1), SIGNATURE),
     "signature stripped": (lambda k, s, o: s.seal(TEXT, b"x", o)[:-256], LENGTH),
     "block taken out": (block_taken_out, SIGNATURE),
-    "dropped": (
-        lambda k, s, o: (s.seal(TEXT, b"x", o), s.seal(CLOSE, b"", o))[1],
-        "record 2 where record 1",
-    ),
+    "dropped": (lambda k, s, o: (s.seal(TEXT, b"x", o), s.seal(CLOSE, b"", o))[1], "record 2 where record 1"),
     "dropped, the next one under its number": (
         lambda k, s, o: s.seal(TEXT, b"x", o)[:12] + s.seal(CLOSE, b"", o)[12:],
         SIGNATURE,
@@ -173,10 +161,7 @@ FORGERIES: dict[str, tuple[Forgery, str]] = {
     "not UTF-8": (lambda k, s, o: says(s, TEXT, b"\xff", o.latest), "not valid UTF-8"),
     "a surrogate": (lambda k, s, o: says(s, TEXT, b"\xed\xa0\x80", o.latest), "not valid UTF-8"),
     "a reason not UTF-8": (lambda k, s, o: says(s, CLOSE, b"\xff", o.latest), "not valid UTF-8"),
-    "a text over the limit": (
-        lambda k, s, o: says(s, TEXT, bytes(chat.TEXT_LIMIT + 1), o.latest),
-        BODY,
-    ),
+    "a text over the limit": (lambda k, s, o: says(s, TEXT, bytes(chat.TEXT_LIMIT + 1), o.latest), BODY),
     "a reason over the limit": (lambda k, s, o: says(s, CLOSE, bytes(chat.TEXT_LIMIT + 1), o.latest), BODY),
     "in reply to nothing": (lambda k, s, o: says(s, TEXT, b"x", bytes(31) + b"\1"), REPLY),
     "in reply to the one before": (lambda k, s, o: says(s, TEXT, b"x", o.before), REPLY),

@@ -57,8 +57,8 @@ ABOUT_CONVERSATIONS = {
     "record is nonce || ciphertext || tag || signature.",
     "sender, number, type, text": "Who says what, in their record of this number. A READY has no text: the "
     "body of Bob's is r, and that of Alice's is empty.",
-    "in_reply_to": "signed of the last record that the sender had received, or 32 zero bytes. A CLOSE may have "
-    "crossed the other side's last record: then it is that of the one before.",
+    "in_reply_to": "signed of the last record that the sender had received, or 32 zero bytes. A CLOSE may "
+    "have crossed the other side's last record: then it is that of the one before.",
     "plaintext, ciphertext, tag": "What is encrypted, padding and all, and what comes of it.",
     "signed": "SHA-256 of what the signature covers.",
     "salt, signature": "The salt of PSS, and what comes of it.",
@@ -79,21 +79,21 @@ ABOUT_REFUSED = {
     "integer length, integer encoding, p size, p even, p safe prime, g subgroup, rsa size of DER, rsa type, "
     "rsa parse, rsa bits, rsa exponent, rsa encoding, public value length, public value subgroup, own key. "
     "Of a record: record length, number, signature, tag, padding, too short, type, ready, body length, "
-    "utf-8, turn, in_reply_to, commitment. (Which of rsa type, rsa parse and rsa encoding refuses what is not quite such a "
-    "key depends on the parser of the DER.)",
+    "utf-8, turn, in_reply_to, commitment. (Which of rsa type, rsa parse and rsa encoding refuses what is "
+    "not quite such a key depends on the parser of the DER.)",
     "message": "The reason that crypto_utils.py gives.",
 }
 ABOUT_TRANSCRIPTS = {
     "what": "Transcript files, whole: those that a reader takes, and those that they must refuse. Where "
-    "several checks would, it is the first of them. Not here, for their size: whole entries over their limit.",
+    "several checks would, it is the first of them. Not here, for their size: whole entries over a limit.",
     "valid, refused": "Each a list of files.",
     "name": "What is special about it.",
     "file": "Its bytes, in hexadecimal.",
     "words": "The six words of the conversation.",
     "messages": "What it proves, in its order.",
     "from, type, text": "Who says what. A READY has no text here.",
-    "crossed": "Whether the other side's latest record had not arrived when it was sent. (A READY that had not "
-    "arrived does not count.)",
+    "crossed": "Whether the other side's latest record had not arrived when it was sent. (A READY that had "
+    "not arrived does not count.)",
     "reason": "The reason that crypto_utils.py gives.",
 }
 MESSAGES = {
@@ -531,7 +531,7 @@ def context(case: Json, sender: Role, th: str, commitment: str) -> bytes:
 
 
 class Insider:
-    """Says what they like in the place of a sender's next record, after so many records, with all their keys."""
+    """Says what they like in the place of a sender's next record, with all their keys."""
 
     def __init__(self, case: Json, after: int, sender: Role) -> None:
         said: dict[str, list[bytes]] = {role.value: [bytes(32)] * 3 for role in Role}
@@ -768,18 +768,18 @@ def valid_transcripts(cases: dict[str, Json]) -> Iterator[Json]:
             said, parts = [*said[:-2], said[-1]], [*parts[:-2], parts[-1]]
         if last:
             said, parts = [*said, busy], [*parts, b"B" + last]
+        crossing = "other's file" in name and "READY" not in name
         messages = [
-            {"from": record["sender"], "type": record["type"], "text": record["text"]} for record in said
+            {"from": each["sender"], "type": each["type"], "text": each["text"], "crossed": False}
+            for each in said
         ]
-        for message in messages:
-            message["crossed"] = False
-        messages[-1]["crossed"] = "other's file" in name and "READY" not in name
+        messages[-1]["crossed"] = crossing
         yield {"name": name, "file": joined(parts), "words": case["words"], "messages": messages}
 
 
 def refused_transcripts(cases: dict[str, Json]) -> Iterator[Json]:
     """Files that a reader refuses."""
-    short, plain, other, zeros = (cases[plan.name] for plan in (SHORT, PLAIN, OTHER, ZEROS))
+    short, plain, other = (cases[plan.name] for plan in (SHORT, PLAIN, OTHER))
     bob, alice, z, ready_alice, ready_bob, request, reply, goodbye = whole = entries(short)
     long = entries(plain)
 
@@ -795,10 +795,6 @@ def refused_transcripts(cases: dict[str, Json]) -> Iterator[Json]:
     def says(after: int, sender: Role, *arguments: Any) -> bytes:
         return sender.tag + Insider(short, after, sender).says(*arguments)
 
-    def announced(tag: bytes, length: int) -> bytes:
-        """The beginning of an entry over its limit."""
-        return (length + 1).to_bytes(4, "big") + tag
-
     yield row("empty", "beginning")
     yield row("a text file", "beginning", tail=b"Bob: I owe you 1000\n")
     yield row("an empty frame", "beginning", b"")
@@ -809,8 +805,8 @@ def refused_transcripts(cases: dict[str, Json]) -> Iterator[Json]:
     yield row("records 0 the other way round", "order", bob, alice, z, ready_bob, ready_alice)
     yield row("Alice's READY is missing", "order", bob, alice, z, ready_bob)
     yield row("a request in the place of Bob's READY", "order", bob, alice, z, ready_alice, request)
-    for count, what in enumerate(("Bob's hello", "both hellos", "Z", "Alice's READY"), 1):
-        yield row(f"it ends after {what}", "order", *whole[:count])
+    for parts, what in enumerate(("Bob's hello", "both hellos", "Z", "Alice's READY"), 1):
+        yield row(f"it ends after {what}", "order", *whole[:parts])
     yield row("an empty frame after Bob's hello", "order", bob, b"", alice)
     yield row("a frame of no tag after the READYs", "entry", *whole[:5], b"", request)
     yield row("an unknown tag", "entry", *whole[:5], b"x" + request[1:])
@@ -834,36 +830,17 @@ def refused_transcripts(cases: dict[str, Json]) -> Iterator[Json]:
         ("Bob's READY", [bob, alice, z, ready_alice], b"B", 4096),
         ("a request", whole[:5], b"A", 1049372),
     ):
-        yield row(
-            f"{what} over the limit",
-            "entry length",
-            *before,
-            tail=announced(tag, limit + 1),
-            told=(limit + 1, limit),
-        )
+        tail = (limit + 2).to_bytes(4, "big") + tag
+        yield row(f"{what} over the limit", "entry length", *before, tail=tail, told=(limit + 1, limit))
+    composite, one, minus_one = rsa_key("mallory", 2048).n, bytes(255) + b"\1", int(short["p"], 16) - 1
+    bob_key = bytes.fromhex(short["bob"]["public_key"])
+    yield row("p composite", "p safe prime", hello(bob, 2, chat.to_bytes(composite)), *whole[1:4])
+    yield row("B = 1", "public value subgroup", hello(bob, -2, one), *whole[1:4])
     yield row(
-        "p composite",
-        "p safe prime",
-        hello(bob, 2, chat.to_bytes(rsa_key("mallory", 2048).n)),
-        *whole[1:3],
-        ready_alice,
-    )
-    yield row("B = 1", "public value subgroup", hello(bob, -2, bytes(255) + b"\1"), *whole[1:4])
-    yield row(
-        "A = p - 1",
-        "public value subgroup",
-        bob,
-        hello(alice, -2, chat.to_bytes(int(short["p"], 16) - 1)),
-        *whole[2:4],
+        "A = p - 1", "public value subgroup", bob, hello(alice, -2, chat.to_bytes(minus_one)), *whole[2:4]
     )
     yield row("a P-256 key", "rsa type", bob, hello(alice, -1, P256), *whole[2:4])
-    yield row(
-        "both keys the same",
-        "one key",
-        bob,
-        hello(alice, -1, bytes.fromhex(short["bob"]["public_key"])),
-        *whole[2:4],
-    )
+    yield row("both keys the same", "one key", bob, hello(alice, -1, bob_key), *whole[2:4])
     yield row("Z without its zero byte", "z length", bob, alice, b"z" + z[1:].lstrip(b"\0"), ready_alice)
     yield row("Z and a zero byte", "z length", bob, alice, b"z\0" + z[1:], ready_alice)
     yield row("another Z", "signature", bob, alice, flip(z, -1), ready_alice)
@@ -881,20 +858,14 @@ def refused_transcripts(cases: dict[str, Json]) -> Iterator[Json]:
     yield row("a request twice", "number", *whole[:6], request, told=(1, 2))
     changed = says(2, ALICE, TEXT, b"I owe you 1 coin")
     yield row("a request that its sender changed later", "in_reply_to", *whole[:5], changed, reply)
-    denied = short["records"][0]["signed"]
-    yield row(
-        "a goodbye to a record before the latest, out of turn",
-        "in_reply_to",
-        *whole[:6],
-        says(3, ALICE, CLOSE, b"", bytes(32)),
-    )
-    yield row("a goodbye to two before", "in_reply_to", *whole[:7], says(4, ALICE, CLOSE, b"", bytes(32)))
-    yield row(
-        "a goodbye that denies what it replied to",
-        "in_reply_to",
-        *whole[:7],
-        says(4, ALICE, CLOSE, b"", bytes.fromhex(denied)),
-    )
+    nothing, denied = bytes(32), bytes.fromhex(short["records"][0]["signed"])
+    for what, after, in_reply_to in (
+        ("the record before the latest, out of turn", 3, nothing),
+        ("two before", 4, nothing),
+        ("a record before what it replied to", 4, denied),
+    ):
+        goodbye = says(after, ALICE, CLOSE, b"", in_reply_to)
+        yield row(f"a goodbye to {what}", "in_reply_to", *whole[: after + 3], goodbye)
 
 
 # ------------------------------------------------------------------------------------------------- all files
