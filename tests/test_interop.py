@@ -87,14 +87,8 @@ def node(*arguments: object) -> Events:
     return [json.loads(line) for line in done.stdout.splitlines()]
 
 
-@pytest.mark.parametrize(
-    ("name", "count"),
-    [
-        ("conversations", 14),
-        pytest.param("refused", 208, marks=pytest.mark.exhaustive),
-        pytest.param("transcripts", 71, marks=pytest.mark.exhaustive),
-    ],
-)
+@pytest.mark.exhaustive
+@pytest.mark.parametrize(("name", "count"), [("conversations", 14), ("refused", 208), ("transcripts", 71)])
 def test_it_agrees_with_every_vector(name: str, count: int) -> None:
     assert [event["cases"] for event in node("vectors", TESTS / "vectors" / f"{name}.json")] == [count]
 
