@@ -907,10 +907,10 @@ LIST = [
     ),
     Weakening(
         "the pin of another name",
-        DISK + "a_key_is_new_until_it_is_pinned",
+        DISK + "what_is_known_under_other_names_is_told",
         """
         def judge_key(self, key, pins, original=PinnedPeer._judge):
-            names = [self.name if pin.name.startswith(self.name) else pin.name for pin in pins]
+            names = [self.name if self.name.startswith(pin.name) else pin.name for pin in pins]
             return original(self, key, [pin._replace(name=name) for pin, name in zip(pins, names)])
         PinnedPeer._judge = judge_key
         """,
