@@ -1079,7 +1079,7 @@ LIST = [
     ),
     Weakening(
         "half an entry",
-        DISK + "a_transcript_that_cannot_go_on_ends_with_its_last_whole_entry[full]",
+        DISK + "a_transcript_that_cannot_go_on_ends_with_its_last_whole_entry[ctrl_c]",
         """
         def append(self, data):
             with disk("write", self.path):
@@ -1091,7 +1091,7 @@ LIST = [
     # ----------------------------------------- files
     Weakening(
         "identity readable by others",
-        DISK + "home_is_private_whatever_the_umask[0o0]",
+        DISK + "home_is_private_whatever_the_umask[0o22]",
         "def _private(file, flags): return os.open(file, flags | _OPEN_FLAGS, 0o644)",
     ),
     edited(
