@@ -227,14 +227,14 @@ AGREEMENT = ("handshake-*", "record-*", "goodbye-*")
 
 VARIANTS = [
     setting("the protocol", "*"),
-    setting("... two-faced ciphertexts", "evidence-*", "one-text", edits=(N_2, *TWO_FACED)),
-    setting("... published transcripts", *AGREEMENT, "secrecy-*", "evidence-*", edits=(N_2, *PUBLISHED)),
+    setting("... two-faced ciphertexts", "evidence-*", "one-text", edits=(N_1, *TWO_FACED)),
+    setting("... published transcripts", *AGREEMENT, "secrecy-*", "evidence-*", edits=(N_1, *PUBLISHED)),
     setting(
         "... texts that the attacker chooses",
         "record-*",
         "goodbye-*",
         "evidence-*",
-        edits=(N_2, *CHOSEN_TEXTS),
+        edits=(N_1, *CHOSEN_TEXTS),
     ),
     setting("... g and g^xy as public values", *ALL_BUT_INJECTIVE, "handshake-*", edits=(N_1, *MORE_VALUES)),
     # ----------------------------------------------------------------------------- the handshake
