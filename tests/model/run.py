@@ -216,12 +216,23 @@ ALL_BUT_INJECTIVE = (
     "own-key-*",
     "misbinding",
     "shared-secret",
-    "words*",
+    "words",
+    "words-late",
     "commitment",
     "secrecy-*",
     "goodbye-*-*",
     "evidence-*",
     "one-text",
+)
+# Numbers tell whether somebody who left had answered first: without them, what is said of a goodbye is wrong.
+WITHOUT_NUMBERS = (
+    *(claim for claim in ALL_BUT_INJECTIVE if claim not in ("goodbye-*-*", "evidence-*")),
+    "goodbye-*-unheard",
+    "goodbye-bob-unready",
+    "evidence-alice",
+    "evidence-bob",
+    "evidence-unheard-*",
+    "evidence-one-*",
 )
 AGREEMENT = ("handshake-*", "record-*", "goodbye-*")
 
@@ -256,6 +267,7 @@ VARIANTS = [
     broken("Alice does not check r", "commitment", N_1, R_UNCHECKED),
     broken("nonce_B is r itself", "words-late", N_1, NO_COMMITMENT_TO_R),
     broken("no r in the words", "words-late", N_1, NO_R_IN_WORDS),
+    broken("no nonces", "words-late", N_1, *NO_NONCES),
     # ----------------------------------------------------------------------------------- records
     broken("signatures are not verified", "handshake-bob", N_1, NOT_VERIFIED),
     broken("signatures are not verified", "secrecy-alice", N_1, NOT_VERIFIED),
@@ -268,6 +280,9 @@ VARIANTS = [
     broken("no in_reply_to: a text that had not arrived", "evidence-goodbye-bob", N_1, *NO_IN_REPLY_TO),
     broken("Bob listens on after his goodbye", "goodbye-alice-unheard", N_1, BOB_LISTENS_AFTER_GOODBYE),
     broken("no C in signatures, two-faced ciphertexts", "one-text", N_1, NO_COMMITMENT, *TWO_FACED),
+    broken("numbers are neither signed nor checked", "goodbye-alice-unsaid", N_2, *NO_NUMBERS),
+    broken("numbers are neither signed nor checked", "evidence-goodbye-bob", N_2, *NO_NUMBERS),
+    broken("numbers are neither signed nor checked", "evidence-goodbye-alice", N_1, *NO_NUMBERS),
     broken("no numbers, nor in_reply_to", "record-bob", N_2, *NO_NUMBERS, *NO_IN_REPLY_TO),
     broken("no direction in keys: nonces used twice", "secrecy-alice", N_1, *NO_DIRECTION),
     broken("no direction in keys: nonces used twice", "secrecy-bob", N_1, *NO_DIRECTION),
@@ -281,9 +296,12 @@ VARIANTS = [
         BOB_TAKES_HIS_OWN_KEY,
     ),
     # ------------------------------------------------------- what is there twice: no attack without
-    spare("numbers are neither signed nor checked", (*ALL_BUT_INJECTIVE, "record-*"), N_2, *NO_NUMBERS),
+    spare("numbers are neither signed nor checked", WITHOUT_NUMBERS, N_1, *NO_NUMBERS),
+    spare("numbers are neither signed nor checked", ("record-*",), N_2, *NO_NUMBERS),
     spare("no transcript hash in signatures", (*ALL_BUT_INJECTIVE, "handshake-*"), N_1, NO_TH_SIGNED),
-    spare("no nonces", (*ALL_BUT_INJECTIVE, "handshake-*"), N_1, *NO_NONCES),
+    spare(
+        "no nonces", (*(c for c in ALL_BUT_INJECTIVE if c != "words-late"), "handshake-*"), N_1, *NO_NONCES
+    ),
     spare("no C in signatures, two-faced ciphertexts", ("evidence-*",), N_1, NO_COMMITMENT, *TWO_FACED),
 ]
 
