@@ -369,7 +369,7 @@ class Conversation {
     const bound = kind !== READY || sender !== 'bob' || commitmentTo(body).equals(this.nonceOfBob);
     check(bound, 'commitment', "Bob's r does not fit his nonce");
     this.#advance(sender, kind, body, signed, record);
-    return { kind, text, unread };
+    return { kind, text, unread: unread && other.next > 1 }; // of a READY, nobody is told
   }
 
   #decrypt(lane, nonce, ciphertext, tag) {
@@ -692,7 +692,7 @@ async function checkConversation(vector) {
     const opened = opening.open(sender, record);
     same(`records[${i}].type`, type, KINDS[opened.kind]);
     if (type !== 'READY') same(`records[${i}].text`, given.text, opened.text);
-    said.push({ from: sender, type, text: given.text, crossed });
+    said.push({ from: sender, type, text: given.text, crossed: crossed && sealing.lanes[OTHER[sender]].next > 1 });
   }
   same('words', vector.words, opening.words);
   const read = await readTranscript(opening.transcript());
