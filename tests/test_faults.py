@@ -256,15 +256,22 @@ def check_end(program: Program, end: End, meeting: Meeting, keys: Keys) -> None:
         program.expect(end.says, "stderr")
 
 
+PLAIN_SIGNALS = [(Role.BOB, signal.SIGKILL), (Role.ALICE, signal.SIGTERM)]
 PATIENT = patched(f"chat.GOODBYE_SECONDS = {DEADLINE}", *TELLING)
 
 
 @at_every_step
-@pytest.mark.parametrize("victim", Role)
 @pytest.mark.parametrize(
-    "number",
-    [signal.SIGKILL, signal.SIGTERM, pytest.param(signal.SIGHUP, marks=pytest.mark.exhaustive)],
-    ids=lambda number: number.name,
+    ("victim", "number"),
+    [
+        pytest.param(
+            *(victim, number),
+            id=f"{victim.name}-{number.name}",
+            marks=() if (victim, number) in PLAIN_SIGNALS else pytest.mark.exhaustive,
+        )
+        for victim in Role
+        for number in (signal.SIGKILL, signal.SIGTERM, signal.SIGHUP)
+    ],
 )
 def test_a_signal_at_every_step(
     meet: Callable[..., Meeting],
@@ -297,7 +304,17 @@ def test_a_signal_at_every_step(
         again.expect(GOODBYE_SEEN, "stderr")
 
 
-@at_every_step
+@pytest.mark.parametrize(
+    "step",
+    [
+        pytest.param(
+            step,
+            id=step.name.replace(" ", "-"),
+            marks=() if step.name in (FIRST_BYTE, ALICE_READY, BOB_TURN) else pytest.mark.exhaustive,
+        )
+        for step in STEPS
+    ],
+)
 def test_silence_at_every_step(meet: Callable[..., Meeting], keys: Keys, step: Step) -> None:
     """In the handshake both lose patience; in a conversation both people can leave in spite of it."""
     hasty = patched(
@@ -510,8 +527,9 @@ def test_a_closed_terminal_while_bob_is_alone(bob: StartBob, start: Start) -> No
 
 
 @pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="no /proc to reach another's terminal through")
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=lambda number: number.name)
-@pytest.mark.parametrize("victim", Role)
+@pytest.mark.parametrize(
+    ("victim", "number"), [(Role.BOB, signal.SIGINT), (Role.ALICE, signal.SIGTERM)], ids=["bob", "alice"]
+)
 def test_a_signal_ends_who_waits_for_a_stopped_screen(
     bob: StartBob, start: Start, homes: Path, keys: Keys, victim: Role, number: signal.Signals
 ) -> None:

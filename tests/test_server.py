@@ -769,9 +769,19 @@ def stop_screen(server: Program) -> None:
 
 
 @needs_proc
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=lambda number: number.name)
-@pytest.mark.parametrize("verbose", [[], ["-v"]], ids=["brief", "verbose"])
-@pytest.mark.parametrize("terminal", [True, False], ids=["terminal", "pipe"])
+@pytest.mark.parametrize(
+    ("terminal", "verbose", "number"),
+    [
+        pytest.param(True, ["-v"], signal.SIGINT, id="terminal"),
+        pytest.param(False, ["-v"], signal.SIGTERM, id="pipe"),
+        *(
+            pytest.param(*case, marks=pytest.mark.exhaustive, id=f"{number}")
+            for number, case in enumerate(
+                3 * list(itertools.product([True, False], [[], ["-v"]], [signal.SIGINT, signal.SIGTERM]))
+            )
+        ),
+    ],
+)
 def test_a_stopped_screen_holds_up_neither_strangers_nor_the_end(
     bob: StartBob, terminal: bool, verbose: list[str], number: signal.Signals
 ) -> None:
