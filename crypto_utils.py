@@ -1620,6 +1620,9 @@ class Console:
         if erase and not stream.isatty():
             (sys.stdout if sys.stdout.isatty() else sys.stderr).write(erase)
             erase = ""
+        if sys.platform != "win32":
+            while not select.select([], [stream], [], 1.0)[1]:
+                pass  # a stopped screen: here each signal is heard, in a write that has begun not always
         stream.write(erase + text)
         stream.flush()
 
