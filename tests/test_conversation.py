@@ -232,7 +232,7 @@ def test_the_address_is_asked_for_until_bob_is_there(bob: StartBob, start: Start
         (f"127.0.0.1:{nobody}", r"nobody is listening\s+there"),
         ("no-such-host.invalid", r"there is no\s+such host"),
         ("python3 alice_client.py --port nonsense", r"a port is a\s+number"),
-        ("python3 alice_client.py", ""),
+        (f"python3 alice_client.py --port {nobody}", r"nobody is listening\s+there"),
     ):
         client.expect("Bob's address .*: ")
         client.write(f"{answer}\r")

@@ -53,7 +53,7 @@ def values(told: str) -> list[tuple[str, str]]:
     """Return the names and values of the steps that were told, whole or shortened."""
     found: list[tuple[str, str]] = []
     for line in told.split("\n"):
-        row = re.fullmatch(r"  (\w*) +([0-9a-f]+(?:\.\.\. \(\d+ bytes\))?)", line)
+        row = re.fullmatch(r"  (\w*) +([0-9a-f]*(?:\.\.\. \(\d+ bytes\))?)", line)
         if row and row[1]:
             found.append((row[1], row[2]))
         elif row and found:
@@ -111,7 +111,10 @@ def recomputed(file: Path) -> list[tuple[str, bytes]]:
         plaintext = AES.new(key, AES.MODE_GCM, nonce=nonce).decrypt_and_verify(ciphertext, gcm_tag)
         assert plaintext[1:33] == latest["A" if tag == "B" else "B"]
         shown += [("nonce", nonce), ("hash", digest.digest()), ("signature", signature)]
-        shown += [("ciphertext", ciphertext), ("tag", gcm_tag), ("plaintext", plaintext)]
+        shown += [("ciphertext", ciphertext), ("tag", gcm_tag)]
+        end = plaintext.rindex(b"\x80")
+        shown += [("type", plaintext[:1]), ("in_reply_to", plaintext[1:33]), ("body", plaintext[33:end])]
+        shown.append(("padding", plaintext[end:]))
         if (tag, numbers[tag]) == ("B", 0):
             shown.append(("r", plaintext[33:65]))
         latest[tag] = digest.digest()
