@@ -535,7 +535,8 @@ def test_a_conversation_at_terminals_to_the_letter(
             + "yes or no? yes\n"
             + pinned.format("Bob", homes / "alice")
             + "You speak first. Bob may still be deciding about your key. /help lists what you can type.\n"
-            + chat.HELP + "\n"
+            + chat.HELP
+            + "\n"
             + "Not sent: a line that begins with / is a command. To send it, put a space before it.\n"
             + f"Words: {words}\nAlice:\nYou left."
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -9,9 +10,13 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
+import mallory
 import pytest
 from conftest import DEADLINE, ROOT, Program, Start, StartBob, screen
+from test_attacks import FRAMES
+from weakenings import WEAKENINGS
 
 import crypto_utils as chat
 
@@ -37,6 +42,10 @@ NAMED = (
     ),
     (r"(?<=Words: )(?:[a-z]+ ){5}[a-z]+", "", ("avis mug wino curd hank shaw",)),
 )
+
+
+def vectors(name: str) -> Any:
+    return json.loads((TESTS / "vectors" / f"{name}.json").read_text(encoding="utf-8"))
 
 
 def as_in_the_readme(*screens: str) -> list[str]:
@@ -114,8 +123,12 @@ COMMANDS = {
     "ssh-keygen -y -f identity.pem": " | grep '^ssh-rsa AAAA'",
     "openssl dhparam -in dh_parameters.pem -noout -text": " | grep -q 'DH Parameters: (2048 bit)'",
     "openssl dhparam -out FILE 2048": "test_parameters_that_openssl_wrote",
+    "python3 alice_client.py --verify FILE -vv": "test_a_replay_shows_every_value_and_each_can_be_recomputed",
+    "python3 tests/vectors/make.py": "test_the_program_that_made_them_makes_them_again",
+    "python3 -m pytest tests/test_records.py -k crossed": " --collect-only -q",
     "uv run bob_server.py": "test_the_scripts_say_what_they_need_as_requirements_txt_does",
     "pipx run bob_server.py": "test_the_scripts_say_what_they_need_as_requirements_txt_does",
+    "python3 -m pytest -m exhaustive": ".ci/run",
     "python3 tests/benchmark.py": ".ci/run",
     "ruff check .": ".ci/run",
     "ruff format --check .": ".ci/run",
@@ -134,7 +147,8 @@ def test_every_command_of_it_is_run_somewhere() -> None:
         if where.startswith("test_"):
             assert f"def {where}(" in sources
         elif where == ".ci/run":
-            assert command.startswith("bash") or f"\n{command}".replace("python3", "python") in gate
+            run = re.escape(command.replace("python3", "python"))
+            assert command.startswith("bash") or re.search(f"(^| ){run}", gate, re.MULTILINE)
 
 
 @pytest.mark.parametrize("command", RUN_HERE)
@@ -143,7 +157,9 @@ def test_a_command_of_it_does_what_it_says(bob: StartBob, homes: Path, command: 
         pytest.skip(f"there is no {command.split()[0]} here")
     server, port = bob("--once")
     server.end_input()  # he says goodbye after the first message
-    here = command.replace("python3", sys.executable).replace("alice_client", str(ROOT / "alice_client"))
+    here = command.replace("python3", sys.executable)
+    for name in ("alice_client", "tests/"):
+        here = here.replace(name, str(ROOT / name) + "/" * name.endswith("/"))
     done = subprocess.run(
         here.replace("192.0.2.7", f"127.0.0.1 --port {port}") + COMMANDS[command],
         shell=True,
@@ -155,6 +171,41 @@ def test_a_command_of_it_does_what_it_says(bob: StartBob, homes: Path, command: 
         timeout=DEADLINE,
     )
     assert done.returncode == 0, done.stderr
+
+
+def test_a_record_is_decrypted_as_it_says() -> None:
+    """With the values of a record of the test vectors."""
+    case = vectors("conversations")["cases"][0]
+    record = next(record for record in case["records"] if record["type"] == "TEXT")
+    direction = "alice->bob" if record["sender"] == "alice" else "bob->alice"
+    values = {
+        "K": case[direction]["key"],
+        "nonce": record["number"].to_bytes(12, "big").hex(),
+        "ciphertext": record["ciphertext"],
+        "tag": record["tag"],
+    }
+    (block,) = re.findall(r"<!-- recompute -->\n```sh\n(.*?)```", README, re.DOTALL)
+    done = subprocess.run(
+        block.replace("python3", sys.executable),
+        shell=True,
+        env={**os.environ, **values},
+        capture_output=True,
+        text=True,
+        timeout=DEADLINE,
+    )
+    assert done.stdout == f"{bytes.fromhex(record['plaintext'])!r}\n", done.stderr
+
+
+def test_what_it_says_to_mallory_she_understands() -> None:
+    commands = re.findall(r"^    python3 tests/mallory.py ?(.*?)(?: {2,}#.*)?$", README, re.MULTILINE)
+    assert len(commands) == 4
+    for arguments in commands:
+        options = mallory.command_line().parse_args(arguments.split())
+        if options.attack:
+            checks = [check.name for check in mallory.ATTACKS[options.attack].checks]
+            assert list(options.without) == checks[: len(options.without)]
+    assert "127.0.0.1:65433" in README
+    assert mallory.command_line().get_default("listen") == 65433
 
 
 def test_both_set_up_commands_differ_in_what_they_install_and_run() -> None:
@@ -211,6 +262,21 @@ def test_its_diagrams_hold_no_sign_that_ends_a_statement() -> None:
     diagrams = re.findall("```mermaid\n(.*?)```", README, re.DOTALL)
     assert diagrams
     assert not any(";" in diagram for diagram in diagrams)
+
+
+def test_what_it_counts() -> None:
+    bytes_sent = sum(FRAMES.values())
+    transcripts = vectors("transcripts")
+    for pattern, number in (
+        (r"each of the (\d+) bytes", bytes_sent),
+        (r"each of (\d+) points", bytes_sent),
+        (r"in (\d+) ways", len(WEAKENINGS)),
+        (r"(\d+) conversations with every value", len(vectors("conversations")["cases"])),
+        (r"(\d+) refusals", len(vectors("refused")["cases"])),
+        (r"(\d+) transcripts and \d+ refused", len(transcripts["valid"])),
+        (r"transcripts and (\d+) refused", len(transcripts["refused"])),
+    ):
+        assert re.findall(pattern, README) == [str(number)], pattern
 
 
 def test_its_numbers_are_the_codes() -> None:

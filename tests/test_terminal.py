@@ -454,7 +454,8 @@ def is_broken_at_words(program: Program) -> bool:
     rows = without_escapes(program.stdout).replace("\r", "\n").split("\n")
     wide = [row for row in rows if len(row) > program.size[1]]
     assert all(
-        re.match(r"  (SHA256:|/\S+(, line \d+)?$|python3 |pinned:|presented:|asked for:|--peer| +\()", row) for row in wide
+        re.match(r"  (SHA256:|/\S+(, line \d+)?$|python3 |pinned:|presented:|asked for:|--peer| +\()", row)
+        for row in wide
     ), wide
     return True
 
@@ -550,7 +551,9 @@ def test_a_screen_that_cannot_show_a_character_loses_nothing(bob: StartBob, star
     server.expect(r"^Alice: caf\\xe9 \\U0001f600$")
 
 
-@pytest.mark.parametrize("encoding", ["utf-8", pytest.param("latin-1", marks=pytest.mark.exhaustive), "ascii"])
+@pytest.mark.parametrize(
+    "encoding", ["utf-8", pytest.param("latin-1", marks=pytest.mark.exhaustive), "ascii"]
+)
 def test_no_row_of_the_peers_imitates_the_program_where_standard_input_is_a_pipe(
     start: Start, bob: StartBob, homes: Path, keys: Keys, encoding: str
 ) -> None:

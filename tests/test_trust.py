@@ -451,7 +451,9 @@ def test_no_other_key_is_accepted_by_bob(bob: StartBob, start: Start, homes: Pat
 # --------------------------------------------------------------- who comes while somebody is there
 
 
-def test_another_alice_is_told_that_bob_is_busy_and_bob_afterwards_that_she_called(bob: StartBob, start: Start, homes: Path, keys: Keys) -> None:
+def test_another_alice_is_told_that_bob_is_busy_and_bob_afterwards_that_she_called(
+    bob: StartBob, start: Start, homes: Path, keys: Keys
+) -> None:
     KeyStore(homes / "bob").write(
         KeyStore.KNOWN_PEERS,
         "".join(f"alice {chat.ssh_line(key)}\n" for key in (keys.alice, keys.mallory)).encode(),
