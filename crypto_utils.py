@@ -1742,18 +1742,19 @@ class Console:
 
         def begin() -> None:
             nonlocal begun
-            begun = True
             readline.insert_text(self.draft)
+            begun = True
 
         def tick(_: int, frame: FrameType | None) -> None:
             nonlocal last
             now = time.monotonic()
             was_stopped, last = now - last > 10 * TICK, now
-            # Not in begin(), where an exception would be lost, and not outside of input().
-            in_input = begun and frame is not None and frame.f_code is Console._prompted_line.__code__
-            if in_input and (self.leaving or was_stopped or ready()):
+            # Not in begin(), where an exception is lost: so may a signal's have been, before the line began.
+            in_input = frame is not None and frame.f_code is Console._prompted_line.__code__
+            if in_input and (self.leaving or (begun and (was_stopped or ready()))):
                 signal.setitimer(signal.ITIMER_REAL, 0)
-                self.draft = readline.get_line_buffer()
+                if begun:
+                    self.draft = readline.get_line_buffer()
                 raise Woken
 
         if self._erase:  # the prompt of before
