@@ -394,7 +394,7 @@ def test_signals_at_any_moment(
             terminal=True,
             python=signalled(calls, numbers, report),
         )
-        before = termios.tcgetattr(client._terminal)
+        before = termios.tcgetattr(client.terminal)
         with contextlib.suppress(AssertionError):  # she may have gone
             client.expect("Alice: ", patience=DEADLINE)
             client.write("request\n")
@@ -402,7 +402,7 @@ def test_signals_at_any_moment(
             client.expect("Alice: ", patience=DEADLINE)
             client.write("/quit\n")
         status = client.wait()
-        assert termios.tcgetattr(client._terminal) == before
+        assert termios.tcgetattr(client.terminal) == before
         return status
 
     server.write("reply\n" * 1000)  # in advance: each is sent when it is his turn
@@ -429,6 +429,16 @@ IN_THE_HANDLER = patched(
     "        os.kill(os.getpid(), signal.SIGALRM)",
     "sys.setprofile(arrive)",
 )
+AS_THE_LINE_BEGINS = patched(
+    "import os, signal",
+    "def arrive(frame, event, argument):",
+    "    if event == 'call' and frame.f_code.co_name == 'begin':",
+    "        if frame.f_back.f_back.f_locals['channel'].texts == 2:",
+    "            sys.setprofile(None)",
+    "            os.kill(os.getpid(), signal.SIGTERM)",
+    "            for _ in range(1000): pass",
+    "sys.setprofile(arrive)",
+)
 IN_A_FINALIZER = patched(
     "import os, signal",
     "class Finalized:",
@@ -447,6 +457,7 @@ IN_A_FINALIZER = patched(
     ("terminal", "python"),
     [
         pytest.param(True, IN_THE_HANDLER, id="in the handler, at the prompt"),
+        pytest.param(True, AS_THE_LINE_BEGINS, id="as the line begins"),
         pytest.param(True, IN_A_FINALIZER, id="in a finalizer, at the prompt"),
         pytest.param(False, IN_A_FINALIZER, id="in a finalizer, on a pipe"),
     ],
@@ -476,7 +487,7 @@ def test_no_signal_is_lost(
 def hang_up_terminal(program: Program) -> None:
     """Close the window in which a program runs."""
     program._sources.clear()
-    os.dup2(nowhere := os.open(os.devnull, os.O_RDWR), program._terminal)  # which closes it
+    os.dup2(nowhere := os.open(os.devnull, os.O_RDWR), program.terminal)  # which closes it
     os.close(nowhere)
 
 
@@ -507,7 +518,7 @@ def test_a_closed_terminal(
     hang_up_terminal(programs[victim])
     other = programs[victim.peer]
     if at == "at the question":
-        other.expect("was gone before you answered; nothing is pinned")
+        other.expect("left before you answered; nothing is pinned")
         assert not list(homes.glob("*/known_peers"))
         other.process.terminate()
     else:

@@ -835,10 +835,10 @@ def test_another_alice_is_told_that_bob_is_busy(bob: StartBob, keys: Keys, homes
     goodbye = other.receive()
     assert (goodbye.type, goodbye.text) == (RecordType.CLOSE, chat.BUSY)
     other.close()
-    server.expect("Another Alice called from 127.0.0.1", "stderr")
     one_round(server, first, "second")
     first.close()
     server.expect("^Alice left", "stderr")
+    server.expect("^Another Alice called from 127.0.0.1", "stderr")  # no sooner
     server.process.terminate()
     assert server.wait() == 130
 
