@@ -212,7 +212,6 @@ def group(data: bytes) -> object:
     """
     size = 3 * data[0] if data else 0
     p, g = (int.from_bytes(part, "big") for part in (data[1 : 1 + size], data[1 + size :]))
-    rounds = 64 if g % 3 == 0 else 0
     if p < 1 << 16:
         with replaced(chat, GROUP_BITS=range(2, 17)):
             taken = value_or(ProtocolError, lambda: chat.check_group(Group(p, g)) or True)
@@ -220,8 +219,8 @@ def group(data: bytes) -> object:
         safe = p % 2 == 1 and all(n > 1 and all(n % d for d in range(2, math.isqrt(n) + 1)) for n in (p, q))
         assert bool(taken) == (safe and 1 < g < p - 1 and pow(g, q, p) == 1), f"p = {p}, g = {g}"
     else:
-        with replaced(chat, is_power_one=power_one_at_once, miller_rabin_test=lambda q, _: q % 4 == 1):
-            taken = value_or(ProtocolError, lambda: chat.check_group(Group(p, g), rounds) or True)
+        with replaced(chat, is_power_one=power_one_at_once, miller_rabin_test=lambda q, _: q % 4 == 3):
+            taken = value_or(ProtocolError, lambda: chat.check_group(Group(p, g)) or True)
         assert not taken or (2048 <= p.bit_length() <= 4096 and p % 2 and 1 < g < p - 1)
     return taken
 

@@ -321,14 +321,14 @@ def test_a_whole_session_replayed_to_bob_is_refused(keys: Keys, tmp_path: Path) 
 
 
 def test_a_text_neither_drives_the_terminal_nor_imitates_the_program(
-    capsys: pytest.CaptureFixture[str],
+    capfd: pytest.CaptureFixture[str],
 ) -> None:
     console = chat.Console(BOB)
     with console.inbox._ours, console.inbox._theirs:
         console.show("Alice", "\x1b[2J\u202e\nRefused: no")
-        assert capsys.readouterr() == ("Alice: \\x1b[2J\\u202e\n     | Refused: no\n", "")
+        assert capfd.readouterr() == ("Alice: \\x1b[2J\\u202e\n     | Refused: no\n", "")
         console.notice("\x1b]52;c;cm0gLXJm\x07")
-        assert capsys.readouterr() == ("", "\\x1b]52;c;cm0gLXJm\\x07\n")
+        assert capfd.readouterr() == ("", "\\x1b]52;c;cm0gLXJm\\x07\n")
 
 
 # ---------------------------------------------------------------------- every byte, every point to cut at

@@ -6,6 +6,7 @@ It checks the vectors and reads transcripts, and talks to both programs in eithe
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 from collections.abc import Iterator
@@ -159,10 +160,10 @@ def test_it_is_bob(
 
 def test_it_is_a_busy_bob(start: Callable[..., Program], peer: Callable[..., Peer], keys: Keys) -> None:
     """READY and CLOSE come in one write: Alice is told before she has said anything."""
-    bob = peer("bob", keys.bob, "--port", "0", "--busy", "talking to somebody else")
+    bob = peer("bob", keys.bob, "--port", "0", "--busy", chat.BUSY)
     alice = start("alice_client.py", "127.0.0.1", "--port", bob.listening())
     alice.write("hello\n")
-    alice.expect("talking to somebody else", "stderr")
+    alice.expect(re.escape(f"Bob left: {chat.BUSY}"), "stderr")
     assert alice.wait() == 1
     bob.say([])
 

@@ -257,7 +257,8 @@ LIST = [
         ATTACKS + "parameters[p composite]",
         """
         def check_peers_group(self, group):
-            check_group(group, rounds=0 if self.load_group(rounds=0) else 64)
+            if self.read(self.GROUP) is None:
+                check_group(group)
         KeyStore.check_group = check_peers_group
         """,
     ),
