@@ -51,7 +51,7 @@ def run(console: chat.Console, options: argparse.Namespace) -> int:
         if channel is None:
             frames.hang_up()
     with chat.hanging_up(console, channel):
-        if channel.has_something:  # at our turn, this can only be a goodbye: Bob is busy
+        if channel.has_something:  # at our turn, a goodbye: Bob is busy, for example
             channel.frames.deadline = time.monotonic() + chat.HANDSHAKE_SECONDS
             trusted = channel.trust.known or channel.trust.asked_for
             return chat.part(console, channel, channel.receive(), trusted=trusted)

@@ -42,7 +42,6 @@ import contextlib
 import enum
 import errno
 import getpass
-import hmac
 import itertools
 import logging
 import math
@@ -176,7 +175,7 @@ log = logging.getLogger("secure_chat")
 
 
 def trace(step: str, **values: Buffer | int) -> None:
-    """Log a step of the protocol with its values. No secret key or exponent is ever among them."""
+    """Log a step of the protocol with its values: in a conversation, no secrets but our own texts."""
     log.info(step, extra={"values": values})
 
 
@@ -213,8 +212,8 @@ def modexp(base: int, exponent: bytes, modulus: int) -> bytes:
     """Return base^exponent mod modulus, left-padded to the length of the modulus.
 
     The running time depends on the lengths alone: the exponent is kept as bytes, and the library's
-    Integer is constant-time (this module cannot be imported where it is not). No other function raises
-    a number to a secret power.
+    Integer is constant-time (this module cannot be imported where it is not). No other function
+    sees a secret Diffie-Hellman exponent.
     """
     result = pow(Integer(base), Integer.from_bytes(exponent), Integer(modulus))
     return result.to_bytes(byte_length(modulus))
@@ -412,8 +411,8 @@ _RSA_ENCRYPTION = bytes.fromhex("300d06092a864886f70d0101010500")
 def load_public_key(der: bytes) -> RsaKey:
     """Parse and check a peer's RSA public key: DER SubjectPublicKeyInfo of at most 1 KiB.
 
-    The size is checked first, because the library needs 25 s to parse a key of 131 KB. (It refuses
-    an n that is even or a multiple of e.) Raises ProtocolError.
+    The size is checked first, because the library needs 25 s to parse a key of 131 KB. (The
+    library refuses an n that is even or a multiple of e.) Raises ProtocolError.
     """
     require(len(der) <= RSA_DER_LIMIT, "the RSA key is larger than 1 KiB")
     require(_RSA_ENCRYPTION in der[:19], "the key is not an RSA SubjectPublicKeyInfo")
@@ -619,9 +618,9 @@ class Message(NamedTuple):
 class Direction:
     """The records of one direction: who sends and signs them, their keys, and how far they have come.
 
-    `number` is that of the next record. `latest` is the hash that was signed of the latest one, `before` of
-    the one before it. `closed` is set before any work on a record begins and taken back only when all of
-    it has succeeded: no nonce is used twice, and nothing follows a failure or a CLOSE.
+    `number` is that of the next record. `latest` and `before` are the hashes that were signed of the last
+    record and of the one before it. `closed` is set before any work on a record begins, and taken back only
+    when all of it has succeeded: no nonce is used twice, and nothing follows a failure or a CLOSE.
     """
 
     def __init__(self, sender: Role, signer: RsaKey, z: bytes, th: bytes) -> None:
@@ -744,7 +743,7 @@ class Opener(Direction):
         )
         keep(record)
         self._succeed(message.type, signed.digest())
-        # Nothing is wrong with a READY that we had not sent: it never counts as missed.
+        # A READY that had not arrived says nothing: nobody need be told.
         return message._replace(crossed=crossed and other.number > 1)
 
     def _parse(self, plaintext: bytes) -> Message:
@@ -785,7 +784,7 @@ def commit(r: bytes) -> bytes:
 
 def check_commitment(nonce_b: bytes, r: bytes) -> None:
     """Raise ProtocolError unless r, the body of Bob's READY, is what he committed to in his hello."""
-    require(hmac.compare_digest(commit(r), nonce_b), "Bob's r does not fit his nonce")
+    require(commit(r) == nonce_b, "Bob's r does not fit his nonce")
 
 
 def make_words(th: bytes, r: bytes) -> str:
@@ -1292,8 +1291,8 @@ class PinnedPeer:
     """Whether a peer's key is to be trusted: trust on first use, in the manner of OpenSSH's known_hosts.
 
     `known_peers` is text, a line for each key: name, "ssh-rsa", base64. A name may have several lines.
-    The name is "alice" in Bob's file, and "[host]:port" in Alice's, in any case. With `only`, the one key
-    with that fingerprint is accepted, and takes the place of what was pinned.
+    The name is "alice" in Bob's file, and "[host]:port" in Alice's, in upper or lower case. With `only`, the
+    one key with that fingerprint is accepted, and takes the place of what was pinned.
     """
 
     def __init__(self, store: KeyStore, name: str, only: str | None = None) -> None:
@@ -1311,7 +1310,7 @@ class PinnedPeer:
         mine = [pin for pin in pins if pin.name == self.name]
         known = line in (pin.key for pin in mine)
         if self.only is not None:
-            if not hmac.compare_digest(presented, self.only):
+            if presented != self.only:
                 raise TrustError(
                     f"the key of {self.name} is not the one asked for\n"
                     f"  asked for: {self.only}\n"
@@ -1330,9 +1329,10 @@ class PinnedPeer:
                     for pin, known_as in zip(mine, expected)
                 )
                 + f"  presented: {presented}\n"
-                "Either somebody is in between, or the other side has a new key. Ask them for their "
-                "fingerprint, in person or by telephone. Only if it is the one presented, start again with\n"
-                f"  --peer {presented}",
+                "Nothing was sent. Either somebody is in between, or the other side has a new key. Ask them "
+                "for their fingerprint, in person or by telephone. If it is the one presented, start again with "
+                f"this option, and the new key takes the place of the old one:\n  --peer {presented}\n"
+                "If it is any other, do not connect.",
                 presented,
                 expected,
             )
@@ -1428,8 +1428,8 @@ def printable(text: str) -> str:
 def screen_lines(text: str, columns: int | None = None) -> list[str]:
     """Return the printable lines of a text, broken to `columns`, after a space where possible.
 
-    What is not ASCII counts as two columns wide, which is never too little; a tab counts as eight. Whoever
-    prints the lines behind marks of its own leaves no way to imitate a line that has no mark.
+    What is not ASCII counts as two columns wide, which is never too little; a tab counts as eight. If each
+    line is printed behind a mark, none can imitate a line of the program.
     """
     lines = text.split("\n")
     if not text.replace("\n", "").isprintable():
@@ -1600,7 +1600,7 @@ class Console:
         self.can_ask = self.has_person and sys.stderr.isatty()
         self.inbox = Inbox()
         self.post: Callable[[str], object] = self.inbox.put  # shows a line of another thread
-        self.status = 0  # the exit status of what a person asked for and did not get: a line was not sent
+        self.status = 0  # the exit status after a goodbye: 1 if a line from a pipe could not be sent
         self.draft = ""  # typed at the prompt, and not sent yet
         self.leaving = 0  # the signal that asked the program to end
         self._screen_is_gone = False  # whether a stopped screen was given up then
@@ -1622,7 +1622,7 @@ class Console:
             erase = ""
         if sys.platform != "win32":
             while not select.select([], [stream], [], 1.0)[1]:
-                pass  # a stopped screen: here each signal is heard, in a write that has begun not always
+                pass  # a stopped screen: a signal always ends this wait, but not always a write
         stream.write(erase + text)
         stream.flush()
 
@@ -1910,7 +1910,7 @@ class StepHandler(logging.Handler):
 
 @contextlib.contextmanager
 def hanging_up(console: Console, channel: Channel) -> Iterator[None]:
-    """Say goodbye, if that is right, whatever ends the body; hang up. Ctrl-C becomes PersonLeft."""
+    """Hang up at the end, after a goodbye unless the line is broken. Ctrl-C becomes PersonLeft."""
     try:
         yield
     except (KeyboardInterrupt, PersonLeft):
@@ -1975,7 +1975,7 @@ def meet(console: Console, channel: Channel, peer: PinnedPeer, transcripts: Path
         ask_about_key(console, channel)
     if not trust.known:
         line = peer.pin(key)
-        console.notice(f"The key is pinned now. If {name} finds other words, delete this line:")
+        console.notice(f"The key is pinned. If {name} finds other words, leave, and delete this line:")
         console.notice(f"  {peer.path}, line {line}")
     if transcripts:
         channel.transcript = Transcript(transcripts, channel.role, channel.beginning)
@@ -2002,8 +2002,8 @@ def ask_about_key(console: Console, channel: Channel) -> None:
         )
     console.notice(
         f"Compare the words with {name}, by telephone or in person: the same six must stand on both screens. "
-        f"If they differ, somebody is in between: answer no. Is this {name}'s key? Answer yes or no, or type "
-        f"the words or the fingerprint that {name} reads to you."
+        f"If they differ, somebody is in between: answer no. Instead of yes, you can type the words or the "
+        f"fingerprint that {name} reads to you."
     )
     deadline = time.monotonic() + QUESTION_SECONDS if channel.role is Role.BOB else math.inf
     others: list[Waitable] = [console.inbox]
@@ -2013,7 +2013,7 @@ def ask_about_key(console: Console, channel: Channel) -> None:
             cut.register(channel.frames.socket, select.EPOLLRDHUP)
             others.append(cut)
         try:
-            console.begin_answer("yes or no? ")
+            console.begin_answer(f"Is this {name}'s key, yes or no? ")
             while True:
                 left = None if deadline == math.inf else max(deadline - time.monotonic(), 0.0)
                 answer = console.read_answer(others, left)
@@ -2030,7 +2030,7 @@ def ask_about_key(console: Console, channel: Channel) -> None:
                 if verdict is False:
                     raise no
                 console.notice(verdict)
-                console.begin_answer("yes or no? ")
+                console.begin_answer(f"Is this {name}'s key, yes or no? ")
         except TimeoutError:
             raise TrustError("the question was not answered; nothing is pinned", presented) from None
         except KeyboardInterrupt:
@@ -2187,13 +2187,15 @@ def ask_passphrase(prompt: str) -> str:
         raise FileError("no passphrase was given for the key") from None
 
 
-VERDICT = """
-The transcript is sound. Each message above was signed with the key shown for its sender, in this \
-conversation, in this order, and in reply to what stands before it.
-It does not prove when this was said, nor whose a key is: compare the fingerprints with their owners.
-The side that kept the file can still have added, changed or left out its own last messages: those that the \
-other side had not received when it last spoke or said goodbye.
-Somebody who has stolen both keys can have made all of it; somebody who has stolen one cannot."""
+VERDICT = """\
+
+The transcript is sound. Whoever has the key shown for a sender signed these messages, in this \
+conversation, in this order, and each in reply to what stands before it.
+It does not show when this was said, who kept the file, or whose a key is: compare the fingerprints with \
+their owners.
+The last messages of a side, if the other side had not received them when it last spoke or left, prove \
+little: whoever kept the file, or stole that side's key, can have added, changed or left them out.
+Whoever has both keys can have made all of it."""
 
 
 def verify_file(console: Console, options: argparse.Namespace) -> int:
