@@ -1330,8 +1330,8 @@ class PinnedPeer:
                 )
                 + f"  presented: {presented}\n"
                 "Nothing was sent. Either somebody is in between, or the other side has a new key. Ask them "
-                "for their fingerprint, in person or by telephone. If it is the one presented, start again with "
-                f"this option, and the new key takes the place of the old one:\n  --peer {presented}\n"
+                "for their fingerprint, in person or by telephone. If it is the one presented, start again "
+                f"with this option, and the new key takes the old one's place:\n  --peer {presented}\n"
                 "If it is any other, do not connect.",
                 presented,
                 expected,

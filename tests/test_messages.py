@@ -335,9 +335,11 @@ ERRORS: dict[str, tuple[Callable[[World], Program], int, str]] = {
         "  pinned:    {mallory}\n"
         "             ({homes}/alice/known_peers, line 1)\n"
         "  presented: {bob}\n"
-        "Either somebody is in between, or the other side has a new key. Ask them for their "
-        "fingerprint, in person or by telephone. Only if it is the one presented, start again with\n"
-        "  --peer {bob}",
+        "Nothing was sent. Either somebody is in between, or the other side has a new key. Ask them "
+        "for their fingerprint, in person or by telephone. If it is the one presented, start again "
+        "with this option, and the new key takes the old one's place:\n"
+        "  --peer {bob}\n"
+        "If it is any other, do not connect.",
     ),
     "Alice's key has changed": (
         alices_key_changed,
@@ -520,19 +522,21 @@ def test_a_conversation_at_terminals_to_the_letter(
         return (
             f"{peer} is here. This key is new to you:\n  {hers}\nWords: {words}\n"
             f"Compare the words with {peer}, by telephone or in person: the same six must stand on both "
-            f"screens. If they differ, somebody is in between: answer no. Is this {peer}'s key? Answer yes "
-            f"or no, or type the words or the fingerprint that {peer} reads to you.\n"
+            f"screens. If they differ, somebody is in between: answer no. Instead of yes, you can type "
+            f"the words or the fingerprint that {peer} reads to you.\n"
         )
 
-    pinned = "The key is pinned now. If {} finds other words, delete this line:\n  {}/known_peers, line 1\n"
+    pinned = (
+        "The key is pinned. If {} finds other words, leave, and delete this line:\n  {}/known_peers, line 1\n"
+    )
     assert told_by(client).endswith(
         single_spaced(
             expected("Alice", "Bob", chat.fingerprint(keys.bob))
-            + "yes or no? perhaps\n"
+            + "Is this Bob's key, yes or no? perhaps\n"
             + "Please answer yes or no, or type the six words, or the fingerprint that begins with SHA256:.\n"
-            + "yes or no? abed able abut ace aces ache\n"
+            + "Is this Bob's key, yes or no? abed able abut ace aces ache\n"
             + f"These are other words: {wrong}. If no word was misheard, answer no.\n"
-            + "yes or no? yes\n"
+            + "Is this Bob's key, yes or no? yes\n"
             + pinned.format("Bob", homes / "alice")
             + "You speak first. Bob may still be deciding about your key. /help lists what you can type.\n"
             + chat.HELP
@@ -543,7 +547,7 @@ def test_a_conversation_at_terminals_to_the_letter(
     )
     assert single_spaced(
         expected("Bob", "Alice", chat.fingerprint(keys.alice))
-        + "yes or no? yes\n"
+        + "Is this Alice's key, yes or no? yes\n"
         + pinned.format("Alice", homes / "bob")
         + f"Whoever has this file can read the conversation, and check who said what:\n  {kept}\n"
         + "Alice speaks first. Alice may still be deciding about your key. /help lists what you can type.\n"

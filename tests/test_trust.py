@@ -67,7 +67,7 @@ def test_both_see_the_same_words_say_yes_and_are_not_asked_again(
     for program, role in ((client, Role.ALICE), (server, Role.BOB)):
         assert not is_pinned(homes, role)
         program.write("yes\r")
-        program.expect("pinned now")
+        program.expect("is pinned")
         assert is_pinned(homes, role)
     client.expect("Alice: ")
     client.write("/quit\r")
@@ -90,7 +90,7 @@ def test_what_accepts_a_key(
         answer, answer
     )
     server.write(f"  {typed} \r")
-    server.expect("pinned now")
+    server.expect("is pinned")
     assert is_pinned(homes, Role.BOB)
 
 
@@ -198,7 +198,7 @@ def test_bob_is_asked_where_only_standard_output_is_no_terminal(
     server.expect(QUESTION)
     assert not is_pinned(homes, Role.BOB)
     server.write("yes\r")
-    server.expect("pinned now")
+    server.expect("is pinned")
     alice.send("hello")
     server.expect("^Alice: hello")
 
@@ -212,7 +212,7 @@ def test_without_a_terminal_a_new_key_is_shown_and_then_pinned(
     for program, key, role in ((server, keys.alice, Role.BOB), (client, keys.bob, Role.ALICE)):
         told = program.stderr
         assert told.index("This key is new") < told.index(f"  {chat.fingerprint(key)}\nWords: ")
-        assert told.index("\nWords: ") < told.index("pinned now")
+        assert told.index("\nWords: ") < told.index("is pinned")
         assert chat.ssh_line(key) in (homes / role.value / KeyStore.KNOWN_PEERS).read_text()
     (words,) = {re.findall("^Words: (.*)$", told, re.MULTILINE)[0] for told in (server.stderr, client.stderr)}
     assert len(words.split()) == 6
@@ -253,7 +253,7 @@ def test_half_an_answer_to_one_connection_is_none_to_the_next(
     server.write(f"{first.words}\r")
     server.expect("These are other words")
     server.write(f"{second.words}\r")
-    server.expect("pinned now")
+    server.expect("is pinned")
 
 
 def test_a_stranger_who_is_asked_about_keeps_other_strangers_out_but_not_a_pinned_alice(
@@ -288,7 +288,7 @@ def test_who_calls_while_bob_answers_does_not_disturb_him(
         assert caller.receive().text == chat.BUSY
         caller.frames.hang_up(DEADLINE)  # and Bob has hung up too
     server.write("\r")
-    server.expect("pinned now")
+    server.expect("is pinned")
     alice.send("hello")
     server.expect("Alice \u2713 hello")
 
@@ -356,7 +356,7 @@ def test_what_is_typed_in_one_burst_with_the_answer_is_not_sent(
 ) -> None:
     server, client, _ = strangers()
     server.write("yes\r")
-    server.expect("pinned now")
+    server.expect("is pinned")
     client.write("yes\rhello\r")
     client.expect("Alice: ")
     client.write("and now\r")
