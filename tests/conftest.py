@@ -84,11 +84,11 @@ def keys() -> Keys:
 
 @pytest.fixture
 def homes(tmp_path: Path, keys: Keys) -> Path:
-    """Return a SECURE_CHAT_HOME in which both have their keys, and Bob his parameters; nobody is pinned."""
+    """Return a SECURE_CHAT_HOME in which both have their keys and know Bob's parameters; nobody is pinned."""
     for name, key in (("bob", keys.bob), ("alice", keys.alice)):
         store = KeyStore(tmp_path / name)
         store.write(KeyStore.IDENTITY, key.export_key("PEM", pkcs=8))
-    KeyStore(tmp_path / "bob").save_group(GROUP)
+        store.save_group(GROUP)
     return tmp_path
 
 
@@ -358,6 +358,14 @@ def bob(start: Start) -> StartBob:
         return program, port
 
     return run
+
+
+def exhaustive(*values: object) -> list[object]:
+    """Mark these of a test's parameters: what they show, others show too."""
+    return [
+        pytest.param(*(value if type(value) is tuple else (value,)), marks=pytest.mark.exhaustive)
+        for value in values
+    ]
 
 
 def talk(

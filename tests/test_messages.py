@@ -22,6 +22,7 @@ from conftest import (
     Start,
     StartBob,
     Stranger,
+    exhaustive,
     patched,
     screen,
     talk,
@@ -469,7 +470,21 @@ ERRORS: dict[str, tuple[Callable[[World], Program], int, str]] = {
 }
 
 
-@pytest.mark.parametrize("name", ERRORS)
+# What other tests bring about too, without the words.
+BROUGHT_ABOUT_ELSEWHERE = [
+    *("another protocol", "a service that breaks off", "Bob is killed", "half a message", "a forged record"),
+    *("Bob is busy", "Bob does not accept the key", "the same Alice again", "one leaves"),
+    *("Alice's key has changed", "Bob has pinned another key", "an address of another machine"),
+    *("not the key that was asked for", "too small", "an empty file", "parameters that are too small"),
+    *("both sizes and a file", "silence"),
+]
+
+
+@pytest.mark.parametrize(
+    "name",
+    [name for name in ERRORS if name not in BROUGHT_ABOUT_ELSEWHERE]
+    + [*exhaustive(*BROUGHT_ABOUT_ELSEWHERE)],
+)
 def test_what_goes_wrong_is_told_in_one_way(world: World, name: str) -> None:
     cause, status, told = ERRORS[name]
     program = cause(world)

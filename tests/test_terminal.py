@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 import select
 import signal
@@ -19,6 +20,7 @@ from conftest import (
     Start,
     StartBob,
     Stranger,
+    exhaustive,
     patched,
     pin_each_other,
     screen,
@@ -65,16 +67,17 @@ def test_two_people_talk(
     assert ("turn)" in client.stdout) == always
 
 
-def test_every_key_that_is_typed_is_seen(terminals: Terminals) -> None:
+@pytest.mark.parametrize("count", [100, *exhaustive(1000)])
+def test_every_key_that_is_typed_is_seen(terminals: Terminals, count: int) -> None:
     """However often the program looks for a message in between."""
     _, client = terminals(python=patched("chat.TICK = 0.0005"))
-    before, keys = len(client.stdout), 1000
-    for number in range(keys):
+    before = len(client.stdout)
+    for number in range(count):
         client.write("x" if number % 50 else "\x15x")  # Ctrl-U begins a line again
         client.read(0.02)
     client.write("\x15end")
     client.expect("end")
-    assert client.stdout[before:].count("x") >= keys
+    assert client.stdout[before:].count("x") >= count
 
 
 def test_what_is_typed_stays_when_a_message_comes(terminals: Terminals) -> None:
@@ -209,7 +212,7 @@ def test_what_is_pasted_out_of_turn_waits_for_enter(terminals: Terminals) -> Non
     server.shows(r"Alice \u2713 first line\n +\| secret half\n +\| more, with Enter\nBob:\Z")
 
 
-@pytest.mark.parametrize("reply", ["early", "late"])
+@pytest.mark.parametrize("reply", ["late", *exhaustive("early")])
 def test_of_a_paste_without_marks_only_what_was_seen_is_sent(
     bob: StartBob, start: Start, homes: Path, keys: Keys, reply: str
 ) -> None:
@@ -254,9 +257,14 @@ def test_what_was_typed_before_it_was_clear_to_whom_is_not_sent(
 # ------------------------------------------------------------------------ leaving, from anywhere
 
 
-@pytest.mark.parametrize("leave", ["\x03", "\x04", "/quit\r"], ids=["Ctrl-C", "Ctrl-D", "quit"])
-@pytest.mark.parametrize("leaver", Role)
-@pytest.mark.parametrize("turn", Role)
+@pytest.mark.parametrize(
+    ("turn", "leaver", "leave"),
+    [
+        (Role.BOB, Role.ALICE, "\x03"),
+        (Role.ALICE, Role.ALICE, "\x04"),
+        *exhaustive(*itertools.product(Role, Role, ("\x03", "\x04", "/quit\r"))),
+    ],
+)
 def test_leaving_in_turn_and_out_of_turn(terminals: Terminals, leaver: Role, turn: Role, leave: str) -> None:
     server, client = terminals("--once")
     client.write("hello\r")
@@ -296,7 +304,9 @@ PLACES = {
 }
 
 
-@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize(
+    "place", [*exhaustive("the search"), *(place for place in PLACES if place != "the search")]
+)
 @pytest.mark.parametrize("key", ["\x03", "\x04"], ids=["Ctrl-C", "Ctrl-D"])
 def test_ctrl_c_and_ctrl_d_outside_of_a_conversation(
     start: Start, homes: Path, keys: Keys, place: str, key: str
@@ -352,8 +362,14 @@ def test_ctrl_c_right_after_the_handshake_is_a_goodbye(
         assert client.wait() == 0
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
-@pytest.mark.parametrize("terminal", [False, True], ids=["pipes", "terminals"])
+@pytest.mark.parametrize(
+    ("terminal", "number"),
+    [
+        (True, signal.SIGHUP),
+        (False, signal.SIGTERM),
+        *exhaustive(*itertools.product((False, True), (signal.SIGINT, signal.SIGTERM, signal.SIGHUP))),
+    ],
+)
 def test_a_signal_ends_a_conversation_with_a_goodbye(
     terminals: Terminals, bob: StartBob, start: Start, number: int, terminal: bool
 ) -> None:
@@ -363,7 +379,7 @@ def test_a_signal_ends_a_conversation_with_a_goodbye(
     assert (client.wait(), server.wait()) == (1, 0)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, *exhaustive(signal.SIGTERM)])
 @pytest.mark.parametrize("at", ["a message", "a new key"])
 def test_a_stopped_screen_holds_up_nothing(
     bob: StartBob, stranger: Stranger, homes: Path, keys: Keys, number: int, at: str
@@ -430,7 +446,7 @@ def test_the_prompt_is_whole_after_a_resize(terminals: Terminals) -> None:
     server.expect("some words of a draft!!\r\n")
 
 
-@pytest.mark.parametrize("size", [(10, 20), (24, 40), (50, 300)])
+@pytest.mark.parametrize("size", [(10, 20), *exhaustive(((24, 40),), ((50, 300),))])
 def test_no_word_of_a_message_is_lost_in_windows_of_any_size(
     bob: StartBob, start: Start, homes: Path, keys: Keys, size: tuple[int, int]
 ) -> None:
@@ -460,7 +476,7 @@ def is_broken_at_words(program: Program) -> bool:
     return True
 
 
-@pytest.mark.parametrize("columns", [40, 60])
+@pytest.mark.parametrize("columns", [40, *exhaustive(60)])
 def test_what_the_programs_say_is_broken_at_words(
     bob: StartBob, start: Start, homes: Path, keys: Keys, columns: int
 ) -> None:
@@ -492,7 +508,7 @@ def test_what_the_programs_say_is_broken_at_words(
 
 
 @pytest.mark.parametrize("script", ["bob_server.py", "alice_client.py"])
-@pytest.mark.parametrize("columns", [40, 80])
+@pytest.mark.parametrize("columns", [40, *exhaustive(80)])
 def test_help_fits_the_screen(start: Start, script: str, columns: int) -> None:
     program = start(script, "--help", terminal=True, size=(24, columns), COLUMNS="")
     assert program.wait() == 0
@@ -529,8 +545,10 @@ def test_a_changed_key_and_a_verdict_are_broken_at_words(
     ("environment", "mark"),
     [
         ({"TERM": "xterm"}, "\x1b[32mAlice \u2713 \x1b[0mhello"),
-        ({"TERM": "xterm", "NO_COLOR": "1"}, "Alice \u2713 hello"),
-        ({"TERM": "dumb"}, "Alice \u2713 hello"),
+        *exhaustive(
+            ({"TERM": "xterm", "NO_COLOR": "1"}, "Alice \u2713 hello"),
+            ({"TERM": "dumb"}, "Alice \u2713 hello"),
+        ),
         ({"TERM": "dumb", "PYTHONIOENCODING": "ascii"}, r"Alice + hello"),
     ],
 )
@@ -551,9 +569,7 @@ def test_a_screen_that_cannot_show_a_character_loses_nothing(bob: StartBob, star
     server.expect(r"^Alice: caf\\xe9 \\U0001f600$")
 
 
-@pytest.mark.parametrize(
-    "encoding", ["utf-8", pytest.param("latin-1", marks=pytest.mark.exhaustive), "ascii"]
-)
+@pytest.mark.parametrize("encoding", ["ascii", *exhaustive("utf-8", "latin-1")])
 def test_no_row_of_the_peers_imitates_the_program_where_standard_input_is_a_pipe(
     start: Start, bob: StartBob, homes: Path, keys: Keys, encoding: str
 ) -> None:

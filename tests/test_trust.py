@@ -18,6 +18,7 @@ from conftest import (
     Start,
     StartBob,
     Stranger,
+    exhaustive,
     fails,
     patched,
     talk,
@@ -81,7 +82,7 @@ def test_both_see_the_same_words_say_yes_and_are_not_asked_again(
     assert words_of(server) == words_of(again) != words_of(client)
 
 
-@pytest.mark.parametrize("answer", ["YES", "words", "fingerprint"])
+@pytest.mark.parametrize("answer", ["words", *exhaustive("YES", "fingerprint")])
 def test_what_accepts_a_key(
     strangers: Callable[..., tuple[Program, Program, str]], homes: Path, keys: Keys, answer: str
 ) -> None:
@@ -118,10 +119,7 @@ def test_what_neither_accepts_nor_refuses_is_asked_again(
     server.expect("nothing is pinned")
 
 
-NO = pytest.mark.parametrize(
-    "no",
-    ["no\r", "\x03", *(pytest.param(no, marks=pytest.mark.exhaustive) for no in ("NO\r", "/quit\r", "\x04"))],
-)
+NO = pytest.mark.parametrize("no", ["no\r", "\x03", *exhaustive("NO\r", "/quit\r", "\x04")])
 
 
 @NO
@@ -160,7 +158,7 @@ def test_bob_says_no_to_an_alice_who_has_spoken(
     assert len(re.findall(QUESTION, server.stdout)) == 1  # nobody is asked about that key again
 
 
-@pytest.mark.parametrize("refuser", Role)
+@pytest.mark.parametrize("refuser", exhaustive(*Role))
 def test_a_no_is_told_to_who_is_asked_too(
     strangers: Callable[..., tuple[Program, Program, str]], homes: Path, refuser: Role
 ) -> None:
@@ -396,7 +394,7 @@ def test_other_names_of_the_same_key_are_told(start: Start, bob: StartBob, homes
 # ------------------------------------------------------------------------- --peer, and changed keys
 
 
-@pytest.mark.parametrize("pinned", [False, True])
+@pytest.mark.parametrize("pinned", [True, *exhaustive(False)])
 def test_the_key_that_was_asked_for_is_pinned_unasked_in_place_of_another(
     bob: StartBob, start: Start, homes: Path, keys: Keys, pinned: bool
 ) -> None:
