@@ -476,7 +476,9 @@ BROUGHT_ABOUT_ELSEWHERE = [
     *("Bob is busy", "Bob does not accept the key", "the same Alice again", "one leaves"),
     *("Alice's key has changed", "Bob has pinned another key", "an address of another machine"),
     *("not the key that was asked for", "too small", "an empty file", "parameters that are too small"),
-    *("both sizes and a file", "silence"),
+    *("both sizes and a file", "silence", "Bob's key has changed", "another network", "a device"),
+    *("a line of known_peers that is not understood", "a home that is a file", "no such file"),
+    *("no parameters", "transcripts that cannot be written", "a passphrase without a terminal"),
 ]
 
 
@@ -594,6 +596,7 @@ def test_what_bob_says_before_anybody_comes(bob: StartBob, homes: Path, keys: Ke
     )
 
 
+@pytest.mark.exhaustive
 def test_what_cannot_be_sent_is_told_and_counts(bob: StartBob, start: Start) -> None:
     _, client = talk(bob("--once"), start)
     client.write(b"x" * (chat.TEXT_LIMIT + 1) + b"\nnot UTF-8: \xff\n")

@@ -163,12 +163,17 @@ def test_every_command_of_it_is_run_somewhere() -> None:
             assert command.startswith("bash") or re.search(f"(^| ){run}", gate, re.MULTILINE)
 
 
-@pytest.mark.parametrize("command", RUN_HERE)
+@pytest.mark.parametrize(
+    "command",
+    [*exhaustive(*(c for c in RUN_HERE if "pytest" in c)), *(c for c in RUN_HERE if "pytest" not in c)],
+)
 def test_a_command_of_it_does_what_it_says(bob: StartBob, homes: Path, command: str) -> None:
     if not shutil.which(command.split()[0]):
         pytest.skip(f"there is no {command.split()[0]} here")
-    server, port = bob("--once")
-    server.end_input()  # he says goodbye after the first message
+    port = ""
+    if "192.0.2.7" in command:
+        server, port = bob("--once")
+        server.end_input()  # he says goodbye after the first message
     here = command.replace("python3", sys.executable)
     for name in ("alice_client", "tests/"):
         here = here.replace(name, str(ROOT / name) + "/" * name.endswith("/"))

@@ -119,7 +119,7 @@ def test_what_neither_accepts_nor_refuses_is_asked_again(
     server.expect("nothing is pinned")
 
 
-NO = pytest.mark.parametrize("no", ["no\r", "\x03", *exhaustive("NO\r", "/quit\r", "\x04")])
+NO = pytest.mark.parametrize("no", ["\x03", *exhaustive("no\r", "NO\r", "/quit\r", "\x04")])
 
 
 @NO
@@ -380,6 +380,7 @@ def test_a_no_leaves_no_transcript_and_a_yes_begins_one(
     assert str(kept) in server.stdout.replace("\r\n", "")
 
 
+@pytest.mark.exhaustive
 def test_other_names_of_the_same_key_are_told(start: Start, bob: StartBob, homes: Path, keys: Keys) -> None:
     _, port = bob()
     store = KeyStore(homes / "alice")
@@ -416,7 +417,7 @@ def test_the_key_that_was_asked_for_is_pinned_unasked_in_place_of_another(
     assert client.wait() == 0
 
 
-@pytest.mark.parametrize("how", ["pinned", "asked for"])
+@pytest.mark.parametrize("how", ["pinned", *exhaustive("asked for")])
 def test_no_other_key_is_accepted_by_alice(
     bob: StartBob, start: Start, homes: Path, keys: Keys, how: str
 ) -> None:
@@ -476,6 +477,7 @@ def test_another_alice_is_told_that_bob_is_busy_and_bob_afterwards_that_she_call
     server.expect("Another Alice called from 127.0.0.1")
 
 
+@pytest.mark.exhaustive
 def test_the_same_alice_who_connects_again_takes_over(bob: StartBob, start: Start) -> None:
     server, first = talk(server_and_port := bob("--once"), start)
     first.write("hello\n")

@@ -171,7 +171,7 @@ def test_it_asks_for_no_passphrase(kept: Kept, start: Start, homes: Path, keys: 
     assert program.wait() == 0
 
 
-@pytest.mark.parametrize("right", [True, False])
+@pytest.mark.parametrize("right", [False, pytest.param(True, marks=pytest.mark.exhaustive)])
 def test_peer_insists_on_a_key(kept: Kept, start: Start, keys: Keys, right: bool) -> None:
     only = chat.fingerprint(keys.bob if right else keys.mallory)
     program = start("alice_client.py", "--verify", str(kept.files["bob"]), "--peer", only)
@@ -244,6 +244,7 @@ def test_a_replay_shows_the_words_that_both_saw(kept: Kept, start: Start) -> Non
         assert f"\nWords: {words}\n" in told
 
 
+@pytest.mark.exhaustive
 def test_a_value_of_the_replay_is_recomputed_with_openssl(kept: Kept, start: Start) -> None:
     """As the README does: an AES key of the lesson, with a tool that is not ours."""
     openssl = shutil.which("openssl")
@@ -286,6 +287,7 @@ def test_each_side_names_encryption_before_the_signature_and_the_reverse_on_rece
         assert told.index("Step 1, ") < told.index("Step 2, ") < told.index("Step 3, ")
 
 
+@pytest.mark.exhaustive
 def test_whole_values_are_indented_and_fit_the_screen(kept: Kept, start: Start) -> None:
     program = start(
         "bob_server.py", "--verify", str(kept.files["bob"]), "-vv", terminal=True, size=(24, 80), TERM="xterm"
