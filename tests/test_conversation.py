@@ -102,6 +102,7 @@ def test_a_line_without_end_is_too_long_and_no_more(bob: StartBob, start: Start)
     endless.result()
 
 
+@pytest.mark.exhaustive
 def test_a_last_line_without_an_end_is_sent(bob: StartBob, start: Start) -> None:
     server, client = talk(bob("--once"), start)
     client.write("no newline")
@@ -170,6 +171,7 @@ def test_bob_serves_on_after_rubbish_and_a_cut(bob: StartBob, start: Start) -> N
     server.expect("^Alice: hello\n")
 
 
+@pytest.mark.exhaustive
 def test_closed_standard_streams(bob: StartBob, homes: Path) -> None:
     server, port = bob("--once")
     command = f'exec "{sys.executable}" alice_client.py 127.0.0.1 --port {port} 0<&- 1>&- 2>&-'

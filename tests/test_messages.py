@@ -95,7 +95,8 @@ def service(banner: bytes) -> Callable[[World], Program]:
         alice = world.to(listener)
         connected = world.stack.enter_context(listener.accept()[0])
         connected.sendall(banner)
-        connected.shutdown(socket.SHUT_WR)
+        with contextlib.suppress(OSError):  # she has gone already
+            connected.shutdown(socket.SHUT_WR)
         return alice
 
     return run
@@ -478,6 +479,7 @@ BROUGHT_ABOUT_ELSEWHERE = [
     *("not the key that was asked for", "too small", "an empty file", "parameters that are too small"),
     *("both sizes and a file", "silence", "Bob's key has changed", "another network", "a device"),
     *("a line of known_peers that is not understood", "a home that is a file", "no such file"),
+    *("no such name", "no address", "no port", "a home that nobody has", "a damaged key"),
     *("no parameters", "transcripts that cannot be written", "a passphrase without a terminal"),
 ]
 

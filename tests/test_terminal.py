@@ -104,6 +104,7 @@ def test_enter_out_of_turn_sends_nothing_and_keeps_the_line(terminals: Terminals
     client.shows(r"^Bob \u2713 too early after all\n")
 
 
+@pytest.mark.exhaustive
 def test_a_draft_can_be_copied_when_the_other_side_leaves(terminals: Terminals) -> None:
     server, client = terminals("--once")
     server.write("what I was about to say")

@@ -349,6 +349,7 @@ def test_a_stranger_who_is_gone_at_once_is_never_pinned(
     assert not is_pinned(homes, Role.BOB)
 
 
+@pytest.mark.exhaustive
 def test_what_is_typed_in_one_burst_with_the_answer_is_not_sent(
     strangers: Callable[..., tuple[Program, Program, str]],
 ) -> None:

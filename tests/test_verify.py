@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
-from conftest import DEADLINE, GROUP, Keys, Program, Start
+from conftest import DEADLINE, GROUP, Keys, Program, Start, patched
 from Crypto.Cipher import AES
 from Crypto.PublicKey import RSA
 from Crypto.Signature import pss
@@ -27,6 +27,15 @@ import crypto_utils as chat
 from crypto_utils import KeyStore
 
 SCRIPTS = {"bob": "bob_server.py", "alice": "alice_client.py"}
+
+
+# Tests p once, not 64 times: that is not what is tested here.
+ONE_ROUND = patched("test = chat.is_safe_prime", "chat.is_safe_prime = lambda p, rounds: test(p, 1)")
+
+
+@pytest.fixture
+def start(start: Start) -> Start:
+    return lambda script, *arguments, **options: start(script, *arguments, **{"python": ONE_ROUND, **options})
 
 
 class Kept(NamedTuple):
