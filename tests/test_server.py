@@ -556,7 +556,8 @@ def visits_in_a_row(server: LoadedBob, start: Start, port: int, count: int) -> l
     return times
 
 
-@few_or(2, 5)
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("count", [5])
 @needs_proc
 def test_alice_gets_past_a_crowd_that_stalls_drips_and_rants(
     loaded_bob: Callable[..., LoadedBob], start: Start, keys: Keys, count: int
@@ -583,7 +584,8 @@ def test_alice_gets_past_a_crowd_that_stalls_drips_and_rants(
     assert server.ends() == 130
 
 
-@few_or(1, 20)
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("count", [20])
 @many_addresses
 def test_alice_on_a_slow_line_gets_past_silent_strangers_from_another_address(
     loaded_bob: Callable[..., LoadedBob], start: Start, count: int
@@ -597,7 +599,8 @@ def test_alice_on_a_slow_line_gets_past_silent_strangers_from_another_address(
     assert server.ends() == 130
 
 
-@few_or(1, 20)
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("count", [20])
 def test_alice_on_a_fast_line_gets_past_silent_strangers_from_her_own_address(
     loaded_bob: Callable[..., LoadedBob], start: Start, count: int
 ) -> None:
@@ -613,7 +616,7 @@ def test_alice_on_a_fast_line_gets_past_silent_strangers_from_her_own_address(
 
 
 @needs_proc
-@few_or(300, 10_000)
+@few_or(100, 10_000)
 def test_connect_and_close_again_and_again(
     loaded_bob: Callable[..., LoadedBob], count: int, call: Call
 ) -> None:
@@ -633,7 +636,7 @@ def test_connect_and_close_again_and_again(
 
 
 @needs_proc
-@few_or(20, 1000)
+@few_or(10, 1000)
 def test_one_conversation_after_another(loaded_bob: Callable[..., LoadedBob], count: int, call: Call) -> None:
     server = loaded_bob()
     warm_up = count // 10
@@ -657,7 +660,7 @@ def test_one_conversation_after_another(loaded_bob: Callable[..., LoadedBob], co
 
 
 @needs_proc
-@few_or(200, 20_000)
+@few_or(100, 20_000)
 def test_one_long_conversation(loaded_bob: Callable[..., LoadedBob], count: int, call: Call) -> None:
     server = loaded_bob()
     channel = call(server.port)
@@ -702,12 +705,13 @@ def strangers(port: int | str, count: int) -> list[socket.socket]:
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such limit")
-@pytest.mark.parametrize("descriptors", [40, 64])
+@pytest.mark.parametrize("descriptors", [40, pytest.param(64, marks=pytest.mark.exhaustive)])
 def test_strangers_do_not_end_a_conversation_for_want_of_descriptors(
     bob: StartBob, start: Start, homes: Path, descriptors: int
 ) -> None:
     tight = patched("import resource as r", f"r.setrlimit(r.RLIMIT_NOFILE, ({descriptors}, {descriptors}))")
     server, port = bob("--transcript", str(homes / "kept"), python=tight)
+    store_with_group(homes / "alice")
     early = strangers(port, 100)
     client = start("alice_client.py", "127.0.0.1", "--port", port)
     one_round(server, client, "before")
@@ -724,6 +728,7 @@ def test_strangers_do_not_end_a_conversation_for_want_of_descriptors(
     assert again.wait() == 0, again.stderr
 
 
+@pytest.mark.exhaustive
 def test_strangers_do_not_end_a_conversation_for_want_of_threads(
     bob: StartBob, start: Start, tmp_path: Path
 ) -> None:
@@ -768,14 +773,13 @@ def stop_screen(server: Program) -> None:
     os.close(screen)
 
 
+@pytest.mark.exhaustive
 @needs_proc
 @pytest.mark.parametrize(
     ("terminal", "verbose", "number"),
     [
-        pytest.param(True, ["-v"], signal.SIGINT, id="terminal"),
-        pytest.param(False, ["-v"], signal.SIGTERM, id="pipe"),
         *(
-            pytest.param(*case, marks=pytest.mark.exhaustive, id=f"{number}")
+            pytest.param(*case, id=f"{number}")
             for number, case in enumerate(
                 3 * list(itertools.product([True, False], [[], ["-v"]], [signal.SIGINT, signal.SIGTERM]))
             )
@@ -800,7 +804,9 @@ def test_a_stopped_screen_holds_up_neither_strangers_nor_the_end(
 
 
 @needs_proc
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=lambda number: number.name)
+@pytest.mark.parametrize(
+    "number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.exhaustive)], ids=str
+)
 def test_a_stopped_screen_in_a_conversation(
     bob: StartBob, keys: Keys, homes: Path, number: signal.Signals, call: Call
 ) -> None:
@@ -873,8 +879,13 @@ def half_a_frame(channel: Channel) -> None:
 
 # Not at a terminal: it takes no line that would fill the buffers of a connection.
 AT_TAKEOVER = [
-    *itertools.product([True, False], ["at Alice's turn", "at Bob's turn", "inside a frame"]),
+    (True, "inside a frame"),
     (False, "not reading"),
+    *(
+        pytest.param(*case, marks=pytest.mark.exhaustive)
+        for case in itertools.product([True, False], ["at Alice's turn", "at Bob's turn"])
+    ),
+    pytest.param(False, "inside a frame", marks=pytest.mark.exhaustive),
 ]
 
 
