@@ -472,7 +472,7 @@ def test_no_signal_is_lost(
     server, port = bob("--once")
     acquaint(homes, keys, port)
     client = start("alice_client.py", "127.0.0.1", "--port", port, terminal=terminal, python=python)
-    client.expect("You speak first", "stdout" if terminal else "stderr")
+    client.expect("Alice: " if terminal else "You speak first", "stdout" if terminal else "stderr")
     client.write("request\n")
     server.expect("^Alice: request\n")
     server.write("reply\n")
