@@ -1778,7 +1778,7 @@ class Console:
         except (Woken, SystemError):  # CPython raises SystemError where two signals raise at once
             pass
         if self.leaving:
-            raise KeyboardInterrupt
+            self._leave()
         if not self._lines:
             return None
         self._erase, self.draft = ERASE_ROW_ABOVE, self._lines.pop(0).rstrip("\n")  # a paste may end with one
@@ -1847,11 +1847,16 @@ class Console:
 
         Further signals are ignored for as long as a goodbye may take.
         """
-        now = time.monotonic()
-        if self.leaving and now < self._leaves_by:
+        # Before any call: calls fail where another exception (Woken) is on its way. The signal must count.
+        earlier, self.leaving = self.leaving, number
+        if earlier and time.monotonic() < self._leaves_by:
+            self.leaving = earlier
             return
-        self.leaving, self._leaves_by = number, now + 3 * GOODBYE_SECONDS
-        if number == signal.SIGINT and sys.stderr.isatty():
+        self._leave()
+
+    def _leave(self) -> NoReturn:
+        self._leaves_by = time.monotonic() + 3 * GOODBYE_SECONDS
+        if self.leaving == signal.SIGINT and sys.stderr.isatty():
             self._erase = self._erase or ERASE_ROW  # the terminal shows ^C in the last row
         if sys.platform != "win32":
             for stream in (sys.stdout, sys.stderr):

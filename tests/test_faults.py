@@ -550,6 +550,24 @@ def test_a_closed_terminal_while_bob_is_alone(bob: StartBob, start: Start) -> No
     again.expect(rf"^Listening on port {port}\.", "stderr")
 
 
+def test_a_signal_that_comes_together_with_a_message(
+    bob: StartBob, start: Start, homes: Path, keys: Keys
+) -> None:
+    """Both wake who is at the prompt, and the exception for the one must not hide the other's."""
+    programs = talk_at_terminals(bob, start, homes, keys)
+    server, client = programs[Role.BOB], programs[Role.ALICE]
+    client.write("hello\n")
+    server.expect("hello\r\nBob: ")
+    client.expect(r"\(Bob's turn\) ")
+    client.process.send_signal(signal.SIGSTOP)
+    server.write("reply\n")
+    server.expect("Bob: reply\r\n")
+    client.process.send_signal(signal.SIGTERM)
+    client.process.send_signal(signal.SIGCONT)
+    server.expect(GOODBYE_SEEN)
+    assert (client.wait(), server.wait()) == (0, 0)
+
+
 @pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="no /proc to reach another's terminal through")
 @pytest.mark.parametrize(
     ("victim", "number"), [(Role.BOB, signal.SIGINT), (Role.ALICE, signal.SIGTERM)], ids=["bob", "alice"]
