@@ -63,7 +63,10 @@ def refused(
     assert (result.bob.shown, result.alice.shown) == shown
 
 
-@pytest.mark.parametrize("name", ["ffdhe2048", "modp_3072", "ffdhe4096"])
+@pytest.mark.parametrize(
+    "name",
+    ["ffdhe2048", *(pytest.param(name, marks=pytest.mark.exhaustive) for name in ("modp_3072", "ffdhe4096"))],
+)
 def test_without_mallory_everything_arrives(
     keys: Keys, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:

@@ -130,7 +130,7 @@ def test_sign_agrees_with_nist() -> None:
     cases = [c for c in nist("SigGenPSS_186-3.txt", last="SaltVal") if c["SHAAlg"] == "SHA256"]
     cases = [case for case in cases if len(case["SaltVal"]) == 2 * 32]
     for case in cases:
-        key = RSA.construct([int(case[name], 16) for name in "ned"])
+        key = RSA.construct([int(case[name], 16) for name in "ned"], consistency_check=False)
         message, salt = bytes.fromhex(case["Msg"]), bytes.fromhex(case["SaltVal"])
         signature = chat.sign(key, SHA256.new(message), {32: salt}.__getitem__)
         assert signature == bytes.fromhex(case["S"])
@@ -209,8 +209,8 @@ def test_the_groups_of_the_rfcs_pass_and_are_those_of_openssl(name: str) -> None
 
 def test_is_safe_prime_is_exact_for_every_small_odd_number() -> None:
     """It asks for an odd number, and has no other precondition."""
-    bound = 20_000
-    composite = {n for d in range(2, 142) for n in range(d * d, bound, d)} | {0, 1}
+    bound = 4_000
+    composite = {n for d in range(2, 64) for n in range(d * d, bound, d)} | {0, 1}
     safe = {p for p in range(3, bound, 2) if p not in composite and (p - 1) // 2 not in composite}
     assert {p for p in range(1, bound, 2) if chat.is_safe_prime(p)} == safe
     assert min(safe) == 5
@@ -295,6 +295,7 @@ def test_the_search_for_p_begins_anywhere(monkeypatch: pytest.MonkeyPatch) -> No
     assert {4 * (start - low) // (high - low) for start in starts} == {0, 1, 2, 3}  # or a chance below 2^-39
 
 
+@pytest.mark.exhaustive
 def test_a_search_without_luck_goes_on_from_another_start(monkeypatch: pytest.MonkeyPatch) -> None:
     starts: list[int] = []
     small_primes, survivors = chat._small_primes, chat._survivors
@@ -523,6 +524,7 @@ def test_load_public_key_refuses(der: bytes, reason: str) -> None:
     assert str(refusal.value) == reason
 
 
+@pytest.mark.exhaustive
 def test_load_public_key_answers_any_change_of_a_byte_with_a_refusal_or_another_key() -> None:
     for at, value in itertools.product(range(40), range(256)):
         changed = _KEY[:at] + bytes([value]) + _KEY[at + 1 :]
@@ -607,6 +609,7 @@ def test_what_people_write_is_shown_as_it_is(text: str) -> None:
     assert chat.printable(text) == text
 
 
+@pytest.mark.exhaustive
 def test_no_code_point_of_a_dangerous_class_stands_alone() -> None:
     """Among ASCII, that is: Unicode's Cc, Cf, Cs, Zl and Zp, with the exceptions that crypto_utils names."""
     characters = set(map(chr, range(sys.maxunicode + 1)))
