@@ -67,7 +67,7 @@ def test_any_bytes_hold(st: Any, name: str) -> None:
         fuzz.TARGETS[name](new)
 
     numbers = st.integers(0, 2000)
-    for_all(holds, st.sampled_from(SEEDS[name]), numbers, numbers, st.binary(max_size=300), examples=50)
+    for_all(holds, st.sampled_from(SEEDS[name]), numbers, numbers, st.binary(max_size=300), examples=30)
 
 
 def test_an_insider_cannot_break_the_parser_of_plaintexts(st: Any) -> None:
@@ -199,7 +199,7 @@ def test_pins_come_back_after_the_comments(st: Any) -> None:
     hosts = st.from_regex(r"[A-Za-z0-9.:_-]{1,30}", fullmatch=True)
     names = st.builds("[{}]:{}".format, hosts, st.integers(0, 65535))
     comments = st.lists(st.text(st.characters(exclude_categories=["C", "Z"])))
-    for_all(come_back, st.lists(names, unique_by=str.lower, max_size=6), comments, examples=50)
+    for_all(come_back, st.lists(names, unique_by=str.lower, max_size=6), comments, examples=20)
 
 
 # ------------------------------------------------------------------------------------- on a real socket
@@ -306,6 +306,7 @@ def test_the_fuzzer_finds_nothing() -> None:
     assert int(count) > 100
 
 
+@pytest.mark.exhaustive
 def test_the_fuzzer_runs_one_input_again() -> None:
     done = run_fuzzer("--input", fuzz.corpus(["frames"])[0].hex())
     assert (done.returncode, done.stdout.splitlines()[-1]) == (0, "1 inputs, 0 findings"), done.stderr

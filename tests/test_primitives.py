@@ -416,7 +416,7 @@ def test_a_private_exponent_is_random_bytes_as_many_as_the_group_needs(name: str
 def test_modexp_is_pow_padded_to_the_length_of_the_modulus() -> None:
     random = Random(2)
     cases = [(base, n, m) for m in range(1, 14) for base in range(2 * m) for n in (0, 1, 2, 9)]
-    for _ in range(100):
+    for _ in range(40):
         sizes = random.choice((8, 64, 2048)), random.choice((8, 256)), random.choice((8, 64, 2048, 2049))
         base, n, m = map(random.getrandbits, sizes)
         cases.append((base, n, m + 1))

@@ -353,7 +353,9 @@ def test_a_goodbye_that_cannot_be_kept_is_said_all_the_same(kept: Ends) -> None:
     assert file_of(kept.bob) == before
 
 
-@pytest.mark.parametrize("interrupted", ["before it is written", "after it is written"])
+@pytest.mark.parametrize(
+    "interrupted", ["before it is written", pytest.param("after it is written", marks=pytest.mark.exhaustive)]
+)
 def test_the_goodbye_fits_the_file_whatever_interrupts_the_keeping(
     kept: Ends, monkeypatch: pytest.MonkeyPatch, interrupted: str
 ) -> None:
@@ -510,6 +512,7 @@ def test_both_programs_keep_and_verify(
     assert other.stdout == ""
 
 
+@pytest.mark.exhaustive
 def test_a_conversation_each_in_a_file_of_its_own(
     bob: Callable[..., tuple[Program, str]], start: Callable[..., Program], tmp_path: Path
 ) -> None:
