@@ -201,6 +201,30 @@ def test_bob_is_asked_where_only_standard_output_is_no_terminal(
     server.expect("^Alice: hello")
 
 
+def test_a_new_key_is_refused_where_standard_error_is_no_terminal_to_ask_at(
+    bob: StartBob, start: Start, homes: Path
+) -> None:
+    _, port = bob()
+    shell = ("bash", "-c", f'{sys.executable} "$0" "$@" 2> {homes}/errors')
+    client = start("alice_client.py", "127.0.0.1", "--port", port, python=shell, **AT_TERMINAL)
+    assert client.wait() == 3
+    assert "Refused: this key is new" in (homes / "errors").read_text()
+    assert not is_pinned(homes, Role.ALICE)
+
+
+@pytest.mark.parametrize(("reason", "shown"), [("the words of a stranger", False), (chat.NOT_ACCEPTED, True)])
+def test_of_who_is_not_accepted_only_the_programs_own_reasons_are_shown(
+    bob: StartBob, stranger: Stranger, keys: Keys, reason: str, shown: bool
+) -> None:
+    server, port = bob(**AT_TERMINAL)
+    alice = stranger(port, keys.alice)
+    server.expect(QUESTION)
+    alice.close(reason)
+    server.expect("Alice left before you answered")
+    assert (f"Alice left: {reason}" in server.stdout) == shown
+    assert (reason in server.stdout) == shown
+
+
 def test_without_a_terminal_a_new_key_is_shown_and_then_pinned(
     bob: StartBob, start: Start, homes: Path, keys: Keys
 ) -> None:
