@@ -514,6 +514,7 @@ print(chat.fingerprint(store.make_identity()))
     assert said == [fingerprint(kept)] * len(candidates)
 
 
+@pytest.mark.exhaustive
 def test_no_pin_is_lost_when_many_are_made_at_once(store: KeyStore, known: Path, keys: Keys) -> None:
     code = """
 store, key = chat.KeyStore(Path(sys.argv[1])), chat.RSA.import_key(sys.argv[2])
@@ -1011,6 +1012,7 @@ def mounts(script: str) -> tuple[str, ...]:
     pytest.skip("this machine does not let us mount anything")
 
 
+@pytest.mark.exhaustive
 def test_a_full_disk(bob: StartBob, start: Start, homes: Path) -> None:
     KeyStore(homes / "alice").write("known_peers", other_pin(Role.ALICE).encode())
     KeyStore(homes / "alice").save_group(GROUP)
@@ -1219,9 +1221,8 @@ def kept(tmp_path: Path, keys: Keys) -> Path:
     return transcript.path
 
 
-@pytest.mark.parametrize(
-    "after", ["a_whole_transcript", pytest.param("nothing", marks=pytest.mark.exhaustive)]
-)
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("after", ["nothing", "a_whole_transcript"])
 def test_a_huge_transcript_is_read_entry_by_entry(tmp_path: Path, kept: Path, after: str) -> None:
     beginning = kept.read_bytes() if after == "a_whole_transcript" else b""
     path = tmp_path / "huge"

@@ -383,7 +383,8 @@ def signalled(calls: int, numbers: list[signal.Signals], report: Path) -> tuple[
 SIGNALS = [[signal.SIGINT], [signal.SIGTERM], [signal.SIGINT, signal.SIGTERM]]
 
 
-@pytest.mark.parametrize("moments", [3, pytest.param(150, marks=pytest.mark.exhaustive)])
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("moments", [150])
 def test_signals_at_any_moment(
     bob: StartBob, start: Start, homes: Path, keys: Keys, tmp_path: Path, moments: int
 ) -> None:
@@ -542,6 +543,7 @@ def test_a_closed_terminal(
     assert programs[victim].wait() in (0, 1)
 
 
+@pytest.mark.exhaustive
 def test_a_closed_terminal_while_bob_is_alone(bob: StartBob, start: Start) -> None:
     server, port = bob(terminal=True)
     hang_up_terminal(server)
@@ -610,7 +612,8 @@ def one_round(server: Program, client: Program) -> None:
     client.expect("^Bob: reply\n")
 
 
-@mostly(Role.BOB, "victim")
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("victim", Role)
 def test_standard_output_that_nobody_reads(bob: StartBob, start: Start, victim: Role) -> None:
     server, client = talk(bob, start)
     dying, other = (server, client) if victim is Role.BOB else (client, server)

@@ -660,7 +660,8 @@ def test_one_conversation_after_another(loaded_bob: Callable[..., LoadedBob], co
 
 
 @needs_proc
-@few_or(100, 20_000)
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("count", [20_000])
 def test_one_long_conversation(loaded_bob: Callable[..., LoadedBob], count: int, call: Call) -> None:
     server = loaded_bob()
     channel = call(server.port)
@@ -705,7 +706,8 @@ def strangers(port: int | str, count: int) -> list[socket.socket]:
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such limit")
-@pytest.mark.parametrize("descriptors", [40, pytest.param(64, marks=pytest.mark.exhaustive)])
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("descriptors", [40, 64])
 def test_strangers_do_not_end_a_conversation_for_want_of_descriptors(
     bob: StartBob, start: Start, homes: Path, descriptors: int
 ) -> None:
