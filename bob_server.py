@@ -98,9 +98,11 @@ def serve(console: chat.Console, server: Server, alice: chat.PinnedPeer, options
                 console.notice("This key will not be let in again, until you restart.")
                 server.decline(guest.peer_key)
         was_replaced = server.part(guest)
+        guest = chat.take_inbox(console, None)  # the next guest, perhaps, and notes that have waited
         if options.once and accepted and not was_replaced:
+            if guest is not None:
+                guest.close(chat.BUSY)
             return status
-        guest = None
 
 
 def next_guest(console: chat.Console) -> chat.Channel:

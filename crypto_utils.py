@@ -1681,13 +1681,14 @@ class Console:
     # What a person types.
 
     def ask(self, question: str) -> str:
-        """Return the answer to a question outside of a conversation. Ctrl-D is as Ctrl-C."""
-        self._erase = ERASE_ROW
+        """Return the answer to a question outside of a conversation. Ctrl-D and /quit are as Ctrl-C."""
+        answer = None
         try:
-            answer = input(question)
-        except EOFError:
+            while answer is None:
+                answer = self._prompted_line(question, lambda: False)
+        except PersonLeft:
             raise KeyboardInterrupt from None
-        self._erase = ""
+        self.draft = self._erase = ""
         if answer.strip().lower() == "/quit":
             raise KeyboardInterrupt
         return answer.strip()

@@ -345,6 +345,7 @@ def test_a_goodbye_that_cannot_be_kept_is_said_all_the_same(kept: Ends) -> None:
     assert kept.bob.transcript
     before = file_of(kept.bob)
     kept.alice.transcript = None  # the limit is for all files
+    kept.alice.frames.deadline = time.monotonic() + DEADLINE
     with limited(kept.bob.transcript.path, 0):
         left = Background(kept.bob.close)
         assert kept.alice.receive().type is CLOSE
