@@ -75,7 +75,6 @@ def recorded(script: str) -> str:
     return str(found)
 
 
-<<<<<<< HEAD
 # As in the README's recording, but with a key and parameters that are made sooner.
 QUICK = (
     "make = chat.RSA.generate",
@@ -89,9 +88,6 @@ QUICK = (
 def test_from_nothing_to_the_goodbye_both_screens_are_what_the_readme_shows(
     start: Start, statements: tuple[str, ...]
 ) -> None:
-=======
-def test_from_nothing_to_the_goodbye_both_screens_are_what_the_readme_shows(start: Start) -> None:
->>>>>>> 3637aa5 (No marker but exhaustive: pytest runs without pytest-timeout; a goodbye that never comes is waited for a while only)
     """At terminals of 80 columns. Where lines are broken does not matter."""
     home = Path(tempfile.mkdtemp(dir="/tmp"))  # a short name, which no screen breaks
     at_terminal = {
