@@ -1556,6 +1556,10 @@ class Inbox:
     def fileno(self) -> int:
         return self._ours.fileno()
 
+    def wake_on_signals(self, wake: bool) -> None:
+        """Let each signal end a `select` for this inbox, also one that comes just before it."""
+        signal.set_wakeup_fd(self._theirs.fileno() if wake else -1, warn_on_full_buffer=False)
+
     def put(self, item: str | Channel) -> bool:
         """Add an item; return False, and drop it, where there is no room."""
         if len(self._items) >= INBOX_LIMIT:
@@ -1763,6 +1767,7 @@ class Console:
         self._erase = ERASE_ROW
         try:
             if ALWAYS_PROMPT:
+                self.inbox.wake_on_signals(False)  # the timer is one
                 readline.set_startup_hook(begin)
                 signal.signal(signal.SIGALRM, tick)
                 signal.siginterrupt(signal.SIGALRM, False)  # or else what readline writes then would be lost
@@ -1773,6 +1778,7 @@ class Console:
             finally:
                 if ALWAYS_PROMPT:
                     signal.setitimer(signal.ITIMER_REAL, 0)
+                    self.inbox.wake_on_signals(True)
         except EOFError:
             self.finish_row()
             raise PersonLeft from None
@@ -2263,6 +2269,7 @@ def run_program(
         for number in LEAVING_SIGNALS:
             signal.signal(number, console.on_signal)
         sys.unraisablehook = console.on_lost_exception
+        console.inbox.wake_on_signals(True)
         status = start(console, parser.parse_args(), run)
         ignore_signals()
     except KeyboardInterrupt:
