@@ -1816,8 +1816,7 @@ class Console:
             self._typed += begin[: max(0, LINE_LIMIT + 1 - len(self._typed))] + newline + rest
 
     def begin_answer(self, question: str) -> None:
-        """Ask, and take only what is typed from now on."""
-        self.forget_input()
+        """Ask; `read_answer` tells what is answered."""
         self.write(question, sys.stderr)
         self._erase = ERASE_ROW
 
@@ -2025,6 +2024,7 @@ def ask_about_key(console: Console, channel: Channel) -> None:
             cut.register(channel.frames.socket, select.EPOLLRDHUP)
             others.append(cut)
         try:
+            console.forget_input()  # what was typed before was no answer to this
             console.begin_answer(f"Is this {name}'s key, yes or no? ")
             while True:
                 left = None if deadline == math.inf else max(deadline - time.monotonic(), 0.0)
