@@ -19,7 +19,7 @@ from mallory import ATTACKS
 from weakenings import LIST, PROGRAMS, WEAKENINGS, Weakening, weaken
 
 TESTS_FAILED, TESTS_PASSED = 1, 0  # pytest's exit statuses; from 2 on, tests could not be run
-SECONDS = 120  # after which a weakened program waits for what never comes: its test is not green
+SECONDS = 40  # after which a weakened program waits for what never comes: its test is not green
 
 
 @pytest.fixture
