@@ -328,7 +328,7 @@ def test_what_the_first_run_makes_the_second_one_uses(start: Start, tmp_path: Pa
     server.write("hello\n")
     client.end_input()
     assert client.wait() == 0
-    assert "The key is is pinned" in client.stderr
+    assert "The key is pinned" in client.stderr
     server.expect("Waiting for Alice", "stderr")
     again = start("alice_client.py", "--port", port, home=home)
     again.end_input()
