@@ -155,7 +155,7 @@ class Server:
                 connected, address = self._listener.accept()
                 frames = chat.FrameSocket(connected)
             except (OSError, chat.ConnectionCut):  # gone already; or no descriptor is free, now
-                time.sleep(0.05)
+                time.sleep(0.05)  # accept() would fail again at once, as often as the machine can
                 continue
             self._make_room()
             self._threads.acquire()

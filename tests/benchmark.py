@@ -65,16 +65,16 @@ from unittest import mock
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from conftest import DEADLINE, GROUP, Background, Program, loopback  # noqa: E402  it needs the path above
-from Crypto.Cipher import AES  # noqa: E402  what comes from elsewhere stands behind it
-from Crypto.Hash import SHA256  # noqa: E402
-from Crypto.Math.Numbers import Integer  # noqa: E402
-from Crypto.Math.Primality import test_probable_prime  # noqa: E402
-from Crypto.PublicKey import RSA  # noqa: E402
-from Crypto.Signature import pss  # noqa: E402
+from conftest import DEADLINE, GROUP, Background, Program, loopback
+from Crypto.Cipher import AES
+from Crypto.Hash import SHA256
+from Crypto.Math.Numbers import Integer
+from Crypto.Math.Primality import test_probable_prime
+from Crypto.PublicKey import RSA
+from Crypto.Signature import pss
 
-import crypto_utils as chat  # noqa: E402  it needs the path above
-from crypto_utils import FrameSocket, KeyStore, PinnedPeer, RsaKey  # noqa: E402
+import crypto_utils as chat
+from crypto_utils import FrameSocket, KeyStore, PinnedPeer, RsaKey
 
 CORES = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
 OPENSSL = shutil.which("openssl") or ""
