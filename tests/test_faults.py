@@ -451,8 +451,9 @@ IN_A_FINALIZER = patched(
     "        os.kill(os.getpid(), signal.SIGTERM)",
     "        for _ in range(1000): pass",
     "next_line = chat.Console.next_line",
+    "signals = [Finalized]  # one signal, which must not be lost",
     "def finalize(console, channel):",
-    "    if channel.texts == 2 and not console.leaving: Finalized()",
+    "    if channel.texts == 2 and signals: signals.pop()()",
     "    return next_line(console, channel)",
     "chat.Console.next_line = finalize",
 )
