@@ -278,8 +278,8 @@ class Group(NamedTuple):
 def check_group(group: Group, rounds: int = 64) -> None:
     """Raise ProtocolError unless p is a safe prime of 2048 to 4096 bits and g generates the subgroup.
 
-    `rounds` of Miller-Rabin test q: 64 for a p that somebody else chose (an error below 2^-128), 1 for
-    a file of one's own that may be damaged.
+    `rounds` of Miller-Rabin test q: 64 for a p that somebody else chose (an error below 2^-128), none for
+    a p that has passed and was kept in a file: `4^q = 1 mod p` shows whether that is damaged.
     """
     p, g = group.p, group.g
     require(p.bit_length() in GROUP_BITS, f"p has {p.bit_length()} bits, not 2048 to 4096")
@@ -1139,7 +1139,7 @@ class KeyStore:
         return made or key
 
     def load_group(self, path: Path | None = None, rounds: int = 64) -> Group | None:
-        """Return the group in a file, or the one kept here if any, checked with so many `rounds`."""
+        """Return the group in a file, or the one kept here if any, after `check_group`."""
         pem = self.read(self.GROUP) if path is None else read_file(path, 0)
         if pem is None and path is None:
             return None

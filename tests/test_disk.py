@@ -266,7 +266,7 @@ def test_only_the_identity_must_not_be_readable(
 ) -> None:
     store.save_group(GROUP)
     (store.folder / "dh_parameters.pem").chmod(mode)
-    assert store.load_group(rounds=1) == GROUP
+    assert store.load_group(rounds=0) == GROUP
     a_file(mode)(store.folder / "identity.pem")
     refuses("identity.pem", rf"is open to other users \(mode 0{mode:o}\)")
 
@@ -680,7 +680,7 @@ def test_parameters_come_back_as_they_were_saved(store: KeyStore) -> None:
     assert store.load_group() is None
     store.check_group(GROUP)
     before = (store.folder / "dh_parameters.pem").stat().st_ino
-    assert store.load_group(rounds=1) == GROUP
+    assert store.load_group(rounds=0) == GROUP
     store.check_group(GROUP)
     assert (store.folder / "dh_parameters.pem").stat().st_ino == before, "written without a need"
 
@@ -708,7 +708,8 @@ BAD_GROUPS: dict[str, tuple[bytes, str]] = {
 def test_bad_parameters_are_refused_and_kept(store: KeyStore, bad: str) -> None:
     content, reason = BAD_GROUPS[bad]
     store.write("dh_parameters.pem", content)
-    for rounds in (1, 64):  # as Bob's own, and as a file that is named
+    # As a file that is named, and as Bob's own, which is not tested for all that somebody could have chosen.
+    for rounds in (64,) if bad == "no_safe_prime" else (64, 0):
         with refusal(
             store.folder / "dh_parameters.pem", rf"holds no usable Diffie-Hellman parameters \({reason}"
         ):
