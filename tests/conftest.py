@@ -1,4 +1,4 @@
-"""What the tests share: groups from their RFCs, keys made once a run, two connected ends, and programs.
+"""What the tests share: groups from their RFCs, three keys, two connected ends, and programs.
 
 Everything goes over loopback sockets with ports the system chose, and waits for an event, never for a
 while. A wait that is not rewarded within DEADLINE is a failure.
@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import functools
+import json
 import os
 import pty
 import re
@@ -78,8 +80,18 @@ class Keys(NamedTuple):
 
 @pytest.fixture(scope="session")
 def keys() -> Keys:
-    """Three people's RSA keys. 2048 bits are enough for a test, and sooner made."""
-    return Keys(*(chat.RSA.generate(2048) for _ in range(3)))
+    """Three people's RSA keys. 2048 bits are enough for a test. They are the same in each run: to make some takes long."""
+    vectors = json.loads((ROOT / "tests" / "vectors" / "conversations.json").read_text())["cases"][0]
+    bob, alice = (chat.RSA.import_key(vectors[name]["private_key"]) for name in ("bob", "alice"))
+    p, q, e = 3 * 2**1022 + 1037, 7 * 2**1021 + 309, chat.RSA_EXPONENT  # primes that anybody could guess
+    mallory = chat.RSA.construct((p * q, e, pow(e, -1, (p - 1) * (q - 1)), p, q))
+    return Keys(bob, alice, mallory)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def each_prime_is_tested_once() -> None:
+    """64 rounds take half a second, and nearly all tests use the same prime."""
+    chat.miller_rabin_test = functools.cache(chat.miller_rabin_test)
 
 
 @pytest.fixture
