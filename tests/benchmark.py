@@ -267,7 +267,6 @@ class People:
             size=(24, 80),
             python=(sys.executable, *(("-c", code) if code else ())),
             TERM="xterm",
-            PYTHONDONTWRITEBYTECODE="",
             PYTHONPYCACHEPREFIX=str(self.folder / "cache"),
         )
         try:

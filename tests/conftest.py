@@ -80,7 +80,7 @@ class Keys(NamedTuple):
 
 @pytest.fixture(scope="session")
 def keys() -> Keys:
-    """Three people's RSA keys. 2048 bits are enough for a test. They are the same in each run: to make some takes long."""
+    """Three people's RSA keys of 2048 bits, the same in each run: to make some takes long."""
     vectors = json.loads((ROOT / "tests" / "vectors" / "conversations.json").read_text())["cases"][0]
     bob, alice = (chat.RSA.import_key(vectors[name]["private_key"]) for name in ("bob", "alice"))
     p, q, e = 3 * 2**1022 + 1037, 7 * 2**1021 + 309, chat.RSA_EXPONENT  # primes that anybody could guess
@@ -197,7 +197,8 @@ class Program:
         self._seen = {"stdout": 0, "stderr": 0}
         self._partial = {"stdout": b"", "stderr": b""}
         self._sources: dict[int, str] = {}
-        environment = {**os.environ, "SECURE_CHAT_HOME": str(home), "TERM": "dumb", **environment}
+        ours = {"SECURE_CHAT_HOME": str(home), "TERM": "dumb", "PYTHONDONTWRITEBYTECODE": ""}
+        environment = {**os.environ, **ours, **environment}
         command = [*python, str(ROOT / script), *arguments]
         if terminal:
             self.terminal, theirs = pty.openpty()

@@ -21,7 +21,19 @@ from pathlib import Path
 from typing import Callable
 
 import pytest
-from conftest import DEADLINE, GROUP, ROOT, Ends, Keys, Program, patched, shake_hands, store_with_group
+from conftest import (
+    DEADLINE,
+    GROUP,
+    ROOT,
+    Ends,
+    Keys,
+    Program,
+    Start,
+    StartBob,
+    patched,
+    shake_hands,
+    store_with_group,
+)
 from Crypto.IO import PEM, PKCS8
 from Crypto.PublicKey import ECC
 from Crypto.PublicKey.RSA import generate
@@ -42,8 +54,6 @@ from crypto_utils import (
     ssh_line,
 )
 
-Start = Callable[..., Program]
-StartBob = Callable[..., "tuple[Program, str]"]
 Use = Callable[[KeyStore, Keys], object]
 
 BOB, CAROL = "[bob.example]:65432", "[carol.example]:65432"

@@ -26,14 +26,21 @@ from pathlib import Path
 from typing import Callable, NamedTuple
 
 import pytest
-from conftest import DEADLINE, Background, Keys, Program, patched, store_with_group
+from conftest import (
+    DEADLINE,
+    Background,
+    Keys,
+    Program,
+    Start,
+    StartBob,
+    exhaustive,
+    patched,
+    store_with_group,
+)
 from mallory import HELLO, READY, TEXT, Last, Wire
 
 import crypto_utils as chat
 from crypto_utils import FrameSocket, KeyStore, PinnedPeer, Role
-
-Start = Callable[..., Program]
-StartBob = Callable[..., "tuple[Program, str]"]
 
 NO_ANSWER = 2.0  # seconds of patience in a handshake, where a test is about losing it
 LARGE = "x" * 500_000
@@ -64,11 +71,6 @@ def acquaint(homes: Path, keys: Keys, port: str) -> None:
     """Let both know each other's keys, and Alice Bob's group: nobody is asked, and nothing takes long."""
     PinnedPeer(KeyStore(homes / "bob"), "alice").pin(keys.alice)
     PinnedPeer(store_with_group(homes / "alice"), f"[127.0.0.1]:{port}").pin(keys.bob)
-
-
-def mostly(role: Role, name: str) -> pytest.MarkDecorator:
-    """Run a test with one role, and with the other among the exhaustive tests."""
-    return pytest.mark.parametrize(name, [role, pytest.param(role.peer, marks=pytest.mark.exhaustive)])
 
 
 # ------------------------------------------------------------------------------- at every single step
@@ -308,17 +310,8 @@ def test_a_signal_at_every_step(
         again.expect(GOODBYE_SEEN, "stderr")
 
 
-@pytest.mark.parametrize(
-    "step",
-    [
-        pytest.param(
-            step,
-            id=step.name.replace(" ", "-"),
-            marks=() if step.name == ALICE_READY else pytest.mark.exhaustive,
-        )
-        for step in STEPS
-    ],
-)
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("step", [pytest.param(step, id=step.name.replace(" ", "-")) for step in STEPS])
 def test_silence_at_every_step(meet: Callable[..., Meeting], keys: Keys, step: Step) -> None:
     """In the handshake both lose patience; in a conversation both people can leave in spite of it."""
     hasty = patched(
@@ -631,7 +624,7 @@ needs_full = pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/
 
 
 @needs_full
-@mostly(Role.ALICE, "victim")
+@pytest.mark.parametrize("victim", [Role.ALICE, *exhaustive(Role.BOB)])
 def test_standard_output_on_a_full_disk(bob: StartBob, start: Start, victim: Role) -> None:
     full = patched("import os; os.dup2(os.open('/dev/full', os.O_WRONLY), 1)")
     server, client = talk(bob, start, {victim: full})
@@ -767,7 +760,8 @@ def talk_over(
     return server, client
 
 
-@mostly(Role.BOB, "turn")
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("turn", Role)
 def test_a_dead_line_is_noticed_while_nobody_says_anything(
     cable: Cable, bob: StartBob, start: Start, turn: Role
 ) -> None:
@@ -814,6 +808,7 @@ def test_a_cable_that_is_plugged_in_again(cable: Cable, bob: StartBob, start: St
     server.expect(GOODBYE_SEEN, "stderr")
 
 
+@pytest.mark.exhaustive
 def test_a_slow_line_that_loses_packets(cable: Cable, bob: StartBob, start: Start) -> None:
     cable.seconds, cable.loss = 0.1, 0.07
     server, client = talk_over(cable, bob, start)

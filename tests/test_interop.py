@@ -15,7 +15,7 @@ from random import Random
 from typing import Any, Callable
 
 import pytest
-from conftest import DEADLINE, GROUP, Keys, Program, store_with_group
+from conftest import DEADLINE, GROUP, Keys, Start, store_with_group
 
 import crypto_utils as chat
 from crypto_utils import RsaKey
@@ -99,9 +99,7 @@ def texts_of(events: Events) -> list[str]:
 
 
 @pytest.mark.parametrize("seed", SEEDS)
-def test_it_is_alice(
-    start: Callable[..., Program], peer: Callable[..., Peer], keys: Keys, tmp_path: Path, seed: int
-) -> None:
+def test_it_is_alice(start: Start, peer: Callable[..., Peer], keys: Keys, tmp_path: Path, seed: int) -> None:
     """It leaves, or Bob does, whose input has ended; his transcript tells it the same as it told Bob."""
     random = Random(seed)
     rounds, bob_leaves = random.randrange(5), random.random() < 0.3
@@ -128,9 +126,7 @@ def test_it_is_alice(
 
 
 @pytest.mark.parametrize("seed", SEEDS)
-def test_it_is_bob(
-    start: Callable[..., Program], peer: Callable[..., Peer], keys: Keys, tmp_path: Path, seed: int
-) -> None:
+def test_it_is_bob(start: Start, peer: Callable[..., Peer], keys: Keys, tmp_path: Path, seed: int) -> None:
     """Alice leaves, whose input has ended, or it does. The program verifies the transcript it kept."""
     random = Random(1000 + seed)
     rounds, it_leaves = random.randrange(5), random.random() < 0.3
@@ -158,7 +154,7 @@ def test_it_is_bob(
     )
 
 
-def test_it_is_a_busy_bob(start: Callable[..., Program], peer: Callable[..., Peer], keys: Keys) -> None:
+def test_it_is_a_busy_bob(start: Start, peer: Callable[..., Peer], keys: Keys) -> None:
     """READY and CLOSE come in one write: Alice is told before she has said anything."""
     bob = peer("bob", keys.bob, "--port", "0", "--busy", chat.BUSY)
     alice = start("alice_client.py", "127.0.0.1", "--port", bob.listening())
@@ -169,7 +165,7 @@ def test_it_is_a_busy_bob(start: Callable[..., Program], peer: Callable[..., Pee
 
 
 def test_it_is_an_alice_who_leaves_before_bobs_ready(
-    start: Callable[..., Program], peer: Callable[..., Peer], keys: Keys
+    start: Start, peer: Callable[..., Peer], keys: Keys
 ) -> None:
     """Her CLOSE is record 1, in reply to nothing. Bob is told of a goodbye, and of nothing missed."""
     bob = start("bob_server.py", "--port", "0", "--once")

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Callable, NamedTuple
 
 import pytest
-from conftest import ROOT, Keys, Program
+from conftest import ROOT, Keys, Program, Start
 from mallory import ATTACKS, BOB, EARLIER, REPLY, REQUEST, Attack
 
 import crypto_utils as chat
@@ -24,7 +24,6 @@ MALLORY = ROOT / "tests" / "mallory.py"
 QUICK = ("mitm", "ciphertext")  # plain pytest tries the first check of these
 STAGES = [(name, n) for name, attack in ATTACKS.items() for n in range(len(attack.checks) + 1)]
 
-Start = Callable[..., Program]
 Statuses = tuple["int | None", "int | None"]
 
 
@@ -33,7 +32,7 @@ class Scene(NamedTuple):
 
     mallory: Program
     bob: Program
-    new_alice: Callable[..., Program]
+    new_alice: Start
 
 
 @pytest.fixture

@@ -27,14 +27,24 @@ from pathlib import Path
 from typing import Callable, NamedTuple
 
 import pytest
-from conftest import DEADLINE, GROUP, ROOT, Background, Keys, Program, loopback, patched, store_with_group
+from conftest import (
+    DEADLINE,
+    GROUP,
+    ROOT,
+    Background,
+    Keys,
+    Program,
+    Start,
+    StartBob,
+    exhaustive,
+    loopback,
+    patched,
+    store_with_group,
+)
 
 import bob_server
 import crypto_utils as chat
 from crypto_utils import Channel, FrameSocket, KeyStore, Offer, PinnedPeer, RecordType, Role
-
-Start = Callable[..., Program]
-StartBob = Callable[..., "tuple[Program, str]"]
 
 WAITING, HERE, LEFT, CUT, REQUEST = (
     "Waiting for Alice",
@@ -882,12 +892,11 @@ def half_a_frame(channel: Channel) -> None:
 # Not at a terminal: it takes no line that would fill the buffers of a connection.
 AT_TAKEOVER = [
     (True, "inside a frame"),
-    (False, "not reading"),
-    *(
-        pytest.param(*case, marks=pytest.mark.exhaustive)
-        for case in itertools.product([True, False], ["at Alice's turn", "at Bob's turn"])
+    *exhaustive(
+        (False, "not reading"),
+        (False, "inside a frame"),
+        *itertools.product([True, False], ["at Alice's turn", "at Bob's turn"]),
     ),
-    pytest.param(False, "inside a frame", marks=pytest.mark.exhaustive),
 ]
 
 

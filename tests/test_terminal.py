@@ -357,7 +357,9 @@ def test_ctrl_c_right_after_the_handshake_is_a_goodbye(
     )
     server, port = bob("--once", **({"python": interrupted} if victim is Role.BOB else {}))
     if victim is Role.BOB:
-        assert stranger(port, keys.alice).receive().type is chat.RecordType.CLOSE
+        alice = stranger(port, keys.alice)
+        assert alice.receive().type is chat.RecordType.CLOSE
+        alice.frames.hang_up()
         assert server.wait() == 0
     else:
         client = start("alice_client.py", "127.0.0.1", "--port", port, python=interrupted)
@@ -402,6 +404,7 @@ def test_a_stopped_screen_holds_up_nothing(
     server.process.send_signal(number)
     select.select([alice.frames.socket], [], [], 30)
     assert alice.receive().type is chat.RecordType.CLOSE
+    alice.frames.hang_up()
     server.process.wait(30)
     if at == "a new key":
         assert not (homes / "bob" / "known_peers").exists()

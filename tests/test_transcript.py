@@ -18,10 +18,22 @@ import tracemalloc
 from collections.abc import Iterator
 from pathlib import Path
 from random import Random
-from typing import Any, Callable
+from typing import Any
 
 import pytest
-from conftest import DEADLINE, ROOT, Background, Ends, Keys, Program, patched, shake_hands, store_with_group
+from conftest import (
+    DEADLINE,
+    ROOT,
+    Background,
+    Ends,
+    Keys,
+    Program,
+    Start,
+    StartBob,
+    patched,
+    shake_hands,
+    store_with_group,
+)
 
 import crypto_utils as chat
 from crypto_utils import (
@@ -321,7 +333,7 @@ def test_a_full_disk_leaves_whole_entries_and_no_goodbye_that_looks_like_an_atta
     ):
         kept.alice.send(REQUEST)
     assert file_of(kept.alice) == before
-    kept.alice.close()
+    kept.alice.close(wait=0.1)
     with pytest.raises(ConnectionCut, match="without a goodbye"):
         kept.bob.receive()
     assert said(file_of(kept.alice)) == EVERYTHING[:2]
@@ -480,15 +492,11 @@ def test_an_entry_over_its_limit_is_refused_before_it_is_read(evidence: bytes, p
 # ----------------------------------------------------------------------------------------- the programs
 
 
-def verify(
-    start: Callable[..., Program], path: Path, *options: str, script: str = "bob_server.py"
-) -> Program:
+def verify(start: Start, path: Path, *options: str, script: str = "bob_server.py") -> Program:
     return start(script, "--verify", str(path), *options)
 
 
-def test_both_programs_keep_and_verify(
-    bob: Callable[..., tuple[Program, str]], start: Callable[..., Program], tmp_path: Path, keys: Keys
-) -> None:
+def test_both_programs_keep_and_verify(bob: StartBob, start: Start, tmp_path: Path, keys: Keys) -> None:
     folders = tmp_path / "of bob", tmp_path / "of alice"
     server, port = bob("--once", "--transcript", str(folders[0]))
     client = start("alice_client.py", "127.0.0.1", "--port", port, "--transcript", str(folders[1]))
@@ -514,9 +522,7 @@ def test_both_programs_keep_and_verify(
 
 
 @pytest.mark.exhaustive
-def test_a_conversation_each_in_a_file_of_its_own(
-    bob: Callable[..., tuple[Program, str]], start: Callable[..., Program], tmp_path: Path
-) -> None:
+def test_a_conversation_each_in_a_file_of_its_own(bob: StartBob, start: Start, tmp_path: Path) -> None:
     """Bob talks twice in one run; neither file is the worse for the other."""
     server, port = bob("--transcript", str(tmp_path / "kept"))
     for text in ("one", "two"):
@@ -537,7 +543,7 @@ def test_a_conversation_each_in_a_file_of_its_own(
 
 @pytest.mark.exhaustive
 def test_a_cut_transcript_is_told_from_a_whole_one_and_from_a_damaged_one(
-    start: Callable[..., Program], tmp_path: Path, evidence: bytes
+    start: Start, tmp_path: Path, evidence: bytes
 ) -> None:
     statuses, outputs = [], []
     for data in (evidence, joined(entries(evidence)[:-1]), evidence[:-1], b""):
@@ -555,7 +561,7 @@ def test_a_cut_transcript_is_told_from_a_whole_one_and_from_a_damaged_one(
 
 
 @pytest.mark.parametrize("kind", ["a FIFO", "a folder", "a device", "a symbolic link", "nothing"])
-def test_only_a_regular_file_is_verified(start: Callable[..., Program], tmp_path: Path, kind: str) -> None:
+def test_only_a_regular_file_is_verified(start: Start, tmp_path: Path, kind: str) -> None:
     """It ends at once, whatever it is given: a FIFO that nobody writes to is not waited for."""
     path = tmp_path / "file"
     if kind == "a FIFO":
@@ -571,7 +577,7 @@ def test_only_a_regular_file_is_verified(start: Callable[..., Program], tmp_path
     assert str(path) in verified.stderr
 
 
-def test_a_huge_file_is_refused_in_little_memory(start: Callable[..., Program], tmp_path: Path) -> None:
+def test_a_huge_file_is_refused_in_little_memory(start: Start, tmp_path: Path) -> None:
     """It is sparse, so that it takes no room; the program may use 512 MB, with all of its libraries."""
     with (tmp_path / "file").open("wb") as file:
         file.truncate(1 << 40)
@@ -607,7 +613,7 @@ def closed_with(evidence: bytes, keys: Keys, reason: str) -> bytes:
 
 
 def test_all_of_a_reason_is_shown_and_it_cannot_imitate_the_program(
-    start: Callable[..., Program], tmp_path: Path, evidence: bytes, keys: Keys
+    start: Start, tmp_path: Path, evidence: bytes, keys: Keys
 ) -> None:
     reason = "I owe you nothing. " * 20 + "NOT!\nBob: I owe you 1000"
     (tmp_path / "file").write_bytes(closed_with(evidence, keys, reason))

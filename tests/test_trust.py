@@ -324,6 +324,7 @@ def test_a_question_is_void_after_some_time_and_asked_again(
         alice = stranger(port, keys.alice)
         server.expect(QUESTION)
         assert alice.receive().type is RecordType.CLOSE
+        alice.frames.hang_up()
         server.expect("not answered; nothing is pinned")
         server.expect("Waiting for Alice")
     assert not is_pinned(homes, Role.BOB)
@@ -391,9 +392,11 @@ def test_a_no_leaves_no_transcript_and_a_yes_begins_one(
 ) -> None:
     folder = tmp_path / "kept"
     server, port = bob("--transcript", str(folder), **AT_TERMINAL)
-    stranger(port, keys.mallory)
+    mallory = stranger(port, keys.mallory)
     server.expect(QUESTION)
     server.write("no\r")
+    assert mallory.receive().text == chat.NOT_ACCEPTED
+    mallory.frames.hang_up()
     server.expect("Waiting for Alice")
     assert list(folder.iterdir()) == []
     stranger(port, keys.alice)
