@@ -53,8 +53,7 @@ def run(console: chat.Console, options: argparse.Namespace) -> int:
     with chat.hanging_up(console, channel):
         if channel.has_something:  # at our turn, a goodbye: Bob is busy, for example
             channel.frames.deadline = time.monotonic() + chat.HANDSHAKE_SECONDS
-            trusted = channel.trust.known or channel.trust.asked_for
-            return chat.part(console, channel, channel.receive(), trusted=trusted)
+            return chat.peer_left(console, channel, channel.receive(), trusted=channel.trust.settled)
         chat.meet(console, channel, bob, options.transcript)
         return chat.converse(console, channel)
 

@@ -62,8 +62,8 @@ def run(console: chat.Console, options: argparse.Namespace) -> int:
     alice = chat.PinnedPeer(store, "alice", options.peer)
     evidence = options.transcript is not None
 
-    def handshake(frames: chat.FrameSocket, admit: Admit) -> chat.Channel | None:
-        return chat.bob_handshake(frames, identity, group, alice, admit, evidence)
+    def handshake(frames: chat.FrameSocket, refusal: Refusal) -> chat.Channel | None:
+        return chat.bob_handshake(frames, identity, group, alice, refusal, evidence)
 
     server = Server(listener, console.inbox, handshake)
     console.post = server.note
@@ -85,7 +85,7 @@ def serve(console: chat.Console, server: Server, alice: chat.PinnedPeer, options
         try:
             with chat.hanging_up(console, guest):
                 chat.meet(console, guest, alice, options.transcript)
-                server.accept()
+                server.key_accepted()
                 accepted = True
                 status = chat.converse(console, guest)
         except chat.Replaced as replaced:
@@ -114,7 +114,7 @@ def next_guest(console: chat.Console) -> chat.Channel:
     return guest
 
 
-Admit = Callable[[chat.RsaKey, chat.Trust], str]
+Refusal = Callable[[chat.RsaKey, chat.Trust], str]
 
 
 class Server:
@@ -128,7 +128,7 @@ class Server:
         self,
         listener: socket.socket,
         inbox: chat.Inbox,
-        handshake: Callable[[chat.FrameSocket, Admit], chat.Channel | None],
+        handshake: Callable[[chat.FrameSocket, Refusal], chat.Channel | None],
     ) -> None:
         self._listener = listener
         self._inbox = inbox
@@ -145,11 +145,11 @@ class Server:
 
     def start(self) -> None:
         try:
-            threading.Thread(target=self._accept, daemon=True).start()
+            threading.Thread(target=self._accept_connections, daemon=True).start()
         except RuntimeError:
             raise chat.NoConnection("this machine allows no further thread") from None
 
-    def _accept(self) -> None:
+    def _accept_connections(self) -> None:
         while True:
             try:
                 connected, address = self._listener.accept()
@@ -240,7 +240,7 @@ class Server:
             else:
                 self._notes.append(text)
 
-    def accept(self) -> None:
+    def key_accepted(self) -> None:
         """The guest's key has been accepted: from now on this is a conversation."""
         with self._lock:
             self._accepted = True

@@ -928,12 +928,12 @@ def bob_handshake(
     identity: RsaKey,
     group: Group,
     peer: PinnedPeer,
-    admit: Callable[[RsaKey, Trust], str] = lambda *_: "",
+    refusal: Callable[[RsaKey, Trust], str] = lambda *_: "",
     evidence: bool = False,
 ) -> Channel | None:
     """Bob's side. He signs nothing until Alice's key is acceptable and her READY has been opened.
 
-    `admit` returns a reason to send her away with. Then a CLOSE follows READY in the same write, and
+    `refusal` returns a reason to send her away with. Then a CLOSE follows READY in the same write, and
     there is no channel. With `evidence`, Z is kept for a transcript; otherwise it ends here. Raises
     ProtocolError, TrustError, ConnectionCut, and FileError for known_peers.
     """
@@ -946,7 +946,7 @@ def bob_handshake(
     sealer, opener = Sealer(Role.BOB, identity, z, th), Opener(Role.ALICE, key, z, th)
     hers = bytes(frames.receive(READY_LIMIT))
     opener.open(hers, sealer)
-    reason = admit(key, trust)
+    reason = refusal(key, trust)
     if reason:
         his = sealer.seal(RecordType.READY, offer.r, opener)
         frames.send(his, sealer.seal(RecordType.CLOSE, reason.encode(), opener))
@@ -971,7 +971,7 @@ def alice_handshake(
     hello = bytes(frames.receive(HELLO_LIMIT))
     bob = Hello.decode(Role.BOB, hello)
     assert bob.group is not None  # Bob's hello has one
-    groups.check_group(bob.group)
+    groups.accept_group(bob.group)
     offer = Offer.make(Role.ALICE, identity, bob.group)
     key, z, th = offer.agree(hello)
     trust = peer.check(key)
@@ -988,10 +988,11 @@ def alice_handshake(
 # ---------------------------------------------------------------------------------------- evidence
 
 
-def transcript_beginning(hello_bob: bytes, hello_alice: bytes, z: bytes, *ready: bytes) -> tuple[bytes, ...]:
-    """Return the first entries of a transcript: both hellos, Z, and both records 0, Alice's first."""
-    hers, his = ready
-    return b"b" + hello_bob, b"a" + hello_alice, b"z" + z, b"A" + hers, b"B" + his
+def transcript_beginning(
+    hello_bob: bytes, hello_alice: bytes, z: bytes, ready_alice: bytes, ready_bob: bytes
+) -> tuple[bytes, ...]:
+    """Return the first entries of a transcript."""
+    return b"b" + hello_bob, b"a" + hello_alice, b"z" + z, b"A" + ready_alice, b"B" + ready_bob
 
 
 class Transcript:
@@ -1159,7 +1160,7 @@ class KeyStore:
         with self.locked():
             self.write(self.GROUP, group.export())
 
-    def check_group(self, group: Group) -> None:
+    def accept_group(self, group: Group) -> None:
         """Check a peer's group, and keep it once it has passed: a p that is kept is not tested again."""
         pem = group.export()
         if self.read(self.GROUP) == pem:
@@ -1285,10 +1286,15 @@ def _is_own_group(gid: int) -> bool:
 class Trust(NamedTuple):
     """What is known of a key that was presented, when it is not refused."""
 
-    known: bool  # it is the pinned one: nobody need be asked, and nothing be written
+    known: bool  # it is the pinned one
     asked_for: bool = False  # it is the one of --peer
     also: tuple[str, ...] = ()  # other names under which this key is pinned
     others: tuple[str, ...] = ()  # names under which another key is pinned
+
+    @property
+    def settled(self) -> bool:
+        """Whether nobody need be asked about it."""
+        return self.known or self.asked_for
 
 
 class PinnedPeer:
@@ -1973,7 +1979,7 @@ def meet(console: Console, channel: Channel, peer: PinnedPeer, transcripts: Path
     """Settle who is at the other end, pin a new key, and say how to begin. Raises TrustError for a no."""
     key, name = channel.peer_key, console.peer
     trust = peer.check(key)  # once more: it may have been pinned since the handshake
-    if trust.known or trust.asked_for:
+    if trust.settled:
         console.notice(f"{name} is here, with the key you {'know' if trust.known else 'asked for'}.")
         console.notice(f"  {fingerprint(key)}")
         asked = False
@@ -2040,7 +2046,7 @@ def ask_about_key(console: Console, channel: Channel) -> None:
                     if select.select(others[1:], [], [], 0)[0]:
                         raise question_is_void(console, channel)
                     continue
-                verdict = judge(answer, channel.words, presented)
+                verdict = interpret(answer, channel.words, presented)
                 if verdict is True:
                     return
                 if verdict is False:
@@ -2065,7 +2071,7 @@ def question_is_void(console: Console, channel: Channel) -> ConnectionCut:
     return ConnectionCut(f"{console.peer} left before you answered; nothing is pinned")
 
 
-def judge(answer: str, words: str, presented: str) -> bool | str:
+def interpret(answer: str, words: str, presented: str) -> bool | str:
     """Return whether an answer accepts the key, or what to say to an answer that does neither."""
     typed = answer.lower().split()
     if not answer or typed in (["no"], ["/quit"]):
@@ -2115,14 +2121,15 @@ def converse(console: Console, channel: Channel) -> int:
                 raise Replaced(successor) from None
             raise
         if message.type is RecordType.CLOSE:
-            return part(console, channel, message)
+            return peer_left(console, channel, message)
         console.show(console.peer, message.text)
 
 
-def part(console: Console, channel: Channel, goodbye: Message, *, trusted: bool = True) -> int:
-    """Show the peer's goodbye; return the exit status, 1 if nothing was said before."""
+def peer_left(console: Console, channel: Channel, goodbye: Message, *, trusted: bool = True) -> int:
+    """Show the peer's goodbye; return the exit status, 1 if no text had arrived before."""
     console.show_goodbye(console.peer, goodbye, trusted=trusted)
-    return console.status if channel.texts > goodbye.crossed else 1
+    arrived = channel.texts - goodbye.crossed
+    return console.status if arrived else 1
 
 
 # From the command line to the exit status.

@@ -429,6 +429,8 @@ def stranger(tmp_path: Path) -> Iterator[Stranger]:
             stack.enter_context(connected)
             store = store_with_group(tmp_path / "stranger")
             peer = PinnedPeer(store, f"[127.0.0.1]:{port}")
-            return chat.alice_handshake(FrameSocket(connected), key, store, peer)
+            channel = chat.alice_handshake(FrameSocket(connected), key, store, peer)
+            channel.frames.deadline = time.monotonic() + DEADLINE
+            return channel
 
         yield connect

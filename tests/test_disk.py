@@ -59,7 +59,7 @@ Use = Callable[[KeyStore, Keys], object]
 BOB, CAROL = "[bob.example]:65432", "[carol.example]:65432"
 FILES: dict[str, tuple[Use, Use]] = {  # name: what reads it, and what writes it
     "identity.pem": (lambda store, _: store.load_identity(never), lambda store, _: store.make_identity()),
-    "dh_parameters.pem": (lambda store, _: store.load_group(), lambda store, _: store.check_group(GROUP)),
+    "dh_parameters.pem": (lambda store, _: store.load_group(), lambda store, _: store.accept_group(GROUP)),
     "known_peers": (
         lambda store, keys: PinnedPeer(store, BOB).check(keys.bob),
         lambda store, keys: PinnedPeer(store, BOB).pin(keys.bob),
@@ -688,10 +688,10 @@ def dh_pem(p: int, g: int, marker: str = "DH PARAMETERS") -> bytes:
 
 def test_parameters_come_back_as_they_were_saved(store: KeyStore) -> None:
     assert store.load_group() is None
-    store.check_group(GROUP)
+    store.accept_group(GROUP)
     before = (store.folder / "dh_parameters.pem").stat().st_ino
     assert store.load_group(rounds=0) == GROUP
-    store.check_group(GROUP)
+    store.accept_group(GROUP)
     assert (store.folder / "dh_parameters.pem").stat().st_ino == before, "written without a need"
 
 

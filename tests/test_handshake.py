@@ -384,7 +384,7 @@ def order_of(monkeypatch: pytest.MonkeyPatch, **watched: tuple[Any, str]) -> Ite
 def test_nothing_is_signed_before_the_other_key_is_acceptable_and_by_bob_before_alice_has_proven_hers(
     keys: Keys, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    watched = {"group": (KeyStore, "check_group"), "trust": (PinnedPeer, "check"), "sign": (chat, "sign")}
+    watched = {"group": (KeyStore, "accept_group"), "trust": (PinnedPeer, "check"), "sign": (chat, "sign")}
     with order_of(monkeypatch, open=(Opener, "open"), **watched) as calls:
         near, far = loopback()
         with near, far:
@@ -461,7 +461,7 @@ def test_a_group_that_passed_is_tested_anew_when_p_or_g_changes(
     monkeypatch.setattr(chat, "miller_rabin_test", lambda _, n: not rounds.append(n))
     store = KeyStore(tmp_path)
     for group, tested in ((GROUP, 1), (GROUP, 1), (Group(GROUP.p, 4), 2), (OTHER_GROUP, 3), (GROUP, 4)):
-        store.check_group(group)
+        store.accept_group(group)
         assert rounds == [64] * tested
         assert store.read(KeyStore.GROUP) == group.export()
 
@@ -483,7 +483,7 @@ def test_busy_is_told_in_one_write(keys: Keys, tmp_path: Path, monkeypatch: pyte
     monkeypatch.setattr(FrameSocket, "send", spy)
     asked: list[Any] = []
 
-    def admit(key: chat.RsaKey, trust: chat.Trust) -> str:
+    def refusal(key: chat.RsaKey, trust: chat.Trust) -> str:
         asked.append((key, trust.known))
         return "I am talking to somebody else"
 
@@ -491,7 +491,7 @@ def test_busy_is_told_in_one_write(keys: Keys, tmp_path: Path, monkeypatch: pyte
     peer = PinnedPeer(KeyStore(tmp_path / "bob"), "alice")
     with near, far:
         bob = Background(
-            lambda: chat.bob_handshake(FrameSocket(far), keys.bob, GROUP, peer, admit, evidence=True)
+            lambda: chat.bob_handshake(FrameSocket(far), keys.bob, GROUP, peer, refusal, evidence=True)
         )
         alice = chat.alice_handshake(
             FrameSocket(near), keys.alice, store, PinnedPeer(store, "[bob]:65432"), evidence=True
@@ -688,8 +688,9 @@ def test_a_frame_that_has_begun_may_not_stall(ends: Ends, monkeypatch: pytest.Mo
         near, far = loopback()
         with near, far:
             far.sendall(data)
+            waits = Background(lambda: FrameSocket(near).receive(1000))  # noqa: B023  awaited here
             with pytest.raises(ConnectionCut, match="did not answer in time"):
-                FrameSocket(near).receive(1000)
+                waits.result()
 
 
 def test_a_send_may_not_stall_and_nothing_follows_it(ends: Ends, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -697,10 +698,14 @@ def test_a_send_may_not_stall_and_nothing_follows_it(ends: Ends, monkeypatch: py
     monkeypatch.setattr(chat, "STALL_SECONDS", 0.2)
     ends.alice.frames.socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
     ends.bob.frames.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-    with pytest.raises(ConnectionCut, match="did not answer in time"):
+
+    def send() -> None:
         for _ in range(100):
             ends.alice.send("x" * chat.TEXT_LIMIT)
             ends.alice._opener.number += 1  # as if Bob had replied
+
+    with pytest.raises(ConnectionCut, match="did not answer in time"):
+        Background(send).result()
     assert ends.alice._sealer.closed
     assert ends.alice._sealer.number < 100
     ends.alice.close(wait=0)

@@ -88,7 +88,9 @@ def call(homes: Path, keys: Keys) -> Iterator[Call]:
             connected.connect(("127.0.0.1", int(port)))
             home = store_with_group(homes / chat.fingerprint(key)[7:15].replace("/", "-"))
             peer = PinnedPeer(home, "[bob.example]:1")
-            return chat.alice_handshake(FrameSocket(connected), key, home, peer)
+            channel = chat.alice_handshake(FrameSocket(connected), key, home, peer)
+            channel.frames.deadline = time.monotonic() + DEADLINE
+            return channel
 
         yield run
 
@@ -595,14 +597,14 @@ def test_alice_gets_past_a_crowd_that_stalls_drips_and_rants(
 
 
 @pytest.mark.exhaustive
-@pytest.mark.parametrize("count", [20])
+@pytest.mark.parametrize("count", [10])
 @many_addresses
 def test_alice_on_a_slow_line_gets_past_silent_strangers_from_another_address(
     loaded_bob: Callable[..., LoadedBob], start: Start, count: int
 ) -> None:
-    """With 150 ms each way, her handshake takes longer than Bob needs to drop 64 strangers."""
+    """With 150 ms each way, her handshake takes 0.6 s: 120 strangers come, and there is room for 64."""
     server = loaded_bob()
-    with SlowLine(server.port, 0.15) as line, Crowd(server.port, rate=600, source="127.0.0.2") as crowd:
+    with SlowLine(server.port, 0.15) as line, Crowd(server.port, rate=200, source="127.0.0.2") as crowd:
         times = visits_in_a_row(server, start, line.port, count)
         rate = crowd.dropped_in_a_second
     measured(f"{count} of {count}, median {statistics.median(times):.2f} s, {rate:.0f} dropped a second")
@@ -610,7 +612,7 @@ def test_alice_on_a_slow_line_gets_past_silent_strangers_from_another_address(
 
 
 @pytest.mark.exhaustive
-@pytest.mark.parametrize("count", [20])
+@pytest.mark.parametrize("count", [10])
 def test_alice_on_a_fast_line_gets_past_silent_strangers_from_her_own_address(
     loaded_bob: Callable[..., LoadedBob], start: Start, count: int
 ) -> None:
@@ -675,6 +677,7 @@ def test_one_conversation_after_another(loaded_bob: Callable[..., LoadedBob], co
 def test_one_long_conversation(loaded_bob: Callable[..., LoadedBob], count: int, call: Call) -> None:
     server = loaded_bob()
     channel = call(server.port)
+    channel.frames.deadline = None
     rounds, before, most = count // 2, server.use(), 0
     for number in range(rounds):
         channel.send(f"request {number}")

@@ -19,20 +19,19 @@ from mallory import ATTACKS
 from weakenings import LIST, PROGRAMS, WEAKENINGS, Weakening, weaken
 
 TESTS_FAILED, TESTS_PASSED = 1, 0  # pytest's exit statuses; from 2 on, tests could not be run
-SECONDS = 40  # after which a weakened program waits for what never comes: its test is not green
 
 
 @pytest.fixture
 def copy(tmp_path: Path) -> Path:
-    """Return a copy of the programs and their tests."""
+    """Return a copy of the programs and their tests, with the tests as pytest has compiled them already."""
     folder = tmp_path / "copy"
-    shutil.copytree(ROOT / "tests", folder / "tests", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(ROOT / "tests", folder / "tests")
     for name in (*PROGRAMS, ".pytest.ini"):
         shutil.copy(ROOT / name, folder / name)
     return folder
 
 
-def run(folder: Path, *arguments: str, seconds: int | None = None) -> subprocess.CompletedProcess[str]:
+def run(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     """Run pytest without plug-ins, exhaustive tests included, and without what depends on how we were run."""
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", "", *arguments]
     inherited = {name: value for name, value in os.environ.items() if not name.startswith(("COV", "PYTEST"))}
@@ -44,7 +43,6 @@ def run(folder: Path, *arguments: str, seconds: int | None = None) -> subprocess
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        timeout=seconds,
         check=False,
     )
 
@@ -53,10 +51,7 @@ def run(folder: Path, *arguments: str, seconds: int | None = None) -> subprocess
 @pytest.mark.parametrize("weakening", LIST, ids=lambda weakening: weakening.name)
 def test_the_test_meant_for_it_goes_red(copy: Path, weakening: Weakening) -> None:
     weaken(copy, weakening)
-    try:
-        done = run(copy, "-x", f"tests/{weakening.test}", seconds=SECONDS)
-    except subprocess.TimeoutExpired:
-        return
+    done = run(copy, "-x", f"tests/{weakening.test}")
     if done.returncode == TESTS_PASSED and " skipped" in done.stdout:
         pytest.skip(f"the test meant for it cannot run here: {done.stdout}")
     assert done.returncode == TESTS_FAILED, done.stdout

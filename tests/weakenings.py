@@ -260,23 +260,23 @@ LIST = [
         def check_peers_group(self, group):
             if self.read(self.GROUP) is None:
                 check_group(group)
-        KeyStore.check_group = check_peers_group
+        KeyStore.accept_group = check_peers_group
         """,
     ),
     Weakening(
         "a group that failed is remembered",
         HANDSHAKE + "a_group_that_failed_is_not_remembered",
         """
-        def check_peers_group(self, group, original=KeyStore.check_group):
+        def check_peers_group(self, group, original=KeyStore.accept_group):
             self.save_group(group)
             original(self, group)
-        KeyStore.check_group = check_peers_group
+        KeyStore.accept_group = check_peers_group
         """,
     ),
     Weakening(
         "Alice does not check the group",
         ATTACKS + "parameters[g outside the subgroup]",
-        "KeyStore.check_group = lambda self, group: None",
+        "KeyStore.accept_group = lambda self, group: None",
     ),
     unchecked("g", ATTACKS + "parameters[g = 1]", "g does not generate"),
     unchecked(
@@ -980,7 +980,7 @@ LIST = [
         "any six words taken for a yes",
         TRUST + "what_neither_accepts_nor_refuses_is_asked_again",
         """
-        def judge(answer, words, presented, original=judge):
+        def interpret(answer, words, presented, original=interpret):
             return True if len(answer.split()) == 6 else original(answer, words, presented)
         """,
     ),
@@ -988,7 +988,7 @@ LIST = [
         "any fingerprint taken for a yes",
         TRUST + "what_neither_accepts_nor_refuses_is_asked_again",
         """
-        def judge(answer, words, presented, original=judge):
+        def interpret(answer, words, presented, original=interpret):
             return True if answer.startswith("SHA256:") else original(answer, words, presented)
         """,
     ),
