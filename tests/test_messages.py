@@ -368,6 +368,11 @@ ERRORS: dict[str, tuple[Callable[[World], Program], int, str]] = {
         1,
         "Stopped: {homes}/alice/known_peers, line 2: not [HOST]:PORT ssh-rsa BASE64; mend or delete the line",
     ),
+    "no memory": (
+        lambda world: world.alice(python=patched("chat.open_home = lambda *_: bytes(1 << 60)")),
+        1,
+        "Stopped: there is not enough memory",
+    ),
     # usage
     "one's own fingerprint": (
         lambda world: world.alice("--peer", chat.fingerprint(world.keys.alice)),
