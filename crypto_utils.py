@@ -2204,10 +2204,16 @@ def ask_passphrase(prompt: str) -> str:
         raise FileError(
             "your key has a passphrase, which can only be typed at a terminal; start this program there"
         )
+    if sys.platform != "win32":  # a timer, or a signal that comes just before getpass waits would be lost
+        signal.signal(signal.SIGALRM, lambda *_: None)
+        signal.setitimer(signal.ITIMER_REAL, TICK, TICK)
     try:
         return getpass.getpass(prompt)
     except (EOFError, UnicodeError):
         raise FileError("no passphrase was given for the key") from None
+    finally:
+        if sys.platform != "win32":
+            signal.setitimer(signal.ITIMER_REAL, 0)
 
 
 VERDICT = """\

@@ -329,6 +329,27 @@ def test_ctrl_c_and_ctrl_d_outside_of_a_conversation(
     assert termios.tcgetattr(program.terminal) == before
 
 
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="this system has no /proc")
+def test_a_signal_that_comes_just_before_getpass_waits_is_not_lost(
+    start: Start, homes: Path, keys: Keys
+) -> None:
+    """As such a signal does, one that another thread takes leaves the wait of the main thread alone."""
+    locked = keys.alice.export_key("PEM", passphrase="open", pkcs=8)
+    KeyStore(homes / "alice").write(KeyStore.IDENTITY, locked)
+    python = patched(
+        "import signal, threading",
+        "def take(): signal.sigwait([signal.SIGUSR1]); signal.pthread_kill(threading.get_ident(), signal.SIGINT)",
+        "signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR1])",
+        "threading.Thread(target=take, daemon=True).start()",
+    )
+    program = start("alice_client.py", "127.0.0.1", **AT_TERMINAL, python=python)
+    program.expect("Passphrase .*: ")
+    while "S" not in Path(f"/proc/{program.process.pid}/stat").read_text().split()[2]:
+        pass  # until it waits
+    program.process.send_signal(signal.SIGUSR1)
+    assert program.wait() == 130
+
+
 @pytest.mark.parametrize("place", ["the passphrase", *exhaustive("the prompt")])
 def test_the_terminal_is_as_it_was_after_two_signals_at_once(
     terminals: Terminals, start: Start, homes: Path, keys: Keys, place: str
