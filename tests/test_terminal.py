@@ -338,7 +338,9 @@ def test_a_signal_that_comes_just_before_getpass_waits_is_not_lost(
     KeyStore(homes / "alice").write(KeyStore.IDENTITY, locked)
     python = patched(
         "import signal, threading",
-        "def take(): signal.sigwait([signal.SIGUSR1]); signal.pthread_kill(threading.get_ident(), signal.SIGINT)",
+        "def take():",
+        "    signal.sigwait([signal.SIGUSR1])",
+        "    signal.pthread_kill(threading.get_ident(), signal.SIGINT)",
         "signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR1])",
         "threading.Thread(target=take, daemon=True).start()",
     )
