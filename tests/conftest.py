@@ -28,7 +28,7 @@ from typing import Callable, NamedTuple
 import pytest
 
 import crypto_utils as chat
-from crypto_utils import Channel, FrameSocket, Group, KeyStore, PinnedPeer, RsaKey
+from crypto_utils import Channel, FrameSocket, Group, KeyStore, PinnedPeer, Role, RsaKey
 
 ROOT = Path(chat.__file__).parent
 DEADLINE = float(os.environ.get("TEST_DEADLINE", 60))  # seconds, for a loaded machine
@@ -166,6 +166,16 @@ def store_with_group(folder: Path) -> KeyStore:
     return store
 
 
+def entries(data: bytes) -> list[bytes]:
+    """Split a transcript into its entries, each a tag and what it marks."""
+    found = []
+    while data:
+        end = 4 + int.from_bytes(data[:4], "big")
+        found.append(data[4:end])
+        data = data[end:]
+    return found
+
+
 @pytest.fixture
 def ends(tmp_path: Path, keys: Keys) -> Iterator[Ends]:
     """Both channels, connected over loopback, at Alice's first turn."""
@@ -173,6 +183,9 @@ def ends(tmp_path: Path, keys: Keys) -> Iterator[Ends]:
     yield ends
     for channel in ends:
         channel.frames.socket.close()
+
+
+AT_TERMINAL = {"terminal": True, "size": (24, 80), "TERM": "xterm"}  # options of a Program
 
 
 class Program:
@@ -390,6 +403,28 @@ def talk(
     return bob[0], alice
 
 
+def start_both(bob: StartBob, start: Start, commands: dict[Role, tuple[str, ...]]) -> dict[Role, Program]:
+    """Start both on pipes, one or both by a command of its own; they meet."""
+    python = {**dict.fromkeys(Role, (sys.executable,)), **commands}
+    server, port = bob("--once", python=python[Role.BOB])
+    client = start("alice_client.py", "127.0.0.1", "--port", port, python=python[Role.ALICE])
+    return {Role.BOB: server, Role.ALICE: client}
+
+
+def one_round(server: Program, client: Program | Channel, name: str = "request") -> None:
+    """Let Alice say something, and Bob reply."""
+    if isinstance(client, Channel):
+        client.send(name)
+    else:
+        client.write(f"{name}\n")
+    server.expect(f"^Alice: {name}\n")
+    server.write(f"reply to {name}\n")
+    if isinstance(client, Channel):
+        assert client.receive().text == f"reply to {name}"
+    else:
+        client.expect(f"^Bob: reply to {name}\n")
+
+
 def fails(program: Program, status: int, pattern: str) -> None:
     """Wait until a program on pipes has told what is wrong, and has ended with this status."""
     program.expect(pattern, "stderr")
@@ -408,7 +443,7 @@ def terminals(bob: StartBob, start: Start, homes: Path, keys: Keys) -> Callable[
     """Return a function that starts both programs at terminals; they know each other. It is Alice's turn."""
 
     def run(*arguments: str, size: tuple[int, int] = (24, 80), **options: object) -> tuple[Program, Program]:
-        options = {"terminal": True, "size": size, "TERM": "xterm", **options}
+        options = {**AT_TERMINAL, "size": size, **options}
         server, port = bob(*arguments, **options)
         pin_each_other(homes, keys, port)
         client = start("alice_client.py", "127.0.0.1", "--port", port, **options)

@@ -25,14 +25,11 @@ from conftest import (
     DEADLINE,
     GROUP,
     ROOT,
-    Ends,
     Keys,
-    Program,
     Start,
     StartBob,
     patched,
-    shake_hands,
-    store_with_group,
+    start_both,
 )
 from Crypto.IO import PEM, PKCS8
 from Crypto.PublicKey import ECC
@@ -937,14 +934,6 @@ def test_any_bytes_are_a_value_or_a_file_error(store: KeyStore, keys: Keys, name
 # ------------------------------------------------------------------ the programs on disks that are full
 
 
-def talk(bob: StartBob, start: Start, commands: dict[Role, tuple[str, ...]]) -> dict[Role, Program]:
-    """Start both, some by a command of their own, so that they meet."""
-    python = {**dict.fromkeys(Role, (sys.executable,)), **commands}
-    server, port = bob("--once", python=python[Role.BOB])
-    client = start("alice_client.py", "127.0.0.1", "--port", port, python=python[Role.ALICE])
-    return {Role.BOB: server, Role.ALICE: client}
-
-
 def limited(size: int) -> tuple[str, ...]:
     """Return a command that runs a program which can write no file of more than `size` bytes.
 
@@ -970,7 +959,7 @@ def test_no_room_to_pin(bob: StartBob, start: Start, homes: Path, role: Role) ->
     KeyStore(homes / role.value).write("known_peers", other_pin(role).encode())
     KeyStore(homes / "alice").save_group(GROUP)
     before = contents(homes / role.value)
-    programs = talk(bob, start, {role: limited(64)})
+    programs = start_both(bob, start, {role: limited(64)})
     assert programs[role].wait() == 1
     programs[role].expect("This key is new to you", "stderr")
     programs[role].expect(rf"^Stopped: cannot write {homes}/{role.value}/known_peers: File too", "stderr")
@@ -993,7 +982,7 @@ def test_a_key_that_could_not_be_shown_is_not_pinned(
         "    return check(*arguments)",
         "chat.PinnedPeer.check = fill",
     )
-    programs = talk(bob, start, {role: full})
+    programs = start_both(bob, start, {role: full})
     assert programs[role].wait() != 0  # 120 where Python has something to say to the full disk at its end
     assert "known_peers" not in contents(homes / role.value)
     assert programs[role.peer].wait() == 1
@@ -1034,7 +1023,7 @@ def test_a_full_disk(bob: StartBob, start: Start, homes: Path) -> None:
         "cat /dev/zero > alice/all_the_rest 2> /dev/null || true\n"
         'status=0; "$@" || status=$?; rm alice/all_the_rest; cp -a alice after; exit $status'
     )
-    client = talk(bob, start, {Role.ALICE: full})[Role.ALICE]
+    client = start_both(bob, start, {Role.ALICE: full})[Role.ALICE]
     assert client.wait() == 1
     client.expect(rf"^Stopped: cannot write {homes}/alice/known_peers: No space left on device\n\Z", "stderr")
     assert contents(homes / "after") == before
@@ -1050,7 +1039,7 @@ READ_ONLY = (
 def test_a_new_key_on_a_read_only_disk(bob: StartBob, start: Start, homes: Path, role: Role) -> None:
     KeyStore(homes / "alice").save_group(GROUP)
     before = contents(homes / role.value)
-    program = talk(bob, start, {role: mounts(READ_ONLY)})[role]
+    program = start_both(bob, start, {role: mounts(READ_ONLY)})[role]
     assert program.wait() == 1
     program.expect(rf"^Stopped: cannot lock {homes}/{role.value}/\.lock: Read-only file system\n\Z", "stderr")
     assert contents(homes / role.value) == before
@@ -1186,61 +1175,3 @@ def test_no_room_for_what_the_other_side_says(bob: StartBob, start: Start, homes
         messages = [message for _, message in chat.verify_transcript(file)]
     texts = ["TEXT"] if role is Role.ALICE else []
     assert [message.type.name for message in messages] == ["READY", "READY", *texts, "CLOSE"]
-
-
-def verify(path: Path, memory: int = 300 << 20) -> subprocess.CompletedProcess[str]:
-    """Let Alice verify a file, with a bound on her memory."""
-    limit = f"import resource; resource.setrlimit(resource.RLIMIT_DATA, ({memory}, {memory}))"
-    return subprocess.run(
-        [*patched(limit), str(ROOT / "alice_client.py"), "--verify", str(path)],
-        env={**os.environ, "SECURE_CHAT_HOME": str(path.parent / "nobody")},
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=DEADLINE,
-    )
-
-
-@pytest.mark.parametrize(
-    "what",
-    [
-        *("fifo", "/dev/zero"),
-        *(pytest.param(what, marks=pytest.mark.exhaustive) for what in ("directory", "link", "missing")),
-    ],
-)
-def test_only_a_regular_file_is_verified(tmp_path: Path, what: str) -> None:
-    path = Path(what) if what.startswith("/") else tmp_path / "kept"
-    if what in IN_THE_WAY:
-        IN_THE_WAY[what][0](path)
-    elif not path.exists() and what != "missing":
-        pytest.skip(f"no {path} on this machine")
-    verdict = verify(path) if path.parent == tmp_path else verify(tmp_path / ".." / path)
-    assert verdict.returncode == 1
-    assert re.search(f"^Stopped: .*{re.escape(str(path))}", verdict.stderr)
-    assert verdict.stdout == ""
-
-
-@pytest.fixture
-def kept(tmp_path: Path, keys: Keys) -> Path:
-    """A transcript of Alice's in which nothing was said."""
-    homes = KeyStore(tmp_path / "bob"), store_with_group(tmp_path / "alice")
-    ends: Ends = shake_hands(*homes, keys, evidence=True)
-    for end in ends:
-        end.frames.socket.close()
-    transcript = Transcript(tmp_path, Role.ALICE, ends.alice.beginning)
-    transcript._file.close()
-    return transcript.path
-
-
-@pytest.mark.exhaustive
-@pytest.mark.parametrize("after", ["nothing", "a_whole_transcript"])
-def test_a_huge_transcript_is_read_entry_by_entry(tmp_path: Path, kept: Path, after: str) -> None:
-    beginning = kept.read_bytes() if after == "a_whole_transcript" else b""
-    path = tmp_path / "huge"
-    path.write_bytes(beginning)
-    os.truncate(path, 1 << 40)
-    verdict = verify(path)
-    assert verdict.returncode == 3
-    assert re.search("^Broken off: ", verdict.stderr, re.MULTILINE)
-    assert "Traceback" not in verdict.stderr
-    assert verify(kept).returncode == 0, "that is little memory, but enough"

@@ -34,13 +34,16 @@ from conftest import (
     Start,
     StartBob,
     exhaustive,
+    one_round,
     patched,
+    pin_each_other,
+    start_both,
     store_with_group,
 )
 from mallory import HELLO, READY, TEXT, Last, Wire
 
 import crypto_utils as chat
-from crypto_utils import FrameSocket, KeyStore, PinnedPeer, Role
+from crypto_utils import FrameSocket, PinnedPeer, Role
 
 NO_ANSWER = 2.0  # seconds of patience in a handshake, where a test is about losing it
 LARGE = "x" * 500_000
@@ -65,12 +68,6 @@ def visit(port: str, keys: Keys, homes: Path) -> None:
     )
     channel.send("it is me")
     channel.close()
-
-
-def acquaint(homes: Path, keys: Keys, port: str) -> None:
-    """Let both know each other's keys, and Alice Bob's group: nobody is asked, and nothing takes long."""
-    PinnedPeer(KeyStore(homes / "bob"), "alice").pin(keys.alice)
-    PinnedPeer(store_with_group(homes / "alice"), f"[127.0.0.1]:{port}").pin(keys.bob)
 
 
 # ------------------------------------------------------------------------------- at every single step
@@ -384,7 +381,7 @@ def test_signals_at_any_moment(
     """Alice ends as one who left or was interrupted, her terminal is as it was, and Bob serves on."""
     report, lots = tmp_path / "report", 10**9
     server, port = bob()
-    acquaint(homes, keys, port)
+    pin_each_other(homes, keys, port)
 
     def come(calls: int, numbers: list[signal.Signals]) -> int:
         client = start(
@@ -465,7 +462,7 @@ def test_no_signal_is_lost(
     bob: StartBob, start: Start, homes: Path, keys: Keys, terminal: bool, python: tuple[str, ...]
 ) -> None:
     server, port = bob("--once")
-    acquaint(homes, keys, port)
+    pin_each_other(homes, keys, port)
     client = start("alice_client.py", "127.0.0.1", "--port", port, terminal=terminal, python=python)
     client.expect("Alice: " if terminal else "You speak first", "stdout" if terminal else "stderr")
     client.write("request\n")
@@ -496,8 +493,7 @@ def talk_at_terminals(
     """Start both at terminals; let them meet, as acquaintances or to be asked about each other's keys."""
     server, port = bob("--once", terminal=True, **options)
     if known:
-        acquaint(homes, keys, port)
-    store_with_group(homes / "alice")
+        pin_each_other(homes, keys, port)
     client = start("alice_client.py", "127.0.0.1", "--port", port, terminal=True, **options)
     client.expect("Alice: " if known else "yes or no")
     server.expect(r"\(Alice's turn\) " if known else "yes or no")
@@ -587,23 +583,13 @@ def test_a_signal_ends_who_waits_for_a_stopped_screen(
 
 
 def talk(
-    bob: StartBob, start: Start, command: dict[Role, tuple[str, ...]] | None = None
+    bob: StartBob, start: Start, commands: dict[Role, tuple[str, ...]] | None = None
 ) -> tuple[Program, Program]:
-    """Start both, one or both by a command of its own, and let them meet."""
-    commands = {**dict.fromkeys(Role, (sys.executable,)), **(command or {})}
-    server, port = bob("--once", python=commands[Role.BOB])
-    store_with_group(server.home / "alice")
-    client = start("alice_client.py", "127.0.0.1", "--port", port, python=commands[Role.ALICE])
-    client.expect("^You speak first", "stderr")
-    server.expect("^Alice is here", "stderr")
-    return server, client
-
-
-def one_round(server: Program, client: Program) -> None:
-    client.write("request\n")
-    server.expect("^Alice: request\n")
-    server.write("reply\n")
-    client.expect("^Bob: reply\n")
+    """Start both, and let them meet."""
+    both = start_both(bob, start, commands or {})
+    both[Role.ALICE].expect("^You speak first", "stderr")
+    both[Role.BOB].expect("^Alice is here", "stderr")
+    return both[Role.BOB], both[Role.ALICE]
 
 
 @pytest.mark.exhaustive

@@ -14,6 +14,7 @@ from typing import Any, Callable, NamedTuple
 import pytest
 from conftest import Keys
 from Crypto.Util.Padding import pad
+from mallory import flip
 from vectors import make
 
 import crypto_utils as chat
@@ -100,11 +101,6 @@ def says(sealer: Sealer, record_type: int, body: bytes, in_reply_to: bytes) -> b
 
 def padded(data: bytes) -> bytes:
     return pad(data, 256, style="iso7816")
-
-
-def flip(data: bytes, at: int, bit: int = 1) -> bytes:
-    at %= len(data)
-    return data[:at] + bytes([data[at] ^ bit]) + data[at + 1 :]
 
 
 def forged_with_the_aes_key(keys: Keys, sealer: Sealer, opener: Opener) -> bytes:

@@ -38,6 +38,7 @@ from conftest import (
     StartBob,
     exhaustive,
     loopback,
+    one_round,
     patched,
     store_with_group,
 )
@@ -698,20 +699,6 @@ def test_one_long_conversation(loaded_bob: Callable[..., LoadedBob], count: int,
 
 
 # ---------------------------------------------------------------------- tight limits, and a stopped screen
-
-
-def one_round(server: Program, client: Program | Channel, name: str = "hello") -> None:
-    """Let Alice say something, and Bob reply."""
-    if isinstance(client, Channel):
-        client.send(name)
-    else:
-        client.write(f"{name}\n")
-    server.expect(f"^Alice: {name}\n")
-    server.write(f"reply to {name}\n")
-    if isinstance(client, Channel):
-        assert client.receive().text == f"reply to {name}"
-    else:
-        client.expect(f"^Bob: reply to {name}\n")
 
 
 def strangers(port: int | str, count: int) -> list[socket.socket]:

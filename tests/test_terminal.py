@@ -13,6 +13,7 @@ from typing import Callable
 
 import pytest
 from conftest import (
+    AT_TERMINAL,
     ROOT,
     Background,
     Keys,
@@ -32,7 +33,6 @@ from crypto_utils import KeyStore, Role
 
 Terminals = Callable[..., "tuple[Program, Program]"]
 HIS_TURN, HER_TURN = r"\(Bob's turn\) ", r"\(Alice's turn\) "
-AT_TERMINAL = {"terminal": True, "size": (24, 80), "TERM": "xterm"}
 
 
 def without_escapes(text: str) -> str:

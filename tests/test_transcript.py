@@ -30,6 +30,8 @@ from conftest import (
     Program,
     Start,
     StartBob,
+    entries,
+    exhaustive,
     patched,
     shake_hands,
     store_with_group,
@@ -143,16 +145,6 @@ EVERYTHING = [
     (BOB, TEXT, REPLY),
     (ALICE, CLOSE, ""),
 ]
-
-
-def entries(data: bytes) -> list[bytes]:
-    """Split a transcript into its entries, each a tag and what it marks."""
-    found = []
-    while data:
-        end = 4 + int.from_bytes(data[:4], "big")
-        found.append(data[4:end])
-        data = data[end:]
-    return found
 
 
 def joined(parts: list[bytes]) -> bytes:
@@ -574,20 +566,24 @@ def test_only_a_regular_file_is_verified(start: Start, tmp_path: Path, kind: str
         path = Path("/dev/zero")
     verified = verify(start, path)
     assert verified.wait() == 1
+    assert "Stopped: " in verified.stderr
     assert str(path) in verified.stderr
+    assert verified.stdout == ""
 
 
-def test_a_huge_file_is_refused_in_little_memory(start: Start, tmp_path: Path) -> None:
+@pytest.mark.parametrize("after", ["nothing", *exhaustive("both READY")])
+def test_a_huge_file_is_refused_in_little_memory(tmp_path: Path, evidence: bytes, after: str) -> None:
     """It is sparse, so that it takes no room; the program may use 512 MB, with all of its libraries."""
-    with (tmp_path / "file").open("wb") as file:
-        file.truncate(1 << 40)
+    (tmp_path / "file").write_bytes(b"" if after == "nothing" else joined(entries(evidence)[:5]))
+    os.truncate(tmp_path / "file", 1 << 40)
     limit = "import resource; resource.setrlimit(resource.RLIMIT_AS, (1 << 29, 1 << 29))"
     options = ("bob_server.py", "--home", str(tmp_path), "--verify", str(tmp_path / "file"))
     verified = subprocess.run(
         [*patched(limit), *options], cwd=ROOT, capture_output=True, text=True, timeout=DEADLINE, check=False
     )
     assert verified.returncode == 3, verified.stderr
-    assert "no transcript" in verified.stderr
+    reason = "this is no transcript" if after == "nothing" else "an entry is of no known kind"
+    assert f"Broken off: {reason}" in verified.stderr
 
 
 @pytest.mark.parametrize("out", ["/dev/full", pytest.param("a closed pipe", marks=pytest.mark.exhaustive)])

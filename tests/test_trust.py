@@ -11,6 +11,7 @@ from typing import Callable
 
 import pytest
 from conftest import (
+    AT_TERMINAL,
     DEADLINE,
     GROUP,
     Keys,
@@ -27,7 +28,7 @@ from conftest import (
 import crypto_utils as chat
 from crypto_utils import FrameSocket, KeyStore, PinnedPeer, RecordType, Role
 
-AT_TERMINAL = {"terminal": True, "size": (24, 80), "TERM": "xterm", "NO_COLOR": "1"}
+WITHOUT_COLOURS = {**AT_TERMINAL, "NO_COLOR": "1"}
 QUESTION = r"yes or no\? "
 
 
@@ -36,8 +37,8 @@ def strangers(bob: StartBob, start: Start) -> Callable[..., tuple[Program, Progr
     """Return a function that starts both at terminals, where both are asked; it returns the port too."""
 
     def run(*arguments: str, **options: object) -> tuple[Program, Program, str]:
-        server, port = bob(*arguments, **AT_TERMINAL, **options)
-        client = start("alice_client.py", "127.0.0.1", "--port", port, **AT_TERMINAL)
+        server, port = bob(*arguments, **WITHOUT_COLOURS, **options)
+        client = start("alice_client.py", "127.0.0.1", "--port", port, **WITHOUT_COLOURS)
         server.expect(QUESTION)
         client.expect(QUESTION)
         return server, client, port
@@ -74,7 +75,7 @@ def test_both_see_the_same_words_say_yes_and_are_not_asked_again(
     client.write("/quit\r")
     assert client.wait() == 0
     server.expect("Waiting for Alice")
-    again = start("alice_client.py", "127.0.0.1", "--port", port, **AT_TERMINAL)
+    again = start("alice_client.py", "127.0.0.1", "--port", port, **WITHOUT_COLOURS)
     again.expect("with the key you know")
     again.expect("Alice: ")
     server.expect("with the key you know")
@@ -191,7 +192,7 @@ def test_a_first_message_waits_behind_the_question(
 def test_bob_is_asked_where_only_standard_output_is_no_terminal(
     bob: StartBob, stranger: Stranger, homes: Path, keys: Keys
 ) -> None:
-    server, port = bob(**AT_TERMINAL, python=("bash", "-c", f'{sys.executable} "$0" "$@" | cat'))
+    server, port = bob(**WITHOUT_COLOURS, python=("bash", "-c", f'{sys.executable} "$0" "$@" | cat'))
     alice = stranger(port, keys.alice)
     server.expect(QUESTION)
     assert not is_pinned(homes, Role.BOB)
@@ -206,7 +207,7 @@ def test_a_new_key_is_refused_where_standard_error_is_no_terminal_to_ask_at(
 ) -> None:
     _, port = bob()
     shell = ("bash", "-c", f'{sys.executable} "$0" "$@" 2> {homes}/errors')
-    client = start("alice_client.py", "127.0.0.1", "--port", port, python=shell, **AT_TERMINAL)
+    client = start("alice_client.py", "127.0.0.1", "--port", port, python=shell, **WITHOUT_COLOURS)
     assert client.wait() == 3
     assert "Refused: this key is new" in (homes / "errors").read_text()
     assert not is_pinned(homes, Role.ALICE)
@@ -216,7 +217,7 @@ def test_a_new_key_is_refused_where_standard_error_is_no_terminal_to_ask_at(
 def test_of_who_is_not_accepted_only_the_programs_own_reasons_are_shown(
     bob: StartBob, stranger: Stranger, keys: Keys, reason: str, shown: bool
 ) -> None:
-    server, port = bob(**AT_TERMINAL)
+    server, port = bob(**WITHOUT_COLOURS)
     alice = stranger(port, keys.alice)
     server.expect(QUESTION)
     alice.close(reason)
@@ -246,7 +247,7 @@ def test_without_a_terminal_a_new_key_is_shown_and_then_pinned(
 def test_a_yes_from_before_the_question_is_no_answer(
     bob: StartBob, stranger: Stranger, homes: Path, keys: Keys
 ) -> None:
-    server, port = bob(**AT_TERMINAL)
+    server, port = bob(**WITHOUT_COLOURS)
     server.write("yes\ryes\ryes")
     server.expect("yes\r\nyes\r\nyes")  # the terminal has it
     stranger(port, keys.alice)
@@ -259,7 +260,7 @@ def test_a_yes_from_before_the_question_is_no_answer(
 def test_half_an_answer_to_one_connection_is_none_to_the_next(
     bob: StartBob, stranger: Stranger, homes: Path, keys: Keys
 ) -> None:
-    server, port = bob(**AT_TERMINAL)
+    server, port = bob(**WITHOUT_COLOURS)
     first = stranger(port, keys.alice)
     server.expect(QUESTION)
     server.write("ye")
@@ -281,7 +282,7 @@ def test_half_an_answer_to_one_connection_is_none_to_the_next(
 def test_a_stranger_who_is_asked_about_keeps_other_strangers_out_but_not_a_pinned_alice(
     bob: StartBob, stranger: Stranger, homes: Path, keys: Keys
 ) -> None:
-    server, port = bob(**AT_TERMINAL)
+    server, port = bob(**WITHOUT_COLOURS)
     asked_about = stranger(port, keys.mallory)
     server.expect(QUESTION)
     assert stranger(port, chat.RSA.generate(2048)).receive().text == chat.BUSY
@@ -300,7 +301,7 @@ def test_a_stranger_who_is_asked_about_keeps_other_strangers_out_but_not_a_pinne
 def test_who_calls_while_bob_answers_does_not_disturb_him(
     bob: StartBob, stranger: Stranger, homes: Path, keys: Keys
 ) -> None:
-    server, port = bob(**AT_TERMINAL)
+    server, port = bob(**WITHOUT_COLOURS)
     alice = stranger(port, keys.alice)
     server.expect(QUESTION)
     for letter in "yes":
@@ -319,7 +320,7 @@ def test_a_question_is_void_after_some_time_and_asked_again(
     bob: StartBob, stranger: Stranger, homes: Path, keys: Keys
 ) -> None:
     """Bob was away. That is no answer to the key."""
-    server, port = bob(**AT_TERMINAL, python=patched("chat.QUESTION_SECONDS = 1"))
+    server, port = bob(**WITHOUT_COLOURS, python=patched("chat.QUESTION_SECONDS = 1"))
     for _ in range(2):
         alice = stranger(port, keys.alice)
         server.expect(QUESTION)
@@ -333,7 +334,7 @@ def test_a_question_is_void_after_some_time_and_asked_again(
 def test_a_question_is_void_when_the_connection_is_cut(
     bob: StartBob, stranger: Stranger, homes: Path, keys: Keys
 ) -> None:
-    server, port = bob(**AT_TERMINAL)
+    server, port = bob(**WITHOUT_COLOURS)
     alice = stranger(port, keys.alice)
     server.expect(QUESTION)
     server.write("yes")
@@ -357,7 +358,7 @@ def test_a_stranger_who_is_gone_at_once_is_never_pinned(
     bob: StartBob, stranger: Stranger, homes: Path, keys: Keys
 ) -> None:
     """They send hello and READY, as an Alice does, and reset the connection before they hear anything."""
-    server, port = bob(**AT_TERMINAL)
+    server, port = bob(**WITHOUT_COLOURS)
     for _ in range(6):
         frames = FrameSocket(socket.create_connection(("127.0.0.1", int(port)), timeout=DEADLINE))
         hello = bytes(frames.receive(chat.HELLO_LIMIT))
@@ -391,7 +392,7 @@ def test_a_no_leaves_no_transcript_and_a_yes_begins_one(
     bob: StartBob, stranger: Stranger, homes: Path, keys: Keys, tmp_path: Path
 ) -> None:
     folder = tmp_path / "kept"
-    server, port = bob("--transcript", str(folder), **AT_TERMINAL)
+    server, port = bob("--transcript", str(folder), **WITHOUT_COLOURS)
     mallory = stranger(port, keys.mallory)
     server.expect(QUESTION)
     server.write("no\r")
@@ -414,7 +415,7 @@ def test_other_names_of_the_same_key_are_told(start: Start, bob: StartBob, homes
     store = KeyStore(homes / "alice")
     PinnedPeer(store, "[192.0.2.2]:65432").pin(keys.bob)
     PinnedPeer(store, "[192.0.2.3]:65432").pin(keys.mallory)
-    client = start("alice_client.py", "127.0.0.1", "--port", port, **AT_TERMINAL)
+    client = start("alice_client.py", "127.0.0.1", "--port", port, **WITHOUT_COLOURS)
     client.expect(r"You know the same key as: \[192.0.2.2\]:65432\.")
     client.expect(r"You know other keys as: \[192.0.2.3\]:65432\.")
     client.expect(QUESTION)
@@ -427,7 +428,7 @@ def test_other_names_of_the_same_key_are_told(start: Start, bob: StartBob, homes
 def test_the_key_that_was_asked_for_is_pinned_unasked_in_place_of_another(
     bob: StartBob, start: Start, homes: Path, keys: Keys, pinned: bool
 ) -> None:
-    server, port = bob("--peer", chat.fingerprint(keys.alice), **AT_TERMINAL)
+    server, port = bob("--peer", chat.fingerprint(keys.alice), **WITHOUT_COLOURS)
     name = f"[127.0.0.1]:{port}"
     if pinned:
         PinnedPeer(KeyStore(homes / "bob"), "alice").pin(keys.mallory)
@@ -449,7 +450,7 @@ def test_the_key_that_was_asked_for_is_pinned_unasked_in_place_of_another(
 def test_no_other_key_is_accepted_by_alice(
     bob: StartBob, start: Start, homes: Path, keys: Keys, how: str
 ) -> None:
-    server, port = bob(**AT_TERMINAL)
+    server, port = bob(**WITHOUT_COLOURS)
     peer = PinnedPeer(KeyStore(homes / "alice"), f"[127.0.0.1]:{port}")
     only = ("--peer", chat.fingerprint(keys.mallory)) if how == "asked for" else ()
     if not only:
@@ -465,7 +466,7 @@ def test_no_other_key_is_accepted_by_bob(bob: StartBob, start: Start, homes: Pat
     peer = PinnedPeer(KeyStore(homes / "bob"), "alice")
     peer.pin(keys.mallory)
     before = peer.pins()
-    server, port = bob(**AT_TERMINAL)
+    server, port = bob(**WITHOUT_COLOURS)
     client = start("alice_client.py", "127.0.0.1", "--port", port)
     fails(client, 1, "does Bob accept your key")
     assert chat.fingerprint(keys.alice) in client.stderr
@@ -485,7 +486,7 @@ def test_another_alice_is_told_that_bob_is_busy_and_bob_afterwards_that_she_call
         KeyStore.KNOWN_PEERS,
         "".join(f"alice {chat.ssh_line(key)}\n" for key in (keys.alice, keys.mallory)).encode(),
     )
-    server, first = talk(server_and_port := bob(**AT_TERMINAL), start)
+    server, first = talk(server_and_port := bob(**WITHOUT_COLOURS), start)
     server.expect(r"\(Alice's turn\) ")
     server.write("a draft")
     server.expect("a draft")

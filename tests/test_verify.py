@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
-from conftest import DEADLINE, GROUP, Keys, Program, Start, patched
+from conftest import DEADLINE, GROUP, Keys, Program, Start, entries, patched
 from Crypto.Cipher import AES
 from Crypto.PublicKey import RSA
 from Crypto.Signature import pss
@@ -85,16 +85,6 @@ def values(told: str) -> list[tuple[str, str]]:
     return found
 
 
-def entries(file: Path) -> list[tuple[str, bytes]]:
-    """Return the tag and the bytes of each entry of a transcript."""
-    data, found = file.read_bytes(), []
-    while data:
-        (length,) = struct.unpack(">I", data[:4])
-        found.append((chr(data[4]), data[5 : 4 + length]))
-        data = data[4 + length :]
-    return found
-
-
 def fields(hello: bytes) -> list[bytes]:
     found = []
     while hello:
@@ -110,7 +100,8 @@ def sha256(*parts: bytes) -> bytes:
 
 def recomputed(file: Path) -> list[tuple[str, bytes]]:
     """Return what a replay shows, in its order, from the README's section on the protocol."""
-    (_, bob), (_, alice), (_, z), *records = entries(file)
+    bob, alice, z, *records = entries(file.read_bytes())
+    bob, alice, z = bob[1:], alice[1:], z[1:]
     _, nonce_b, p, g, b, rsa_bob = fields(bob)
     _, nonce_a, a, rsa_alice = fields(alice)
     th = sha256(*(struct.pack(">I", len(hello)) + hello for hello in (bob, alice)))
@@ -124,7 +115,8 @@ def recomputed(file: Path) -> list[tuple[str, bytes]]:
         shown += [("K", key), ("C", commitment)]
         sides[tag] = key, b"secure-chat/1 signature " + label + th + commitment, RSA.import_key(rsa)
     numbers, latest = {"A": 0, "B": 0}, {"A": bytes(32), "B": bytes(32)}
-    for tag, record in records:
+    for entry in records:
+        tag, record = chr(entry[0]), entry[1:]
         key, context, rsa_key = sides[tag]
         split = len(record) - rsa_key.size_in_bytes()
         signed, signature = record[:split], record[split:]
@@ -189,9 +181,9 @@ def test_peer_insists_on_a_key(kept: Kept, start: Start, keys: Keys, right: bool
 
 
 def test_an_end_without_a_goodbye_is_told(kept: Kept, start: Start, tmp_path: Path) -> None:
-    (*_, (_, goodbye)) = entries(kept.files["bob"])
+    goodbye = entries(kept.files["bob"].read_bytes())[-1]
     cut = tmp_path / "cut"
-    cut.write_bytes(kept.files["bob"].read_bytes()[: -len(goodbye) - 5])
+    cut.write_bytes(kept.files["bob"].read_bytes()[: -len(goodbye) - 4])
     program = start("bob_server.py", "--verify", str(cut))
     assert program.wait() == 0
     assert program.stdout == "Alice: hello Bob\nBob: hello Alice\n"
@@ -199,9 +191,9 @@ def test_an_end_without_a_goodbye_is_told(kept: Kept, start: Start, tmp_path: Pa
 
 
 def test_what_is_wrong_ends_it_after_what_is_right(kept: Kept, start: Start, tmp_path: Path) -> None:
-    (*_, (_, goodbye)) = entries(kept.files["bob"])
+    goodbye = entries(kept.files["bob"].read_bytes())[-1]
     damaged = bytearray(kept.files["bob"].read_bytes())
-    damaged[-len(goodbye) - 10] ^= 1  # in Bob's reply
+    damaged[-len(goodbye) - 9] ^= 1  # in Bob's reply
     file = tmp_path / "damaged"
     file.write_bytes(damaged)
     program = start("bob_server.py", "--verify", str(file))
