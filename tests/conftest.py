@@ -339,15 +339,16 @@ def screen(program: Program, rows: int = 200) -> str:
 
 
 def patched(*statements: str) -> tuple[str, ...]:
-    """Return a command that runs a program after some statements, in which `chat` is crypto_utils."""
+    """Return a command that runs a program after some statements: `chat` is crypto_utils, `script` the program."""
     lines = (
         "import sys",
         "from pathlib import Path",
         "del sys.argv[0]",
         "sys.path.insert(0, str(Path(sys.argv[0]).parent))",
         "import crypto_utils as chat",
+        "script = __import__(Path(sys.argv[0]).stem)",
         *statements,
-        "__import__(Path(sys.argv[0]).stem).main()",
+        "script.main()",
     )
     return (sys.executable, "-c", "\n".join(lines))
 

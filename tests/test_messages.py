@@ -75,7 +75,7 @@ def firewall(world: World) -> Program:
     """A listener whose queue is full lets new connections wait in silence, as a firewall does."""
     listener = world.listener(backlog=0)
     world.stack.enter_context(socket.create_connection(listener.getsockname(), timeout=DEADLINE))
-    return world.to(listener, python=patched("__import__('alice_client').CONNECT_SECONDS = 1"))
+    return world.to(listener, python=patched("script.CONNECT_SECONDS = 1"))
 
 
 def other_network(world: World) -> Program:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 import hashlib
+import inspect
 import itertools
 import json
 import os
@@ -264,9 +265,9 @@ def test_the_bases_of_miller_rabin_are_drawn_from_the_whole_range(monkeypatch: p
         return drawn[-1]
 
     monkeypatch.setattr(Integer, "random_range", spy)
-    p = RFC_GROUPS["modp_2048"].p  # one that has not been tested in this run
-    assert chat.is_safe_prime(p)
-    assert ranges == {(2, p // 2 - 2)}
+    monkeypatch.setattr(chat, "miller_rabin_test", inspect.unwrap(chat.miller_rabin_test))  # not remembered
+    assert chat.is_safe_prime(GROUP.p)
+    assert ranges == {(2, GROUP.q - 2)}
     assert len(drawn) == len(set(map(int, drawn))) == 64
 
 

@@ -244,8 +244,8 @@ def test_what_was_typed_before_it_was_clear_to_whom_is_not_sent(
     server, port = bob("--once")
     pin_each_other(homes, keys, port)
     slow = patched(
-        "client = __import__('alice_client'); connect = client.connect",
-        "client.connect = lambda *a: (print('connecting', flush=True), input(), connect(*a))[-1]",
+        "connect = script.connect",
+        "script.connect = lambda *a: (print('connecting', flush=True), input(), connect(*a))[-1]",
     )
     client = start("alice_client.py", "127.0.0.1", "--port", port, python=slow, **AT_TERMINAL)
     client.expect("connecting")
