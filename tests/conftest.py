@@ -339,7 +339,7 @@ def screen(program: Program, rows: int = 200) -> str:
 
 
 def patched(*statements: str) -> tuple[str, ...]:
-    """Return a command that runs a program after statements about `chat` (crypto_utils) and `script`, itself."""
+    """Return a command that runs a program after statements about `chat`, crypto_utils, and `script`."""
     lines = (
         "import sys",
         "from pathlib import Path",
