@@ -1587,6 +1587,22 @@ class Inbox:
         return [self._items.popleft() for _ in range(len(self._items))]
 
 
+@contextlib.contextmanager
+def losing_no_signal() -> Iterator[None]:
+    """Do what may wait for the terminal. A signal that comes just before it waits ends the wait, too.
+
+    Python's handlers run when a system call returns. So a timer interrupts it again and again.
+    """
+    if sys.platform != "win32":
+        signal.signal(signal.SIGALRM, lambda *_: None)
+        signal.setitimer(signal.ITIMER_REAL, TICK, TICK)
+    try:
+        yield
+    finally:
+        if sys.platform != "win32":
+            signal.setitimer(signal.ITIMER_REAL, 0)
+
+
 def columns(stream: TextIO) -> int | None:
     """Return the width of a terminal, None of anything else."""
     return (os.get_terminal_size(stream.fileno()).columns or 80) if stream.isatty() else None
@@ -1634,11 +1650,9 @@ class Console:
         if erase and not stream.isatty():
             (sys.stdout if sys.stdout.isatty() else sys.stderr).write(erase)
             erase = ""
-        if sys.platform != "win32":
-            while not select.select([], [stream], [], 1.0)[1]:
-                pass  # a stopped screen: a signal always ends this wait, but not always a write
-        stream.write(erase + text)
-        stream.flush()
+        with losing_no_signal():  # the screen may be stopped
+            stream.write(erase + text)
+            stream.flush()
 
     def notice(self, text: str) -> None:
         """Tell the person something that is not part of the conversation. Raises OSError.
@@ -2204,16 +2218,11 @@ def ask_passphrase(prompt: str) -> str:
         raise FileError(
             "your key has a passphrase, which can only be typed at a terminal; start this program there"
         )
-    if sys.platform != "win32":  # a timer, or a signal that comes just before getpass waits would be lost
-        signal.signal(signal.SIGALRM, lambda *_: None)
-        signal.setitimer(signal.ITIMER_REAL, TICK, TICK)
     try:
-        return getpass.getpass(prompt)
+        with losing_no_signal():
+            return getpass.getpass(prompt)
     except (EOFError, UnicodeError):
         raise FileError("no passphrase was given for the key") from None
-    finally:
-        if sys.platform != "win32":
-            signal.setitimer(signal.ITIMER_REAL, 0)
 
 
 VERDICT = """\

@@ -14,6 +14,7 @@ from typing import Callable
 import pytest
 from conftest import (
     AT_TERMINAL,
+    DEADLINE,
     ROOT,
     Background,
     Keys,
@@ -330,8 +331,9 @@ def test_ctrl_c_and_ctrl_d_outside_of_a_conversation(
 
 
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="this system has no /proc")
-def test_a_signal_that_comes_just_before_getpass_waits_is_not_lost(
-    start: Start, homes: Path, keys: Keys
+@pytest.mark.parametrize("wait", ["for a passphrase", "for a stopped screen"])
+def test_a_signal_that_comes_just_before_a_wait_is_not_lost(
+    start: Start, homes: Path, keys: Keys, wait: str
 ) -> None:
     """As such a signal does, one that another thread takes leaves the wait of the main thread alone."""
     locked = keys.alice.export_key("PEM", passphrase="open", pkcs=8)
@@ -343,13 +345,18 @@ def test_a_signal_that_comes_just_before_getpass_waits_is_not_lost(
         "    signal.pthread_kill(threading.get_ident(), signal.SIGINT)",
         "signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR1])",
         "threading.Thread(target=take, daemon=True).start()",
+        "def show(console, _): console.write('x' * 10**6, sys.stdout)",
+        "script.run = show" if wait == "for a stopped screen" else "",
     )
     program = start("alice_client.py", "127.0.0.1", **AT_TERMINAL, python=python)
-    program.expect("Passphrase .*: ")
+    if wait == "for a passphrase":
+        program.expect("Passphrase .*: ")
+    else:
+        select.select([program.terminal], [], [], DEADLINE)  # and nothing is read
     while "S" not in Path(f"/proc/{program.process.pid}/stat").read_text().split()[2]:
         pass  # until it waits
     program.process.send_signal(signal.SIGUSR1)
-    assert program.wait() == 130
+    assert program.process.wait(DEADLINE) == 130
 
 
 @pytest.mark.parametrize("place", ["the passphrase", *exhaustive("the prompt")])
