@@ -279,7 +279,7 @@ def check_group(group: Group, rounds: int = 64) -> None:
     """Raise ProtocolError unless p is a safe prime of 2048 to 4096 bits and g generates the subgroup.
 
     `rounds` of Miller-Rabin test q: 64 for a p that somebody else chose (an error below 2^-128), none for
-    a p that has passed and was kept in a file: `4^q = 1 mod p` shows whether that is damaged.
+    a p that has passed and was kept: `4^q = 1 mod p` shows that its file is damaged, unless p is still prime.
     """
     p, g = group.p, group.g
     require(p.bit_length() in GROUP_BITS, f"p has {p.bit_length()} bits, not 2048 to 4096")
@@ -1587,22 +1587,6 @@ class Inbox:
         return [self._items.popleft() for _ in range(len(self._items))]
 
 
-@contextlib.contextmanager
-def losing_no_signal() -> Iterator[None]:
-    """Do what may wait for the terminal. A signal that comes just before it waits ends the wait, too.
-
-    Python's handlers run when a system call returns. So a timer interrupts it again and again.
-    """
-    if sys.platform != "win32":
-        signal.signal(signal.SIGALRM, lambda *_: None)
-        signal.setitimer(signal.ITIMER_REAL, TICK, TICK)
-    try:
-        yield
-    finally:
-        if sys.platform != "win32":
-            signal.setitimer(signal.ITIMER_REAL, 0)
-
-
 def columns(stream: TextIO) -> int | None:
     """Return the width of a terminal, None of anything else."""
     return (os.get_terminal_size(stream.fileno()).columns or 80) if stream.isatty() else None
@@ -1650,9 +1634,17 @@ class Console:
         if erase and not stream.isatty():
             (sys.stdout if sys.stdout.isatty() else sys.stderr).write(erase)
             erase = ""
-        with losing_no_signal():  # the screen may be stopped
+        try:
+            if sys.platform != "win32":
+                # The screen may be stopped, and a signal that came just before would not end the wait for it:
+                # so a timer interrupts it again and again.
+                signal.signal(signal.SIGALRM, lambda *_: None)
+                signal.setitimer(signal.ITIMER_REAL, TICK, TICK)
             stream.write(erase + text)
             stream.flush()
+        finally:
+            if sys.platform != "win32":
+                signal.setitimer(signal.ITIMER_REAL, 0)
 
     def notice(self, text: str) -> None:
         """Tell the person something that is not part of the conversation. Raises OSError.
@@ -2140,7 +2132,7 @@ def converse(console: Console, channel: Channel) -> int:
 
 
 def peer_left(console: Console, channel: Channel, goodbye: Message, *, trusted: bool = True) -> int:
-    """Show the peer's goodbye; return the exit status, 1 if no text had arrived before."""
+    """Show the peer's goodbye; return the exit status, 1 if no text had arrived on either side."""
     console.show_goodbye(console.peer, goodbye, trusted=trusted)
     arrived = channel.texts - goodbye.crossed
     return console.status if arrived else 1
@@ -2219,8 +2211,7 @@ def ask_passphrase(prompt: str) -> str:
             "your key has a passphrase, which can only be typed at a terminal; start this program there"
         )
     try:
-        with losing_no_signal():
-            return getpass.getpass(prompt)
+        return getpass.getpass(prompt)
     except (EOFError, UnicodeError):
         raise FileError("no passphrase was given for the key") from None
 

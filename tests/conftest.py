@@ -80,7 +80,7 @@ class Keys(NamedTuple):
 
 @pytest.fixture(scope="session")
 def keys() -> Keys:
-    """Three people's RSA keys of 2048 bits, the same in each run: to make some takes long."""
+    """Three people's RSA keys of 2048 bits, the same in each run, because making keys takes long."""
     vectors = json.loads((ROOT / "tests" / "vectors" / "conversations.json").read_text())["cases"][0]
     bob, alice = (chat.RSA.import_key(vectors[name]["private_key"]) for name in ("bob", "alice"))
     p, q, e = 3 * 2**1022 + 1037, 7 * 2**1021 + 309, chat.RSA_EXPONENT  # primes that anybody could guess
@@ -457,7 +457,10 @@ def terminals(bob: StartBob, start: Start, homes: Path, keys: Keys) -> Callable[
 
 @pytest.fixture
 def stranger(tmp_path: Path) -> Iterator[Stranger]:
-    """Return a function that makes an Alice with a key and a mind of her own; it returns her channel."""
+    """Return a function that makes an Alice with a key and a mind of her own; it returns her channel.
+
+    What she does then must be over within DEADLINE.
+    """
     with contextlib.ExitStack() as stack:
 
         def connect(port: str, key: RsaKey) -> Channel:

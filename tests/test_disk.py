@@ -715,8 +715,7 @@ BAD_GROUPS: dict[str, tuple[bytes, str]] = {
 def test_bad_parameters_are_refused_and_kept(store: KeyStore, bad: str) -> None:
     content, reason = BAD_GROUPS[bad]
     store.write("dh_parameters.pem", content)
-    # As a file that is named, and as Bob's own, which is not tested for all that somebody could have chosen.
-    for rounds in (64,) if bad == "no_safe_prime" else (64, 0):
+    for rounds in (64,) if bad == "no_safe_prime" else (64, 0):  # as a file that is named, and as Bob's own
         with refusal(
             store.folder / "dh_parameters.pem", rf"holds no usable Diffie-Hellman parameters \({reason}"
         ):

@@ -77,7 +77,8 @@ Call = Callable[..., Channel]
 def call(homes: Path, keys: Keys) -> Iterator[Call]:
     """Return a function that connects to Bob's port and returns Alice's end of a conversation.
 
-    With a `window`, no more than about so many bytes are on their way to her while she does not read.
+    What she does then must be over within DEADLINE, unless the test gives her more. With a `window`, no more
+    than about so many bytes are on their way to her while she does not read.
     """
     with contextlib.ExitStack() as stack:
 
@@ -678,7 +679,7 @@ def test_one_conversation_after_another(loaded_bob: Callable[..., LoadedBob], co
 def test_one_long_conversation(loaded_bob: Callable[..., LoadedBob], count: int, call: Call) -> None:
     server = loaded_bob()
     channel = call(server.port)
-    channel.frames.deadline = None
+    channel.frames.deadline = None  # it takes longer
     rounds, before, most = count // 2, server.use(), 0
     for number in range(rounds):
         channel.send(f"request {number}")

@@ -25,7 +25,8 @@ TESTS_FAILED, TESTS_PASSED = 1, 0  # pytest's exit statuses; from 2 on, tests co
 def copy(tmp_path: Path) -> Path:
     """Return a copy of the programs and their tests, with the tests as pytest has compiled them already."""
     folder = tmp_path / "copy"
-    shutil.copytree(ROOT / "tests", folder / "tests")
+    half_written = shutil.ignore_patterns("*.pyc.*")
+    shutil.copytree(ROOT / "tests", folder / "tests", ignore=half_written)
     for name in (*PROGRAMS, ".pytest.ini"):
         shutil.copy(ROOT / name, folder / name)
     return folder
@@ -38,11 +39,12 @@ def run(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         command,
         cwd=folder,
-        env={"TEST_DEADLINE": "10", **inherited, "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"},
+        env={"TEST_DEADLINE": "20", **inherited, "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"},
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
+        timeout=500,
         check=False,
     )
 

@@ -314,13 +314,18 @@ LIST = [
         """,
     ),
     Weakening(
-        "parameters on disk not tested",
+        "parameters in a file that is named not tested",
         DISK + "bad_parameters_are_refused_and_kept[no_safe_prime]",
         """
         def load_group(self, path=None, rounds=64, original=KeyStore.load_group):
             return original(self, path, 0)
         KeyStore.load_group = load_group
         """,
+    ),
+    edited(
+        "parameters that were kept not looked at",
+        DISK + "bad_parameters_are_refused_and_kept[flipped_at_36]",
+        ("            check_group(group, rounds)\n", ""),
     ),
     # ----------------------------------------- secrets
     Weakening(
