@@ -262,10 +262,10 @@ class Server:
             return was_replaced
 
     def close(self) -> None:
-        """Let nobody in any more, and say goodbye to who was let in and not talked to yet."""
+        """Let nobody in any more, and say goodbye to who was let in, if nobody has done so yet."""
         with self._lock:
             self._closed = True
-        for item in self._inbox.take():
+        for item in (*self._inbox.take(), self._guest):
             if isinstance(item, chat.Channel):
                 item.close()
 

@@ -377,23 +377,27 @@ def test_the_terminal_is_as_it_was_after_two_signals_at_once(
     assert settings & termios.ICANON
 
 
-@pytest.mark.parametrize("victim", Role)
+@pytest.mark.parametrize(
+    ("victim", "function", "status"),
+    [(Role.ALICE, "meet", 0), (Role.BOB, "meet", 0), (Role.BOB, "hanging_up", 130)],
+)
 def test_ctrl_c_right_after_the_handshake_is_a_goodbye(
-    bob: StartBob, start: Start, stranger: Stranger, keys: Keys, victim: Role
+    bob: StartBob, start: Start, stranger: Stranger, keys: Keys, victim: Role, function: str, status: int
 ) -> None:
     interrupted = patched(
-        "def meet(*_): __import__('os').kill(0, 2); __import__('time').sleep(60)", "chat.meet = meet"
+        "def interrupt(*_): __import__('os').kill(0, 2); __import__('time').sleep(60)",
+        f"chat.{function} = interrupt",
     )
     server, port = bob("--once", **({"python": interrupted} if victim is Role.BOB else {}))
     if victim is Role.BOB:
         alice = stranger(port, keys.alice)
         assert alice.receive().type is chat.RecordType.CLOSE
         alice.frames.hang_up()
-        assert server.wait() == 0
+        assert server.wait() == status
     else:
         client = start("alice_client.py", "127.0.0.1", "--port", port, python=interrupted)
         server.expect("^Alice left\\.", "stderr")
-        assert client.wait() == 0
+        assert client.wait() == status
 
 
 @pytest.mark.parametrize(
