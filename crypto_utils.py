@@ -1634,17 +1634,11 @@ class Console:
         if erase and not stream.isatty():
             (sys.stdout if sys.stdout.isatty() else sys.stderr).write(erase)
             erase = ""
-        try:
-            if sys.platform != "win32":
-                # The screen may be stopped, and a signal that came just before would not end the wait for it:
-                # so a timer interrupts it again and again.
-                signal.signal(signal.SIGALRM, lambda *_: None)
-                signal.setitimer(signal.ITIMER_REAL, TICK, TICK)
-            stream.write(erase + text)
-            stream.flush()
-        finally:
-            if sys.platform != "win32":
-                signal.setitimer(signal.ITIMER_REAL, 0)
+        if sys.platform != "win32":
+            while not select.select([], [stream], [], 1.0)[1]:
+                pass  # a stopped screen: a signal always ends this wait, but not always a write
+        stream.write(erase + text)
+        stream.flush()
 
     def notice(self, text: str) -> None:
         """Tell the person something that is not part of the conversation. Raises OSError.

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import itertools
 import re
-import select
 import signal
 import subprocess
 import sys
@@ -331,29 +330,6 @@ def test_ctrl_c_and_ctrl_d_outside_of_a_conversation(
     assert program.wait() == (1 if (place, key) == ("the passphrase", "\x04") else 130)
     assert program.stdout.endswith("\r\n")  # the shell's next prompt has a row of its own
     assert termios.tcgetattr(program.terminal) == before
-
-
-@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="this system has no /proc")
-def test_a_signal_that_comes_just_before_a_stopped_screen_is_waited_for_is_not_lost(start: Start) -> None:
-    """Such a signal does not interrupt the main thread's wait; nor does one that another thread takes."""
-    python = patched(
-        "import signal, threading",
-        "def take():",
-        "    signal.sigwait([signal.SIGUSR1])",
-        "    signal.pthread_kill(threading.get_ident(), signal.SIGINT)",
-        "signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR1])",
-        "threading.Thread(target=take, daemon=True).start()",
-        "script.run = lambda console, _: console.write('x' * 10**6, sys.stdout)",
-    )
-    program = start("alice_client.py", **AT_TERMINAL, python=python)
-    deadline = time.monotonic() + DEADLINE
-    select.select([program.terminal], [], [], DEADLINE)  # it has begun to write, and nothing is read
-    while Path(f"/proc/{program.process.pid}/stat").read_text().split()[2] != "S":  # it does not wait yet
-        assert program.process.poll() is None
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-    program.process.send_signal(signal.SIGUSR1)
-    assert program.wait() == 130
 
 
 def insist(program: Program, *numbers: int) -> None:
