@@ -1886,8 +1886,12 @@ class Console:
         if lost.exc_type is not KeyboardInterrupt:
             sys.__unraisablehook__(lost)
             return
-        number, self.leaving = self.leaving, 0
-        threading.Timer(TICK, os.kill, (os.getpid(), number)).start()
+
+        def come_again(number: int = self.leaving) -> None:
+            self.leaving = 0  # not sooner: another signal would be raised in here
+            os.kill(os.getpid(), number)
+
+        threading.Timer(TICK, come_again).start()
 
 
 class StepHandler(logging.Handler):

@@ -39,7 +39,7 @@ def run(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         command,
         cwd=folder,
-        env={"TEST_DEADLINE": "20", **inherited, "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"},
+        env={"TEST_DEADLINE": "10", **inherited, "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"},
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
