@@ -374,7 +374,7 @@ SIGNALS = [[signal.SIGINT], [signal.SIGTERM], [signal.SIGINT, signal.SIGTERM]]
 
 
 @pytest.mark.exhaustive
-@pytest.mark.parametrize("moments", [150])
+@pytest.mark.parametrize("moments", [100])
 def test_signals_at_any_moment(
     bob: StartBob, start: Start, homes: Path, keys: Keys, tmp_path: Path, moments: int
 ) -> None:
@@ -404,7 +404,7 @@ def test_signals_at_any_moment(
     assert come(lots, []) == 0
     all_calls = lots - int(report.read_text())
     for moment in range(moments):
-        calls = 1 + all_calls * moment // moments
+        calls = 1 + all_calls * moment // moments * 3 // 4  # their number depends on the clock, too
         assert come(calls, SIGNALS[moment % len(SIGNALS)]) in (0, 130), f"after {calls} calls"
         assert int(report.read_text()) <= 0, "no signal was sent"
     visit(port, keys, homes)

@@ -657,14 +657,14 @@ def test_one_conversation_after_another(loaded_bob: Callable[..., LoadedBob], co
     before = server.use()
     for number in range(count):
         if number == warm_up:
-            server.wait_for(lambda: server.said(WAITING) == warm_up + 1)
+            server.wait_for(lambda: server.said(LEFT) == warm_up)
             before = server.use()
         channel = call(server.port)
         channel.send(f"request {number}")
         server.says(f"reply {number}")
         assert channel.receive().text == f"reply {number}"
         channel.close()
-    server.wait_for(lambda: server.said(WAITING) == count + 1)
+    server.wait_for(lambda: server.said(LEFT) == count)
     after = server.comes_back_to(before)
     measured(f"{count} conversations. Before: {before}; after: {after}")
     assert server.said(HERE) == server.said(LEFT) == count
