@@ -154,8 +154,10 @@ class Server:
             try:
                 connected, address = self._listener.accept()
                 frames = chat.FrameSocket(connected)
-            except (OSError, chat.ConnectionCut):  # gone already; or no descriptor is free, now
-                time.sleep(0.05)  # accept() would fail again at once, as often as the machine can
+            except (OSError, chat.ConnectionCut):
+                # Whoever called is gone; or no descriptor is free. Until one is, accept() fails at once:
+                # without this pause, the loop would take a whole core.
+                time.sleep(0.05)
                 continue
             self._make_room()
             self._threads.acquire()
@@ -214,9 +216,8 @@ class Server:
         if self._guest is None:
             return True
         asked = not (self._accepted or self._guest.trust.known)
-        return self._guest.peer_key == key or (
-            asked and trust.known
-        )  # Alice is back; or a pinned one goes first
+        # Alice is back; or a pinned one goes first.
+        return self._guest.peer_key == key or (asked and trust.known)
 
     def _hand_over(self, channel: chat.Channel) -> bool:
         with self._lock:
@@ -227,9 +228,12 @@ class Server:
                 return False
             self._guest, self._accepted = channel, False
         if previous is not None:
-            previous.frames.abort(socket.SHUT_RD)  # the main thread may be waiting for the rest of a record,
+            # If the main thread waits for the rest of a record, this ends the wait, and it says goodbye.
+            previous.frames.abort(socket.SHUT_RD)
+            # If it is sending to somebody who does not read, only the end of both directions ends that. A
+            # goodbye must have time to leave first. This thread can wait for it, as its handshake is over.
             time.sleep(chat.GOODBYE_SECONDS)
-            previous.frames.abort()  # or be sending to somebody who does not read
+            previous.frames.abort()
         return True
 
     def note(self, text: str) -> None:

@@ -42,6 +42,7 @@ import contextlib
 import enum
 import errno
 import getpass
+import io
 import itertools
 import logging
 import math
@@ -91,6 +92,7 @@ else:
     import fcntl
     import grp
     import pwd
+    import termios
 
 if _implementation.get("library") != "nat":
     raise ImportError(
@@ -1009,7 +1011,7 @@ class Transcript:
         for suffix in itertools.count(1):
             self.path = folder / (f"{name}.transcript" if suffix == 1 else f"{name}-{suffix}.transcript")
             with disk("write", self.path), contextlib.suppress(FileExistsError):
-                self._file = open(self.path, "xb", opener=_private, buffering=0)  # noqa: SIM115  closed at exit
+                self._file = io.FileIO(self.path, "x", opener=_private)  # without a buffer
                 break
         self._append(b"".join(map(frame, beginning)))
 
@@ -1204,29 +1206,25 @@ class KeyStore:
             yield
 
 
-def open_regular(path: Path) -> BinaryIO:
+@contextlib.contextmanager
+def open_regular(path: Path) -> Iterator[BinaryIO]:
     """Open a regular file to read, not through a symbolic link. Raises OSError, and FileError."""
-    file = open(path, "rb", opener=_private)  # noqa: SIM115  the caller closes it
-    if stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-        return file
-    file.close()
-    raise FileError(f"{path} is not a regular file; move it away, or name another one")
+    with open(path, "rb", opener=_private) as file:
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            raise FileError(f"{path} is not a regular file; move it away, or name another one")
+        yield file
 
 
 def read_file(path: Path, forbidden: int) -> bytes | None:
     """Return a regular file's bytes, or None. Nobody else may have the `forbidden` rights to it."""
-    with disk("read", path):
-        try:
-            file = open_regular(path)
-        except FileNotFoundError:
-            return None
-        with file:
-            info = os.fstat(file.fileno())
-            if forbidden:
-                _check_owner(path, info, forbidden)
-            if info.st_size > FILE_LIMIT:
-                raise FileError(f"{path} is larger than {FILE_LIMIT} bytes; move it away")
-            return file.read(FILE_LIMIT)
+    with disk("read", path), contextlib.suppress(FileNotFoundError), open_regular(path) as file:
+        info = os.fstat(file.fileno())
+        if forbidden:
+            _check_owner(path, info, forbidden)
+        if info.st_size > FILE_LIMIT:
+            raise FileError(f"{path} is larger than {FILE_LIMIT} bytes; move it away")
+        return file.read(FILE_LIMIT)
+    return None
 
 
 def _private(file: str, flags: int) -> int:
@@ -1474,15 +1472,14 @@ def _width(text: str) -> int:
 # Above this line, bytes go in and bytes come out. Below it is a person at a terminal, for both programs.
 # ==================================================================================================
 
+# Whether the prompt is there all the time. It needs GNU readline (libedit never calls the hook) and timers;
+# elsewhere it is there in one's own turn. (On Windows, the terminal itself edits lines.)
 try:
     import readline
-    import termios
-except ImportError:  # Windows, where the terminal itself edits lines
-    readline = termios = None  # type: ignore[assignment]
 
-# Whether the prompt is there all the time. It needs GNU readline (libedit never calls the hook) and timers;
-# elsewhere it is there in one's own turn.
-ALWAYS_PROMPT = readline is not None and "libedit" not in (readline.__doc__ or "")
+    ALWAYS_PROMPT = "libedit" not in (readline.__doc__ or "")
+except ImportError:
+    ALWAYS_PROMPT = False
 OBEYS_ESCAPES = os.environ.get("TERM", "dumb") != "dumb"  # whether the terminal knows more than letters
 ERASE_ROW, ERASE_ROW_ABOVE = ("\r\x1b[K", "\x1b[A\r\x1b[K") if OBEYS_ESCAPES else ("\n", "")
 TICK = 0.02  # seconds between two looks for something that arrived, while a person types
@@ -1854,7 +1851,7 @@ class Console:
         self.draft = ""
         if sys.stdin.isatty():
             self._typed.clear()
-            if termios is not None:
+            if sys.platform != "win32":
                 with contextlib.suppress(termios.error):
                     termios.tcflush(sys.stdin.fileno(), termios.TCIFLUSH)
 
@@ -2230,9 +2227,9 @@ def verify_file(console: Console, options: argparse.Namespace) -> int:
     known = known_keys(console, options)
     shown: dict[Role, RsaKey] = {}
     goodbye = None
-    with disk("read", options.verify):
-        file = open_regular(options.verify)
-    with file:
+    with contextlib.ExitStack() as stack:
+        with disk("read", options.verify):
+            file = stack.enter_context(open_regular(options.verify))
         try:
             for opener, message in verify_transcript(file):
                 name, key = opener.sender.value.title(), fingerprint(opener.signer)

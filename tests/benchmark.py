@@ -39,6 +39,7 @@ from __future__ import annotations
 import argparse
 import ast
 import contextlib
+import functools
 import gc
 import importlib.metadata
 import math
@@ -60,7 +61,7 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from subprocess import DEVNULL, PIPE
-from typing import Any, Callable
+from typing import Any, BinaryIO, Callable
 from unittest import mock
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -144,7 +145,6 @@ class Bare:
     def __init__(self, connected: socket.socket, mine: RsaKey, peer: RsaKey) -> None:
         connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self.socket, self.mine, self.peer = connected, mine, peer
-        self.input = open(0, "rb", buffering=65536, closefd=False)  # noqa: SIM115  it is open to the end
 
     def send(self, text: bytes, before: bytes = b"") -> None:
         ciphertext, tag = AES.new(bytes(32), AES.MODE_GCM, nonce=bytes(12)).encrypt_and_digest(text)
@@ -183,9 +183,9 @@ class Bare:
             raise EOFError
         return data
 
-    def pass_on(self) -> None:
-        """Send the next line of standard input; at its end, end the process."""
-        self.send(self.input.readline() or sys.exit())
+    def pass_on(self, lines: BinaryIO) -> None:
+        """Send the next line; after the last, end the process."""
+        self.send(lines.readline() or sys.exit())
 
     def show(self) -> None:
         os.write(1, self.receive())
@@ -198,7 +198,7 @@ def read_key(folder: str, who: str) -> RsaKey:
 def bare_bob(folder: str) -> None:
     """Be Bob for one Alice after the other, in a process of its own."""
     keys = read_key(folder, "bob"), read_key(folder, "alice").public_key()
-    with socket.create_server(("127.0.0.1", 0)) as listener:
+    with socket.create_server(("127.0.0.1", 0)) as listener, open(0, "rb", buffering=65536) as lines:
         print(listener.getsockname()[1], file=sys.stderr, flush=True)
         while True:
             side = Bare(listener.accept()[0], *keys)
@@ -206,7 +206,7 @@ def bare_bob(folder: str) -> None:
             with contextlib.suppress(EOFError):
                 while True:
                     side.show()
-                    side.pass_on()
+                    side.pass_on(lines)
 
 
 def bare_alice(folder: str, port: int) -> None:
@@ -214,9 +214,10 @@ def bare_alice(folder: str, port: int) -> None:
     keys = read_key(folder, "alice"), read_key(folder, "bob").public_key()
     side = Bare(socket.create_connection(("127.0.0.1", port)), *keys)
     side.shake_hands_as_alice()
-    while True:
-        side.pass_on()
-        side.show()
+    with open(0, "rb", buffering=65536) as lines:
+        while True:
+            side.pass_on(lines)
+            side.show()
 
 
 def imports(*scripts: str) -> str:
@@ -359,7 +360,8 @@ def terminals(people: People) -> None:
                 text = f"message {number} of {'AB'[sender is bob]}"
                 sender.write(text)
                 sender.expect(text)  # it stands at the prompt
-                time.sleep(random.uniform(0, 2 * chat.TICK))  # people do not press Enter at a tick
+                # So that Enter comes at any moment between two ticks, and not always right after one.
+                time.sleep(random.uniform(0, 2 * chat.TICK))
                 begun = time.perf_counter()
                 sender.write("\r")
                 receiver.expect(text)
@@ -463,6 +465,22 @@ def bare_handshake(people: People, port: int) -> Seconds:
     return seconds
 
 
+def our_handshake(people: People, bob: Program, host: str, port: int) -> Seconds:
+    """Return Alice's side of a handshake with our Bob."""
+    pinned = PinnedPeer(people.at_alices, f"[{host}]:{port}")
+
+    def seconds() -> float:
+        begun = time.perf_counter()
+        frames = FrameSocket(socket.create_connection((host, port)))
+        channel = chat.alice_handshake(frames, people.alice, people.at_alices, pinned)
+        took = time.perf_counter() - begun
+        channel.close()
+        bob.expect("Waiting for Alice", "stderr")
+        return took
+
+    return seconds
+
+
 def handshakes(people: People) -> None:
     """Print the rows on handshakes: Bob is a process, and Alice's side of it is done here."""
     for cores, where in ((2, "on two cores"), (1, "on one core")):
@@ -471,20 +489,9 @@ def handshakes(people: People) -> None:
             people.waiting_bob() as (bob, (_, host, _, port, *_)),
             people.waiting_bare_bob() as (_, bare_port),
         ):
-            store, pinned = people.at_alices, PinnedPeer(people.at_alices, f"[{host}]:{port}")
-
-            def ours() -> float:
-                begun = time.perf_counter()
-                frames = FrameSocket(socket.create_connection((host, int(port))))
-                channel = chat.alice_handshake(frames, people.alice, store, pinned)  # noqa: B023  used at once
-                took = time.perf_counter() - begun
-                channel.close()
-                bob.expect("Waiting for Alice", "stderr")
-                return took
-
+            ours, bare = our_handshake(people, bob, host, int(port)), bare_handshake(people, bare_port)
             versions = ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3
             others = [tls(people, version) for version in versions] if OPENSSL and cores == 1 else []
-            bare = bare_handshake(people, bare_port)
             mine, least, *theirs = in_turns(60, ours, bare, *others)
             label = f"handshake of two processes {where} / bare"
             row(label, ratios(mine, least), "<= 1.20", mine)
@@ -620,11 +627,11 @@ def searches() -> None:
     pin(2)
     for bits, rounds, tests in ((2048, 5, 300), (3072, 3, 200))[: 1 if options.quick else 2]:
         tests = 40 if options.quick else tests
-        subjects = {"ours": lambda: our_search(bits, 2, tests)}  # noqa: B023  used at once, as are the next
+        subjects = {"ours": functools.partial(our_search, bits, 2, tests)}
         if OPENSSL:
-            subjects["openssl dhparam"] = lambda: openssl_search(bits, tests)  # noqa: B023
+            subjects["openssl dhparam"] = functools.partial(openssl_search, bits, tests)
         if bits == 2048:
-            subjects["pycryptodome"] = lambda: library_search(bits, tests)  # noqa: B023
+            subjects["pycryptodome"] = functools.partial(library_search, bits, tests)
         ours, *others = in_turns(rounds, *subjects.values())
         for name, theirs in zip(list(subjects)[1:], others):
             target = ">= 5.0" if name.startswith("openssl") else ""

@@ -23,7 +23,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Callable, NamedTuple
+from typing import Any, Callable, NamedTuple
 
 import pytest
 
@@ -363,8 +363,8 @@ def start(homes: Path) -> Iterator[Start]:
     """Return a function that starts a program with `homes` as its home; all are ended with the test."""
     programs: list[Program] = []
 
-    def run(script: str, *arguments: str, **options: object) -> Program:
-        program = Program(script, *arguments, **{"home": homes, **options})  # type: ignore[arg-type]
+    def run(script: str, *arguments: str, **options: Any) -> Program:
+        program = Program(script, *arguments, **{"home": homes, **options})
         programs.append(program)
         return program
 

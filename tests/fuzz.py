@@ -147,7 +147,7 @@ def check_frames(data: bytes, limit: int, sizes: bytes | list[int]) -> list[byte
     """Receive all there is, in pieces of these sizes, and return the frames."""
     expected, end, read = split_frames(data, limit)
     stream = Stream(data, sizes)
-    connected = chat.FrameSocket(stream)  # type: ignore[arg-type]
+    connected = chat.FrameSocket(stream)
     frames = []
     try:
         while True:

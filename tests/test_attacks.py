@@ -262,7 +262,7 @@ def test_man_in_the_middle_at_first_contact_is_refused_by_the_fingerprint(
 ) -> None:
     genuine = chat.fingerprint(keys.bob if impostor is BOB else keys.alice)
     options = {f"{impostor.value}_key": keys.mallory, f"{impostor.peer.value}_pins": genuine}
-    result = exchange(keys, tmp_path, **options)  # type: ignore[arg-type]
+    result = exchange(keys, tmp_path, **options)
     refused(result, impostor.peer, "is not the one asked for", chat.TrustError)
     assert not (tmp_path / impostor.peer.value / "known_peers").exists()
 
@@ -401,13 +401,17 @@ def test_every_byte_changed(
         assert not result.bob.goodbye
 
 
+def cut(data: bytes, at: int) -> Last:
+    return Last(data[:at])
+
+
 @pytest.mark.exhaustive
 @pytest.mark.usefixtures("same_session")
 @pytest.mark.parametrize(("sender", "n"), FRAMES)
 def test_every_point_to_cut_at(keys: Keys, tmp_path: Path, sender: Role, n: int) -> None:
     """A cut is told from a goodbye, and inside a message from between two."""
     for at in range(FRAMES[sender, n]):
-        result = exchange(keys, tmp_path, only(sender, n, lambda data: Last(data[:at])))  # noqa: B023
+        result = exchange(keys, tmp_path, only(sender, n, functools.partial(cut, at=at)))
         victim = result.of(sender.peer)
         assert isinstance(victim.error, chat.ConnectionCut), (at, victim)
         expected = "without a goodbye" if at == 0 else "in the middle of a message"

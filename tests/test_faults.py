@@ -119,7 +119,7 @@ class StoppingWire(Wire):
         self._decided.wait(DEADLINE)
         return Last(b"") if self._is_cut else data[len(passed) :]
 
-    def _end(self, connected: socket.socket) -> None:  # type: ignore[override]
+    def _end(self, connected: socket.socket) -> None:
         if self._is_silent:
             self._decided.wait(DEADLINE)
         super()._end(connected)

@@ -6,6 +6,7 @@ And the channel: what interrupts it, how it ends, and what it must not keep.
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import random
 import socket
@@ -128,7 +129,7 @@ def meet(
 
     bobs = Background(lambda: side(BOB, bob))
     hers = side(ALICE, alice)
-    return {BOB: bobs.result(), ALICE: hers}  # type: ignore[dict-item]
+    return {BOB: bobs.result(), ALICE: hers}
 
 
 def test_a_session_may_come_in_byte_by_byte(keys: Keys, tmp_path: Path) -> None:
@@ -600,7 +601,7 @@ def test_what_is_traced(
     ends.bob.receive()
     ends.bob.send(REPLY)
     ends.alice.receive()
-    traced = [value for record in caplog.records for value in record.values.values()]  # type: ignore[attr-defined]
+    traced = [value for record in caplog.records for value in record.values.values()]
     seen = {bytes(value) for value in traced if isinstance(value, (bytes, bytearray, memoryview))}
     hidden = made["z"] | made["key"] | made["commitment"] | made["exponent"]
     assert len(hidden) == 1 + 2 + 2 + 2
@@ -688,7 +689,7 @@ def test_a_frame_that_has_begun_may_not_stall(ends: Ends, monkeypatch: pytest.Mo
         near, far = loopback()
         with near, far:
             far.sendall(data)
-            waits = Background(lambda: FrameSocket(near).receive(1000))  # noqa: B023  awaited here
+            waits = Background(functools.partial(FrameSocket(near).receive, 1000))
             with pytest.raises(ConnectionCut, match="did not answer in time"):
                 waits.result()
 

@@ -169,7 +169,7 @@ def hall(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[int], Hall]]:
             frames.receive(1)
 
         monkeypatch.setattr(bob_server, "HANDSHAKES", limit)
-        server = bob_server.Server(arrivals, inbox, wait)  # type: ignore[arg-type]  # a listener in name
+        server = bob_server.Server(arrivals, inbox, wait)  # a listener in name
         come = arrivals.come
         monkeypatch.setattr(
             arrivals, "come", lambda address: strangers.append(come(address)) or strangers[-1]
@@ -530,7 +530,7 @@ class SlowLine:
                         return
                     if key.fileobj is self._listener:
                         near = stack.enter_context(self._listener.accept()[0])
-                        later(lambda near=near: connect(near))  # type: ignore[misc]
+                        later(lambda near=near: connect(near))
                         continue
                     source, data = key.fileobj, b""
                     assert isinstance(source, socket.socket)
@@ -538,7 +538,7 @@ class SlowLine:
                         data = source.recv(65536)
                     if not data:
                         selector.unregister(source)
-                    later(lambda sink=key.data, data=data: deliver(sink, data))  # type: ignore[misc]
+                    later(lambda sink=key.data, data=data: deliver(sink, data))
                 while late and late[0][0] <= time.monotonic():
                     heapq.heappop(late)[2]()
 
@@ -566,7 +566,7 @@ def visits_in_a_row(server: LoadedBob, start: Start, port: int, count: int) -> l
     for _ in range(count):
         left = server.said(LEFT)
         times.append(visit(server, start, port))
-        server.wait_for(lambda left=left: server.said(LEFT) == left + 1)  # type: ignore[misc]
+        server.wait_for(lambda left=left: server.said(LEFT) == left + 1)
     return times
 
 
@@ -951,9 +951,7 @@ def test_who_was_replaced_before_anybody_looked_is_told_too(keys: Keys, homes: P
     for _ in range(2):
         near, far = loopback()
         his = Background(
-            lambda far=far: chat.bob_handshake(  # type: ignore[misc]
-                FrameSocket(far), keys.bob, GROUP, PinnedPeer(store, "alice")
-            )
+            lambda far=far: chat.bob_handshake(FrameSocket(far), keys.bob, GROUP, PinnedPeer(store, "alice"))
         )
         home = store_with_group(homes / "alice")
         hers = chat.alice_handshake(FrameSocket(near), keys.alice, home, PinnedPeer(home, "[bob]:1"))

@@ -406,7 +406,7 @@ def test_an_entry_is_written_whole_or_not_at_all(kept: Ends, stop: int) -> None:
     assert kept.alice.transcript
     before = len(file_of(kept.alice))
     kept.alice.transcript._file.close()
-    with Slow(kept.alice.transcript.path, stop) as kept.alice.transcript._file:  # type: ignore[assignment]
+    with Slow(kept.alice.transcript.path, stop) as kept.alice.transcript._file:
         if stop < 1 << 20:
             with pytest.raises(KeyboardInterrupt):
                 kept.alice.send(REQUEST)
@@ -460,7 +460,7 @@ def test_it_is_read_as_a_stream(keys: Keys, evidence: bytes) -> None:
     file = Counted(joined(parts), texts())
     tracemalloc.start()
     try:
-        for number, (_, message) in enumerate(chat.verify_transcript(file)):  # type: ignore[arg-type]
+        for number, (_, message) in enumerate(chat.verify_transcript(file)):
             assert message.type is (READY if number < 2 else TEXT)
             if file.total > 5_000_000:
                 break
@@ -477,7 +477,7 @@ def test_an_entry_over_its_limit_is_refused_before_it_is_read(evidence: bytes, p
     for length in (limit + 2, 2**31, 2**32 - 1):  # with the tag
         file = Counted(joined(parts[:place]) + length.to_bytes(4, "big") + parts[place][:1], iter(()))
         with pytest.raises(ProtocolError, match=f"an entry of {length - 1} bytes, over the limit of {limit}"):
-            list(chat.verify_transcript(file))  # type: ignore[arg-type]
+            list(chat.verify_transcript(file))
         assert file.largest <= 8192
 
 

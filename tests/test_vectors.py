@@ -471,7 +471,7 @@ def test_the_specification_read_plainly_refuses_nothing_of_a_conversation(name: 
     conversation = Conversation.of(case, 0)
     for record in case["records"]:
         opened = conversation.opened(record["sender"], wire(record))
-        assert (opened["type"], opened["text"]) == (record["type"], record["text"])  # type: ignore[index]
+        assert (opened["type"], opened["text"]) == (record["type"], record["text"])
     assert conversation.words == case["words"]
 
 
@@ -586,7 +586,7 @@ class Session:
             heard = SimpleNamespace(number=self.openers[sender].number, latest=in_reply_to)
             r = record_type is RecordType.READY and sender is Role.BOB
             body = unhex(self.case["r"]) if r else record["text"].encode()
-            made = sealer.seal(record_type, body, heard, random=drawn(record["salt"]))  # type: ignore[arg-type]
+            made = sealer.seal(record_type, body, heard, random=drawn(record["salt"]))
             assert made == wire(record)
             assert sealer.latest.hex() == record["signed"]
             said = opener.open(wire(record), self.sealers[sender.peer])

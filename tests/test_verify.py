@@ -227,7 +227,7 @@ def test_a_replay_shows_every_value_and_each_can_be_recomputed(
     for (name, text), (_, value) in zip(shown, expected):
         if text.endswith(" bytes)"):
             assert verbose == "-v"
-            beginning, size = re.fullmatch(r"([0-9a-f]+)\.\.\. \((\d+) bytes\)", text).groups()  # type: ignore[union-attr]
+            beginning, size = re.fullmatch(r"([0-9a-f]+)\.\.\. \((\d+) bytes\)", text).groups()
             assert (value.hex().startswith(beginning), len(value)) == (True, int(size)), name
         else:
             assert text == value.hex(), name
