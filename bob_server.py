@@ -340,7 +340,7 @@ def load_group(
         assert group is not None  # of a file that is named
         store.save_group(group)
         return group
-    kept = store.load_group(rounds=0)
+    kept = store.load_group()
     if kept is not None and bits in (None, kept.p.bit_length()):
         return kept
     size, begun = bits or 2048, time.monotonic()

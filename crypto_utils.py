@@ -1141,17 +1141,17 @@ class KeyStore:
                 self.write(self.IDENTITY, key.export_key("PEM", pkcs=8) + b"\n")
         return made or key
 
-    def load_group(self, path: Path | None = None, rounds: int = 64) -> Group | None:
-        """Return the group in a file, or the one kept here if any, after `check_group`."""
-        pem = self.read(self.GROUP) if path is None else read_file(path, 0)
-        if pem is None and path is None:
-            return None
-        path = path or self.folder / self.GROUP
-        if pem is None:
+    def load_group(self, named: Path | None = None) -> Group | None:
+        """Return the group in a file that is named, tested as a peer's is; or the one kept here, if any."""
+        path = named or self.folder / self.GROUP
+        pem = read_file(path, forbidden=0) if named else self.read(self.GROUP)
+        if pem is None and named:
             raise FileError(f"there is no file {path}")
+        if pem is None:
+            return None
         try:
             group = Group.load(pem)
-            check_group(group, rounds)
+            check_group(group, rounds=64 if named else 0)
         except (ValueError, ProtocolError) as error:
             raise FileError(
                 f"{path} holds no usable Diffie-Hellman parameters ({error}); move it away"

@@ -313,19 +313,15 @@ LIST = [
         Offer.agree = agree
         """,
     ),
-    Weakening(
+    edited(
         "parameters in a file that is named not tested",
         DISK + "bad_parameters_are_refused_and_kept[no_safe_prime]",
-        """
-        def load_group(self, path=None, rounds=64, original=KeyStore.load_group):
-            return original(self, path, 0)
-        KeyStore.load_group = load_group
-        """,
+        ("rounds=64 if named else 0", "rounds=0"),
     ),
     edited(
         "parameters that were kept not looked at",
         DISK + "bad_parameters_are_refused_and_kept[flipped_at_36]",
-        ("            check_group(group, rounds)\n", ""),
+        ("            check_group(group, rounds=64 if named else 0)\n", ""),
     ),
     # ----------------------------------------- secrets
     Weakening(
