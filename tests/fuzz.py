@@ -352,7 +352,7 @@ def group_file(data: bytes) -> object:
     loaded = value_or(ValueError, Group.load, pem)
     assert loaded is None or (Group.load(loaded.export()) == loaded and b"BEGIN DH PARAMETERS" in pem)
     with replaced(chat, is_power_one=power_one_at_once):
-        kept = value_or(FileError, Disk(pem).load_group, None, 1)
+        kept = value_or(FileError, Disk(pem).load_group)
     assert kept in (None, loaded)
     return kept
 
