@@ -203,6 +203,10 @@ A_REFUSAL_IS_A_READY = (
     "  let r = opened(Kb, n, READY, a0, c) in\n  if fits(nonce_b, r) then\n  event AliceDone",
     "  let (=EMPTY) = opened(Kb, n, CLOSE, a0, c) in let r = NOTHING in\n  event AliceDone",
 )
+A_REFUSAL_IS_EVIDENCE = (
+    "  let r = opened(Kb, n, READY, a0, c) in\n  if fits(nonce_b, r) then\n  event JudgeReady",
+    "  let (=EMPTY) = opened(Kb, n, CLOSE, a0, c) in\n  event JudgeReady",
+)
 REFUSAL_UNCHECKED = (
     "( let (=EMPTY) = opened(Kb, n, CLOSE, a0, c) in event AliceIsRefused(",
     "( let _: bitstring = opened(Kb, n, CLOSE, a0, c) in event AliceIsRefused(",
@@ -240,6 +244,7 @@ ALL_BUT_INJECTIVE = (
 WITHOUT_NUMBERS = (
     *(claim for claim in ALL_BUT_INJECTIVE if claim not in ("refusal-alone", "goodbye-*-*", "evidence-*")),
     "goodbye-*-unheard",
+    "evidence-ready-*",
     "evidence-alice",
     "evidence-bob",
     "evidence-unheard-*",
@@ -289,6 +294,8 @@ VARIANTS = [
     broken("Alice takes a refusal for a READY", "handshake-alice", N_1, A_REFUSAL_IS_A_READY),
     broken("Bob goes on after his refusal", "refusal-alone", N_1, BOB_GOES_ON_AFTER_REFUSAL),
     broken("Bob refuses before hers is verified", "refusal-bob", N_1, BOB_SIGNS_FIRST),
+    broken("signatures are not verified", "evidence-ready-alice", N_1, NOT_VERIFIED),
+    broken("the judge takes a refusal for a READY", "evidence-ready-bob", N_1, A_REFUSAL_IS_EVIDENCE),
     # ------------------------------------------------------------------------------------- words
     broken("no transcript hash in the words", "words", N_1, NO_TH_IN_WORDS, *NO_NONCES),
     broken("Alice does not check r", "commitment", N_1, R_UNCHECKED),
