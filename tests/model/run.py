@@ -123,6 +123,21 @@ MORE_VALUES = (
   otherwise forall p: bitstring; contains(p, g(p)) = true.""",
     ),
 )
+# A half of the words is short: if she knows all else that goes into it, she finds an r, or a nonce for
+# Alice's hello, with which it is the half that she wants. (One half: neither side compares both.)
+TRIED = "".join(
+    f"""fun {half}_hashed(bitstring): bitstring.
+fun r_for_{half}(bitstring, bitstring): bitstring.
+fun nonce_for_{half}(bitstring, bitstring, bitstring, bitstring, bitstring): bitstring.
+fun {half}(bitstring): bitstring
+  reduc forall th: bitstring, w: bitstring; {half}(sha256((words, th, r_for_{half}(th, w)))) = w
+  otherwise forall b: bitstring, A: bitstring, alice: bitstring, r: bitstring, w: bitstring;
+    {half}(sha256((words, sha256((b, (hello, nonce_for_{half}(b, A, alice, r, w), A, alice))), r))) = w
+  otherwise forall h: bitstring; {half}(h) = {half}_hashed(h).
+"""
+    for half in ("bobs_half", "alices_half")
+)
+TRIES = (("fun bobs_half(bitstring): bitstring.\nfun alices_half(bitstring): bitstring.\n", TRIED),)
 
 # What is taken away.
 
@@ -215,6 +230,14 @@ BOB_GOES_ON_AFTER_REFUSAL = (
     "    out(net, (n0, c, sign(me, signed(bob_to_alice, th, Cb, n0, c)))) ) else\n",
     "    out(net, (n0, c, sign(me, signed(bob_to_alice, th, Cb, n0, c)))) ) |\n",
 )
+NOBODY_READS = (
+    ("    get voice(=friend, =bobs_half(h)) in event", "    event"),
+    ("    get voice(=friend, =alices_half(h)) in event", "    event"),
+)
+ANYBODY_SPEAKS = (
+    "  !judge | !reader |\n",
+    "  !judge | !reader | !(in(net, (who: bitstring, half: bitstring)); insert voice(who, half)) |\n",
+)
 NO_COMMITMENT = ("sha256((signature, direction, th, C, n, c))", "sha256((signature, direction, th, n, c))")
 NO_NUMBERS = (
     ("= (number = n).", "= true."),
@@ -231,8 +254,7 @@ ALL_BUT_INJECTIVE = (
     "misbinding",
     "shared-secret",
     "refusal-alone",
-    "words",
-    "words-late",
+    "words-late-*",
     "commitment",
     "secrecy-*",
     "goodbye-*-*",
@@ -251,6 +273,7 @@ WITHOUT_NUMBERS = (
     "evidence-one-*",
 )
 AGREEMENT = ("handshake-*", "refusal-*", "record-*", "goodbye-*")
+WORDS = ("words-alice", "words-bob")
 
 VARIANTS = [
     setting("the protocol", "*"),
@@ -268,8 +291,10 @@ VARIANTS = [
         *ALL_BUT_INJECTIVE,
         "handshake-*",
         "refusal-*",
+        *WORDS,
         edits=(N_1, *MORE_VALUES),
     ),
+    setting("... a half of the words is tried", *WORDS, "commitment", "reach-words", edits=(N_1, *TRIES)),
     # ----------------------------------------------------------------------------- the handshake
     broken("no RSA keys in the transcript hash", "misbinding", N_1, NO_RSA_KEYS_HASHED),
     broken("no transcript hash in keys and signatures", "handshake-alice", N_1, *NO_TH),
@@ -297,11 +322,26 @@ VARIANTS = [
     broken("signatures are not verified", "evidence-ready-alice", N_1, NOT_VERIFIED),
     broken("the judge takes a refusal for a READY", "evidence-ready-bob", N_1, A_REFUSAL_IS_EVIDENCE),
     # ------------------------------------------------------------------------------------- words
-    broken("no transcript hash in the words", "words", N_1, NO_TH_IN_WORDS, *NO_NONCES),
+    broken("the words are shown, and nobody reads", "words-alice", N_1, *NOBODY_READS),
+    broken("the words are shown, and nobody reads", "words-bob", N_1, *NOBODY_READS),
+    broken("the words are compared in a chat", "words-alice", N_1, ANYBODY_SPEAKS),
+    broken("the words are compared in a chat", "words-bob", N_1, ANYBODY_SPEAKS),
+    broken("no transcript hash in the words", "words-alice", N_1, NO_TH_IN_WORDS),
+    broken("no transcript hash in the words", "words-bob", N_1, NO_TH_IN_WORDS),
     broken("Alice does not check r", "commitment", N_1, R_UNCHECKED),
-    broken("nonce_B is r itself", "words-late", N_1, NO_COMMITMENT_TO_R),
-    broken("no r in the words", "words-late", N_1, NO_R_IN_WORDS),
-    broken("no nonces", "words-late", N_1, *NO_NONCES),
+    broken("Alice does not check r, and a half is tried", "words-alice", N_1, R_UNCHECKED, *TRIES),
+    broken("Alice does not check r, and a half is tried", "words-bob", N_1, R_UNCHECKED, *TRIES),
+    broken("nonce_B is r itself, and a half is tried", "words-alice", N_1, NO_COMMITMENT_TO_R, *TRIES),
+    broken("nonce_B is r itself, and a half is tried", "words-bob", N_1, NO_COMMITMENT_TO_R, *TRIES),
+    *(
+        broken(name, claim, N_1, *edits)
+        for claim in ("words-late-bobs", "words-late-alices")
+        for name, edits in (
+            ("nonce_B is r itself", (NO_COMMITMENT_TO_R,)),
+            ("no r in the words", (NO_R_IN_WORDS,)),
+            ("no nonces", NO_NONCES),
+        )
+    ),
     # ----------------------------------------------------------------------------------- records
     broken("signatures are not verified", "handshake-bob", N_1, NOT_VERIFIED),
     broken("signatures are not verified", "secrecy-alice", N_1, NOT_VERIFIED),
@@ -334,7 +374,7 @@ VARIANTS = [
     spare("numbers are neither signed nor checked", ("record-*",), N_2, *NO_NUMBERS),
     spare("no transcript hash in signatures", (*ALL_BUT_INJECTIVE, "handshake-*"), N_1, NO_TH_SIGNED),
     spare(
-        "no nonces", (*(c for c in ALL_BUT_INJECTIVE if c != "words-late"), "handshake-*"), N_1, *NO_NONCES
+        "no nonces", (*(c for c in ALL_BUT_INJECTIVE if c != "words-late-*"), "handshake-*"), N_1, *NO_NONCES
     ),
     spare("no C in signatures, two-faced ciphertexts", ("evidence-*",), N_1, NO_COMMITMENT, *TWO_FACED),
     spare("the type is not checked", ("refusal-*",), N_1, NO_TYPE),
