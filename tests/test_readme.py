@@ -8,12 +8,13 @@ import re
 import shutil
 import subprocess
 import sys
+import textwrap
 from pathlib import Path
 from typing import Any
 
 import mallory
 import pytest
-from conftest import DEADLINE, ROOT, Program, Start, StartBob, exhaustive, screen
+from conftest import DEADLINE, ROOT, Program, Start, StartBob, exhaustive, pin_each_other, screen
 from test_attacks import FRAMES
 from weakenings import WEAKENINGS
 
@@ -70,7 +71,7 @@ def test_both_screens_end_as_the_readme_shows(start: Start, homes: Path) -> None
     (invitation,) = re.findall(r"^  python3 alice_client.py (.*)$", whole_lines(bob), re.MULTILINE)
     alice = start("alice_client.py", *invitation.split(), **at_terminal)
     for listener, talker in ((bob, alice),):
-        (words,) = re.findall("read them out: +(.*?)$", talker.shows("Alice: ").string, re.MULTILINE)
+        (words,) = re.findall("read them out: +(.*?)$", talker.shows("can type").string, re.MULTILINE)
         listener.expect("Type the words")
         listener.write(f"{words}\r")
     bob.expect("Alice's turn")
@@ -148,6 +149,7 @@ def test_a_command_of_it_does_what_it_says(bob: StartBob, homes: Path, command: 
     if "192.0.2.7" in command:
         server, port = bob("--once")
         server.end_input()  # he says goodbye after the first message
+        pin_each_other(homes, port)
     here = command.replace("python3", sys.executable)
     for name in ("alice_client", "tests/"):
         here = here.replace(name, str(ROOT / name) + "/" * name.endswith("/"))
@@ -175,9 +177,9 @@ def test_a_record_is_decrypted_as_it_says() -> None:
         "ciphertext": record["ciphertext"],
         "tag": record["tag"],
     }
-    (block,) = re.findall(r"<!-- recompute -->\n```sh\n(.*?)```", README, re.DOTALL)
+    (block,) = re.findall(r"<!-- recompute -->\n +```sh\n(.*?) +```", README, re.DOTALL)
     done = subprocess.run(
-        block.replace("python3", sys.executable),
+        textwrap.dedent(block).replace("python3", sys.executable),
         shell=True,
         env={**os.environ, **values},
         capture_output=True,
