@@ -1120,8 +1120,9 @@ class KeyStore:
                 passphrase = os.fsencode(ask_passphrase(f"{question}Passphrase of {path}: "))
             except UNPARSABLE:
                 raise FileError(
-                    f"{path} is a key in a form, or with a cipher, that is not supported. Keep a copy; let "
-                    f"OpenSSH convert it:\n  ssh-keygen -p -m PKCS8 -f {shlex.quote(str(path))}"
+                    f"{path} is a key of a kind, in a form, or with a cipher that is not supported. Keep a "
+                    "copy; if it is an RSA key of two primes, this converts it:\n"
+                    f"  ssh-keygen -p -m PKCS8 -f {shlex.quote(str(path))}"
                 ) from None
         if not (key.has_private() and key.size_in_bits() in RSA_BITS and key.e == RSA_EXPONENT):
             raise FileError(f"{path} is no private RSA key of 2048 to 4096 bits with exponent 65537")
@@ -1156,7 +1157,8 @@ class KeyStore:
         except (ValueError, ProtocolError) as error:
             reason = f"{path} holds no usable Diffie-Hellman parameters ({error}); move it away"
             raise FileError(reason) from None
-        self.save_group(group)
+        with contextlib.suppress(FileError):  # then it is tested again the next time
+            self.save_group(group)
         return group
 
     def save_group(self, group: Group) -> None:
@@ -1175,7 +1177,11 @@ class KeyStore:
     def read(self, name: str, forbidden: int = 0o022) -> bytes | None:
         """Return a file's bytes, None if there is none. By default, nobody else may be able to write it."""
         path = self.folder / name
-        with disk("read", path), contextlib.suppress(FileNotFoundError), open_regular(path) as file:
+        with (
+            disk("read", path, "move it away"),
+            contextlib.suppress(FileNotFoundError),
+            open_regular(path) as file,
+        ):
             info = os.fstat(file.fileno())
             _check_owner(path, info, forbidden)
             if info.st_size > FILE_LIMIT:
@@ -1435,19 +1441,19 @@ def screen_lines(text: str, columns: int | None = None) -> list[str]:
         return lines
     columns, rows = max(columns, 8), []
     for line in lines:
-        line = line.expandtabs()
-        ends = list(itertools.accumulate(map(_width, line)))  # the column in which each character ends
-        at = begun = 0
-        while at + columns < len(line) or (ends and ends[-1] - begun > columns):
-            whole = end = bisect.bisect_right(ends, begun + columns, at)
-            if end == len(line):
+        line, plain = line.expandtabs(), line.isascii()
+        ends = [] if plain else list(itertools.accumulate(map(_width, line)))  # the columns of each prefix
+        at = 0
+        while True:
+            before = 0 if plain or at == 0 else ends[at - 1]
+            whole = end = at + columns if plain else bisect.bisect_right(ends, before + columns, at)
+            if end >= len(line):
                 break
-            while end > at and _belong_together(line[end - 1], line[end]):
+            while not plain and end > at and _belong_together(line[end - 1], line[end]):
                 end -= 1
-            end = line.rfind(" ", at, end + 1) + 1 or end
-            end = min(end, whole) if end > at else whole
+            end = line.rfind(" ", at, end) + 1 or (end if end > at else whole)
             rows.append(line[at:end])
-            at, begun = end, ends[end - 1]
+            at = end
         rows.append(line[at:])
     return rows
 
@@ -2096,7 +2102,7 @@ def open_home(console: Console, options: argparse.Namespace) -> tuple[KeyStore, 
     if options.peer == fingerprint(identity):
         raise UsageError(f"this is your own fingerprint; ask {console.peer} for theirs")
     if options.transcript:
-        with disk("make", options.transcript):
+        with disk("make", options.transcript, "name another folder"):
             options.transcript.mkdir(mode=0o700, parents=True, exist_ok=True)
             if not os.access(options.transcript, os.W_OK):
                 raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
@@ -2189,6 +2195,11 @@ def run_program(
                 signal.signal(number, console.on_signal)
         if hasattr(signal, "SIGCONT"):
             signal.signal(signal.SIGCONT, console.on_continue)
+        for argument in sys.argv[1:]:
+            if re.match(r"[\u2010-\u2015\u2212]|.*\s--", argument):
+                parser.error(
+                    f"{printable(argument)}: a messenger changed a dash or a space; type it anew, with --"
+                )
         status = start(console, parser.parse_args(), run)
     except KeyboardInterrupt:
         status = 130
