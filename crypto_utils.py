@@ -1929,7 +1929,6 @@ def ask_for_words(console: Console, channel: Channel) -> None:
     They are the yes. No record is opened while the question stands, but for a goodbye that Alice is told of.
     """
     name, wrong = console.peer, [""]
-    gone = NoConversation(f"{name} left before you answered; nothing is pinned")
     watched: socket.socket | None = channel.frames.socket
     while True:
         try:
@@ -1937,8 +1936,11 @@ def ask_for_words(console: Console, channel: Channel) -> None:
         except (EOFError, MessageError):
             raise KeyboardInterrupt from None
         if answer is None:
-            if channel.role is Role.ALICE or channel.frames.has_ended():
-                raise gone
+            if channel.role is Role.ALICE:
+                channel.receive()  # it is her turn: a goodbye, or else an error
+                raise NoConversation(f"{name} left before you answered; nothing is pinned")
+            if channel.frames.has_ended():
+                raise ConnectionCut(f"{name} was gone before you answered; nothing is pinned")
             watched = None  # her first message: it waits until the question is answered
             continue
         words = re.findall(r"[a-z]+", answer.lower())
