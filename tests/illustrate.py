@@ -31,7 +31,7 @@ except ImportError as problem:
 SCRIPTS = ("protocol.js", "lesson.js", "page.js")
 LIMIT = 64 * 1024 * 1024  # of a transcript: a browser has to hold all of it
 
-# Where each check is done. The names of the checks are those of tests/page/lesson.js.
+# Where each check is done, and the handshake. The names of the checks are those of tests/page/lesson.js.
 UTILS = "crypto_utils.py: "
 WHERE = {
     **dict.fromkeys(("file", "after CLOSE"), UTILS + "verify_transcript"),
@@ -62,6 +62,8 @@ WHERE = {
         UTILS + "Opener._parse",
     ),
     "commitment": UTILS + "check_commitment",
+    "handshake bob": UTILS + "bob_handshake",
+    "handshake alice": UTILS + "alice_handshake",
 }
 
 

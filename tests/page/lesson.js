@@ -279,13 +279,12 @@ function impossible(frame) {
 
 /** A text in which one bit makes something else: what to look for, and what it would become. */
 function bitRiddle(reading) {
-  for (const frame of reading.frames) {
-    if (frame.type !== 'TEXT' || frame.text.length > 2000) continue;
-    const match = /[13]|[A-Za-z]/.exec(frame.text.match(/^[ -~]*/)[0]);
+  const texts = reading.frames.filter(({ type, text }) => type === 'TEXT' && text.length < 2000);
+  for (const [sign, frame] of [/1/, /[A-Za-z]/].flatMap((one) => texts.map((frame_) => [one, frame_]))) {
+    const match = sign.exec(frame.text);
     if (!match) continue;
     const [letter] = match;
-    const digit = { 1: '9', 3: '7' }[letter];
-    const other = digit ?? (letter === letter.toLowerCase() ? letter.toUpperCase() : letter.toLowerCase());
+    const other = letter === '1' ? '9' : (letter === letter.toLowerCase() ? letter.toUpperCase() : letter.toLowerCase());
     const text = frame.text.slice(0, match.index) + other + frame.text.slice(match.index + 1);
     return { frame, letter, other, text };
   }

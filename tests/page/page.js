@@ -7,7 +7,7 @@ const $ = (id) => document.getElementById(id);
 const MARKS = { passed: '✓', refused: '✗', open: '–' };
 const SHORT = 48; // bytes: a field that is longer is folded
 const HEAD = 32;
-const TAIL = 16;
+const ROW = 16;
 const MORE = 512; // bytes that are unfolded at a time
 const TEXT_START = 600; // characters of a text that are shown at first
 const TEXT_MORE = 20000;
@@ -107,16 +107,27 @@ function describeByte(bytes, fieldOf, at) {
   return `${inside}${part ? ` (${part[0]})` : ''}: ${byteHex(byte)} = ${byte}${character}`;
 }
 
-/** Which bytes of a field are shown: pairs [from, to], and what is folded between them. */
-function visible({ name, start, end, lead = 0 }, key) {
-  const length = end - start;
+/**
+ * Which bytes of a field are shown: a list of [from, to]. What lies between them is folded. The rows of `wanted` bytes
+ * (those that are changed, or being changed) are always there.
+ */
+function visible({ name, start, end, lead = 0 }, key, wanted) {
   const padding = name === 'padding';
-  const limit = padding ? 16 : SHORT + lead;
-  if (length <= limit) return { head: [start, end], tail: null };
-  const head = (padding ? 8 : HEAD + lead) + (state.unfolded.get(key) ?? 0);
-  const tail = padding ? 0 : TAIL;
-  if (head + tail >= length) return { head: [start, end], tail: null, unfolded: true };
-  return { head: [start, start + head], tail: [end - tail, end] };
+  if (end - start <= (padding ? ROW : SHORT + lead)) return [[start, end]];
+  const head = start + lead + (padding ? 8 : HEAD) + (state.unfolded.get(key) ?? 0);
+  const pieces = [[start, head]];
+  for (const at of wanted) {
+    const row = at - ((at - start - lead) % ROW);
+    pieces.push([row, row + ROW]);
+  }
+  if (!padding) pieces.push([end - ROW, end]);
+  const shown = [];
+  for (const [from, to] of pieces.sort(([a], [b]) => a - b)) {
+    const last = shown.at(-1);
+    if (last && from <= last[1]) last[1] = Math.max(last[1], Math.min(to, end));
+    else if (from < end) shown.push([from, Math.min(to, end)]);
+  }
+  return shown;
 }
 
 /**
@@ -126,40 +137,51 @@ function visible({ name, start, end, lead = 0 }, key) {
 function picture(frame, { bytes, fields, base = 0, label, choose, original }) {
   const { uid } = frame.entry;
   const said = make('p', { class: 'pointed' }, 'Point at a byte.');
+  const selected = state.selected?.uid === uid ? state.selected.at - (base ? 16 : 0) : -1; // 16: length and nonce
+  const wanted = selected < 0 ? [] : [selected];
+  if (original && original !== bytes) {
+    bytes.forEach((byte, at) => {
+      if (byte !== original[at] && wanted.length < 200) wanted.push(at);
+    });
+  }
   const rows = fields.map((one) => {
     const key = `${uid}/${base}/${one.name}/${one.start}`;
-    const { head, tail, unfolded } = visible(one, key);
+    const prefix = [];
     const cells = [];
     const add = ([from, to]) => {
       for (let at = from; at < to; at += 1) {
         const lead = at < one.start + (one.lead ?? 0);
         const part = one.parts?.some(([, start, end]) => at >= start && at < end);
         const changed = original && original[at] !== bytes[at];
-        const chosen = choose && !base && state.selected?.uid === uid && state.selected.at === at;
-        cells.push(make('button', {
+        const chosen = choose && selected === at;
+        (lead ? prefix : cells).push(make('button', {
           type: 'button', tabindex: '-1', 'data-at': at, 'data-focus': `${uid}/${base}/${at}`,
-          class: `byte${lead ? ' lead' : ''}${part ? ' part' : ''}${changed ? ' changed' : ''}`,
+          class: `byte${lead ? ' prefix' : ''}${part ? ' part' : ''}${changed ? ' changed' : ''}`,
           'aria-pressed': chosen ? 'true' : null,
           'aria-label': `${byteHex(bytes[at])}, ${changed ? 'changed, ' : ''}${one.name} ${at - one.start}`,
         }, byteHex(bytes[at])));
       }
     };
-    add(head);
-    if (tail) {
-      const rest = tail[0] - head[1];
-      const zeros = bytes.subarray(...[head[1], tail[0]]).every((byte) => byte === 0);
-      const step = rest > MORE ? `${MORE} of ${rest.toLocaleString('en')} bytes more` : plural(rest, 'byte') + ' more';
-      cells.push(button(`… ${step}${zeros ? ', all zero' : ''}`, () => {
-        state.unfolded.set(key, (state.unfolded.get(key) ?? 0) + MORE);
-        refreshCard(uid);
-      }, { class: 'fold', 'data-focus': `fold/${key}` }));
-      add(tail);
-    } else if (unfolded) {
-      cells.push(button('fold', () => {
-        state.unfolded.delete(key);
-        refreshCard(uid);
-      }, { class: 'fold', 'data-focus': `fold/${key}` }));
+    const fold = (label, rest) => cells.push(button(label, () => {
+      if (rest) state.unfolded.set(key, (state.unfolded.get(key) ?? 0) + MORE);
+      else state.unfolded.delete(key);
+      refreshCard(uid);
+    }, { class: 'fold', 'data-focus': `fold/${key}` }));
+    const gap = (from, to) => {
+      const rest = to - from;
+      if (rest <= 0) return;
+      const zeros = bytes.subarray(from, to).every((byte) => byte === 0);
+      const step = rest > MORE ? `${MORE} of ${rest.toLocaleString('en')} bytes more` : `${plural(rest, 'byte')} more`;
+      fold(`… ${step}${zeros ? ', all zero' : ''}`, rest);
+    };
+    let shown = one.start;
+    for (const [from, to] of visible(one, key, wanted.filter((at) => at >= one.start && at < one.end))) {
+      gap(shown, from);
+      add([from, to]);
+      shown = to;
     }
+    gap(shown, one.end);
+    if (state.unfolded.has(key)) fold('fold', 0);
     const length = one.end - one.start - (one.lead ?? 0);
     return make('div', {
       class: `field colour-${FIELD_COLOURS[one.name] ?? 0}`, id: cssId(`${frame.index}-${one.name}`),
@@ -168,7 +190,8 @@ function picture(frame, { bytes, fields, base = 0, label, choose, original }) {
         make('small', {}, `${plural(length, 'byte')}${one.lead ? `, after ${one.lead} of length` : ''}`)),
       make('p', {}, aboutField(frame, one.name) ?? ''),
       one.parts ? make('p', { class: 'note' }, 'Underlined: the modulus n, and the exponent e.') : null),
-    make('div', { class: 'bytes' }, cells));
+    make('div', { class: 'bytes' }, prefix.length ? make('div', { class: 'prefixes' }, prefix) : null,
+      make('div', { class: 'grid' }, cells)));
   });
   const group = make('div', { class: 'picture', role: 'group', 'aria-label': label }, rows, said);
   const fieldAt = (at) => fields.find(({ start, end }) => at >= start && at < end);
@@ -232,7 +255,9 @@ function card(frame) {
   const title = frame.type ? `${frame.title}: ${frame.type}` : frame.title;
   const heading = make('h3', {}, make('button', {
     type: 'button', 'aria-expanded': String(open), 'data-focus': `card/${uid}`, click: () => toggle(uid),
-  }, make('span', { class: 'title' }, title), make('span', { class: 'way' },
+  }, make('span', { class: 'title' }, title), open || frame.type !== 'TEXT' ? null : make('span', {
+    class: 'snippet', dir: 'auto' }, '“', textNodes(frame.text.slice(0, 60)), frame.text.length > 60 ? ' …' : '', '”'),
+  make('span', { class: 'way' },
     `${way}, ${plural(frame.entry.wire.length - (frame.kind === 'z' ? 4 : 0), 'byte')}`), result));
   const classes = `card ${frame.sender ?? 'both'}${refusals.length ? ' has-refusal' : ''}${unreached ? ' unreached' : ''}`;
   const element = make('article', { class: classes, id: `frame-${frame.index}`, 'data-uid': uid }, heading);
@@ -245,7 +270,11 @@ function cardBody(frame, refusals) {
   const original = state.original[frame.entry.from]?.wire;
   const isZ = frame.kind === 'z';
   const say = (text, ...more) => make('p', {}, text, ...more);
-  const parts = [make('div', { class: 'about' }, say(aboutFrame(frame)))];
+  const parts = [say(aboutFrame(frame))];
+  if (frame.kind === 'hello' || frame.type === 'READY') {
+    parts.push(make('p', { class: 'note' }, 'Sent in ', functionName(given.where[`handshake ${frame.sender}`]),
+      ', received in ', functionName(given.where[`handshake ${frame.receiver}`]), '.'));
+  }
   if (frame.type === 'TEXT') {
     const honest = frame.checks.every((one) => one.passed && one.reached);
     parts.push(say(honest ? `${NAME[frame.sender]} says:` : 'Without the checks that refuse it, the text would read:'),
@@ -268,7 +297,7 @@ function cardBody(frame, refusals) {
     parts.push(make('h4', {}, 'The plaintext, taken apart'), picture(frame, {
       bytes: frame.plaintext, fields: frame.parts, base: 1, label: `the plaintext of ${frame.title}`,
       choose: (at) => choose(frame.entry.uid, 4 + 12 + at),
-    }), replyNote(frame), say('A byte of the ciphertext is the byte of the plaintext in the same place, plus a byte of '
+    }), replyNote(frame), say('A byte of the ciphertext is the byte of the plaintext in the same place, XOR a byte of '
       + 'the key stream. Click a byte here, and the one that encrypts it is opened above.'));
   }
   if (nots.length) {
@@ -313,17 +342,23 @@ function checkTable(frame) {
       make('td', {}, mark(kind, make('span', { class: 'said' }, said))),
       make('td', {}, CHECKS[check.id], NOT_DONE[check.id] ? make('span', { class: 'note' }, NOT_DONE[check.id]) : null,
         check.passed ? null : make('strong', { class: 'words' }, `“${check.words}”`)),
-      make('td', {}, make('code', {}, where.replace('crypto_utils.py: ', ''))));
+      make('td', {}, functionName(where)));
   });
   if (frame.kind === 'hello') {
     rows.push(make('tr', {}, make('td', {}, mark('open', make('span', { class: 'said' }, 'not here'))),
       make('td', {}, CHECKS.trust, make('span', { class: 'note' }, NOT_DONE.trust)),
-      make('td', {}, make('code', {}, given.where.trust.replace('crypto_utils.py: ', '')))));
+      make('td', {}, functionName(given.where.trust))));
   }
   const who = frame.receiver ? `${NAME[frame.receiver]} checks, when it arrives` : 'Whoever reads the transcript checks';
   return make('div', {}, make('h4', {}, who), make('table', {}, make('thead', {}, make('tr', {},
     make('th', { scope: 'col' }, 'Result'), make('th', { scope: 'col' }, 'What'), make('th', { scope: 'col' }, 'Where'))),
   make('tbody', {}, rows)));
+}
+
+/** Where something is done: a function, which may be broken where its name has a joint. */
+function functionName(where) {
+  const pieces = where.replace('crypto_utils.py: ', '').split(/(?<=[._])/);
+  return make('code', {}, pieces.flatMap((piece) => [piece, make('wbr')]));
 }
 
 /** Something that takes the reader to where a value stands. */
@@ -402,30 +437,34 @@ function commandBox(value) {
 
 const aside = (who) => (who ? `${NAME[who]}'s screen says` : 'A reader is told');
 
-/** The refusals one after the other: what stops it, and what would have, had that check not been there. */
-function storyList(refusals) {
-  return make('ol', { class: 'story' }, refusals.slice(0, 6).map(({ frame, by, words, check }) => make('li', {},
-    check.id === 'cut' ? `${aside(by)} “Cut off: ${words}”` : `${aside(by)} “Broken off: ${words}”`,
-    frame ? make('span', { class: 'note' }, `about ${frame.title}`) : null)),
-  refusals.length > 6 ? make('li', {}, `and ${refusals.length - 6} more`) : null);
+/** The refusals one after the other. */
+function storyList(refusals, here) {
+  const items = refusals.slice(0, 6).map(({ frame, by, words, check }) => make('li', {},
+    `${by ? `${NAME[by]}'s screen` : 'the reader'} would say `, make('strong', {}, `“${told(check, words)}”`),
+    frame && frame !== here ? ` about ${frame.title}` : ''));
+  if (refusals.length > 6) items.push(make('li', {}, `and ${refusals.length - 6} more`));
+  return make('ol', { class: 'story' }, items);
 }
 
+const told = (check, words) => `${check.id === 'cut' ? 'Cut off' : 'Broken off'}: ${words}`;
+
 function storyBox(refusals, frame) {
-  const [first, ...others] = refusals;
-  const real = state.reading.refused === first;
-  const parts = [make('h4', {}, real ? 'Refused here' : 'It would be refused here too')];
-  parts.push(storyList([first]));
-  if (others.length) {
-    parts.push(make('p', {}, 'If that check were not there, the next one would refuse it, and so on:'), storyList(others));
-  }
+  const { refused, refusals: all } = state.reading;
+  const first = refusals[0] === refused;
   const receiver = NAME[frame.receiver] ?? 'the reader';
+  const parts = [make('h4', {}, first ? 'Refused here' : 'It would be refused here too')];
+  if (first) {
+    parts.push(make('p', {}, `${aside(refused.by)} `, make('strong', { class: 'words inline' },
+      `“${told(refused.check, refused.words)}”`), ' The connection ends, and nothing of it is shown.'));
+  }
+  const others = first ? all.slice(1) : refusals;
+  if (others.length) {
+    parts.push(make('p', {}, first ? 'If that check were not there, the next would refuse it, and so on:'
+      : 'If nothing before had refused:'), storyList(others, frame));
+  }
   if (frame.type === 'TEXT') {
-    parts.push(make('p', {}, `Without all these checks, ${receiver}'s screen would show:`),
+    parts.push(make('p', {}, `Without these checks, ${receiver}'s screen would show:`),
       textBox(frame.text, 'what the text would be'));
-    if (refusals.every(({ check }) => check.id !== 'in_reply_to')) {
-      parts.push(make('p', {}, `And when ${receiver} answers, the answer names the hash of what ${receiver} received. `
-        + `${NAME[frame.sender]} has signed another one, and refuses it.`));
-    }
   }
   return make('div', { class: 'refusal' }, parts);
 }
@@ -539,7 +578,7 @@ function verdict() {
   if (refused) {
     const where = refused.frame ? `, about ${refused.frame.title}` : '';
     lines.push(make('p', { class: 'big' }, mark('refused', 'Refused.')),
-      make('p', {}, `${aside(refused.by)} “Broken off: ${refused.words}”${where}.`));
+      make('p', {}, `${aside(refused.by)} “${told(refused.check, refused.words)}”${where}.`));
   } else {
     lines.push(make('p', { class: 'big' }, mark('passed', `All ${plural(made, 'check')} passed in your browser.`)));
     const wire = frames.reduce((sum, { kind, entry }) => sum + (kind === 'z' ? 0 : entry.wire.length), 0);
@@ -616,7 +655,7 @@ function story() {
   const { refused, refusals } = state.reading;
   if (!said) return $('story').replaceChildren();
   const lines = [make('p', {}, make('strong', {}, `${said}. `), refused
-    ? mark('refused', `${aside(refused.by)} “${refused.check.id === 'cut' ? 'Cut off' : 'Broken off'}: ${refused.words}”`)
+    ? mark('refused', `${aside(refused.by)} “${told(refused.check, refused.words)}”`)
     : mark('passed', 'Nobody refuses it.'))];
   if (refusals.length > 1) {
     lines.push(make('p', { class: 'note' }, `Without that check, ${refusals[1].by ? NAME[refusals[1].by] : 'the reader'} `
