@@ -3,8 +3,9 @@
 
     python3 tests/illustrate.py FILE [-o PAGE]
 
-The page is one file for a browser, and needs no network. Its script, in tests/page/, reads the frames again, makes
-every check again, and lets the reader change any byte. The page discloses the conversation, as the transcript does.
+The page is one file for a browser, and needs no network. Its script, in tests/page/, reads the frames again,
+makes every check again, and lets the reader change any byte. The page discloses the conversation, as the
+transcript does.
 """
 
 from __future__ import annotations
@@ -164,7 +165,7 @@ def _write_private(path: Path, data: bytes) -> None:
     try:
         with contextlib.suppress(FileNotFoundError):
             unfinished.unlink()
-        with open(os.open(unfinished, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+        with open(unfinished, "xb", opener=lambda name, flags: os.open(name, flags, 0o600)) as file:
             file.write(data)
         unfinished.replace(path)
     except BaseException:

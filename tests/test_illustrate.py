@@ -1,4 +1,4 @@
-"""The page that tests/illustrate.py makes, in a real browser: one for all tests, driven by WebDriver's own protocol."""
+"""The page that tests/illustrate.py makes, in a real browser: one for all tests, driven over HTTP."""
 
 from __future__ import annotations
 
@@ -8,39 +8,57 @@ import contextlib
 import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
 import urllib.request
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import illustrate
 import pytest
 from conftest import DEADLINE
-
-import illustrate
+from Crypto.Cipher import AES
+from Crypto.Hash import SHA256
+from Crypto.PublicKey import RSA
+from Crypto.Signature import pss
 
 TESTS = Path(__file__).parent
 VECTORS = TESTS / "vectors"
 BROWSER = shutil.which("chromium") or shutil.which("chromium-browser")
 DRIVER = shutil.which("chromedriver")
-needs_browser = pytest.mark.skipif(not (BROWSER and DRIVER), reason="there is no chromium here, or no chromedriver")
-OPTIONS = (
-    "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
-    "--disable-component-update --disable-sync --disable-dev-shm-usage"
-).split()
+needs_browser = pytest.mark.skipif(
+    not (BROWSER and DRIVER), reason="there is no chromium here, or no chromedriver"
+)
+OPTIONS = [
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--disable-dev-shm-usage",
+]
 
 
 class Browser:
     """Chromium, driven over HTTP on this machine."""
 
     def __init__(self, folder: Path) -> None:
-        self._driver = subprocess.Popen([DRIVER, "--port=0"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+        self._driver = subprocess.Popen(
+            [DRIVER, "--port=0"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+        )
         assert self._driver.stdout
         self._open = urllib.request.build_opener(urllib.request.ProxyHandler({})).open
         said = iter(self._driver.stdout.readline, b"")
-        port = next(found[1] for found in (re.search(rb"successfully on port (\d+)", line) for line in said) if found)
+        port = next(
+            found[1] for found in (re.search(rb"successfully on port (\d+)", line) for line in said) if found
+        )
         self._url = f"http://127.0.0.1:{int(port)}/session"
         chrome = {"binary": BROWSER, "args": [*OPTIONS, f"--user-data-dir={folder}"]}
         wanted = {"goog:chromeOptions": chrome, "goog:loggingPrefs": {"browser": "ALL", "performance": "ALL"}}
@@ -63,7 +81,8 @@ class Browser:
     def run(self, script: str, *arguments: Any) -> Any:
         """Run the body of an async function in the page; return what it returns."""
         wrapped = f"""const done = arguments[arguments.length - 1];
-            (async (...given) => {{ {script} }})(...arguments).then(done, (e) => done('failed: ' + e.stack));"""
+            (async (...given) => {{ {script} }})(...arguments)
+                .then(done, (error) => done('failed: ' + error.stack));"""
         result = self._call("/execute/async", {"script": wrapped, "args": list(arguments)})
         assert not str(result).startswith("failed: "), result
         return result
@@ -156,6 +175,33 @@ def keeps_the_order(case: dict[str, Any]) -> bool:
 
 
 TALK = conversations()[0]
+ROOT = TESTS.parent
+
+
+def conversation(texts: list[str], case: dict[str, Any] = TALK) -> bytes:
+    """A transcript in which these texts are said in turn, under the keys of a conversation of the vectors."""
+    parts = [transcript_of(case, 0)]
+    latest = {"alice": b"", "bob": bytes(32)}
+    count = {"alice": 0, "bob": 0}
+    keys = {who: RSA.import_key(case[who]["private_key"]) for who in count}
+    bodies = [(0, b""), (0, bytes.fromhex(case["r"])), *((1, text.encode()) for text in texts), (2, b"")]
+    for place, (kind, body) in enumerate(bodies):
+        sender, other = ("alice", "bob") if place % 2 == 0 else ("bob", "alice")
+        derived = case[f"{sender}->{other}"]
+        plaintext = bytes([kind]) + latest[other] + body + b"\x80"
+        plaintext += bytes(-len(plaintext) % 256)
+        nonce = count[sender].to_bytes(12, "big")
+        aes = AES.new(bytes.fromhex(derived["key"]), AES.MODE_GCM, nonce=nonce)
+        record = nonce + b"".join(aes.encrypt_and_digest(plaintext))
+        signed = f"secure-chat/1 signature {sender}->{other}".encode()
+        signed += bytes.fromhex(case["th"] + derived["commitment"]) + record
+        hashed = SHA256.new(signed)
+        record += pss.new(keys[sender], salt_bytes=32).sign(hashed)
+        parts.append(frame(sender[0].upper(), record.hex()))
+        latest[sender] = hashed.digest()
+        count[sender] += 1
+    return b"".join(parts)
+
 
 VERDICT = """return {
     verdict: document.getElementById('verdict').innerText,
@@ -242,3 +288,432 @@ def test_it_refuses_what_a_receiver_refuses_and_in_the_same_words(show: Any) -> 
     ]
     assert different == []
     assert len(expected) > 150
+
+
+# ------------------------------------------------------------------------------------- changing the bytes
+
+TEXTS = ["Please pay 100 to Carol.", "It is done. Anything else?", "No, thank you.", "Goodbye, then."]
+HELLO_BOB, HELLO_ALICE, Z, READY_ALICE, READY_BOB, FIRST, REPLY, SECOND = range(8)
+
+CHANGE = """const [place, name, at, value] = given;
+    const card = document.getElementById(`frame-${place}`);
+    const part = place + '-' + name.replace(/[^A-Za-z0-9_-]/g, '_');
+    const row = [...card.querySelectorAll('.field')].find((one) => one.id === part);
+    const cells = row.querySelectorAll('.byte');
+    cells[at < 0 ? cells.length + at : at].click();
+    const input = document.querySelector('.editor input');
+    const old = parseInt(input.value, 16);
+    input.value = (value < 0 ? old ^ -value : value).toString(16).padStart(2, '0');
+    input.dispatchEvent(new Event('input'));"""
+FOUND = """const refused = document.querySelector('tr.refused:not(.unreached)');
+    return {
+        check: refused?.dataset.check ?? null,
+        card: refused?.closest('.card').id ?? null,
+        story: document.getElementById('story').textContent,
+        refusal: refused?.closest('.card').querySelector('.refusal').textContent ?? '',
+        verdict: document.getElementById('verdict').textContent,
+    };"""
+
+
+def runs(browser: Browser) -> int:
+    return int(browser.run("return state.run"))
+
+
+def change(browser: Browser, place: int, name: str, at: int, value: int) -> dict[str, Any]:
+    """Give a byte another value; a negative one tells which bits to flip. Return what is seen then."""
+    before = runs(browser)
+    browser.run(CHANGE, place, name, at, value)
+    browser.wait(before + 1)
+    return dict(browser.run(FOUND))
+
+
+def press(browser: Browser, selector: str, label: str) -> dict[str, Any]:
+    before = runs(browser)
+    browser.run(
+        "const buttons = [...document.querySelectorAll(given[0])];"
+        "buttons.find((one) => one.textContent.startsWith(given[1])).click()",
+        selector,
+        label,
+    )
+    browser.wait(before + 1)
+    return dict(browser.run(FOUND))
+
+
+SIGNATURE, TAG = "the record's signature is not valid", "the record's authentication tag is not valid"
+ANOTHER = "the record replies to another record than the last one"
+CHANGES = [
+    # where, which byte, what it becomes; the check, on whose screen, its words, and those of the next one
+    (HELLO_BOB, "length", 2, 0xFF, "limit", "Alice", "a frame of 65376 bytes, over the limit of 8192", ""),
+    (
+        HELLO_BOB,
+        "version",
+        -1,
+        0x32,
+        "version",
+        "Alice",
+        "the other side does not speak secure-chat/1",
+        SIGNATURE,
+    ),
+    (HELLO_BOB, "version", 1, 0xFF, "fields", "Alice", "a field of the hello is cut short", ""),
+    (HELLO_BOB, "nonce_B", 5, -1, "signature", "Bob", SIGNATURE, TAG),
+    (HELLO_BOB, "p", 2, 0, "integer encoding", "Alice", "p or g is not in its minimal encoding", "p has 204"),
+    (HELLO_BOB, "p", -1, -2, "p safe prime", "Alice", "p is not a safe prime", ""),
+    (HELLO_BOB, "g", 2, 1, "g subgroup", "Alice", "g does not generate the subgroup of order q", SIGNATURE),
+    (HELLO_BOB, "RSA_key", -1, 3, "rsa exponent", "Alice", "public exponent is not 65537", SIGNATURE),
+    (HELLO_ALICE, "A", 0, 2, "fields", "Bob", "a field of the hello is cut short", ""),
+    (Z, "Z", 7, -128, "signature", "Bob", SIGNATURE, TAG),
+    (READY_ALICE, "nonce", -1, 9, "number", "Bob", "record 9 where record 0 should be", ""),
+    (FIRST, "length", 3, -1, "cut", "Bob", "the other side did not answer in time", ""),
+    (FIRST, "length", 2, 0, "record length", "Bob", "the record has an impossible length", ""),
+    (FIRST, "tag", 0, -1, "signature", "Bob", SIGNATURE, TAG),
+    (FIRST, "signature", 0, -1, "signature", "Bob", SIGNATURE, ""),
+    (REPLY, "ciphertext", 0, -3, "signature", "Alice", SIGNATURE, TAG),
+]
+
+
+@needs_browser
+def test_a_reader_changes_a_byte_and_sees_which_check_refuses(show: Any) -> None:
+    browser = show(conversation(TEXTS))
+    browser.run("document.getElementById('open-all').click()")
+    whole = browser.run("return document.getElementById('cards').innerHTML")
+    for place, name, at, value, check, who, words, following in CHANGES:
+        found = change(browser, place, name, at, value)
+        told = "Cut off" if check == "cut" else "Broken off"
+        assert found["check"] == check, (place, name, at, found)
+        assert f"1 byte changed. ✗ {who}'s screen says “{told}: " in found["story"]
+        assert words in found["story"]
+        assert words in found["verdict"]
+        assert following in found["refusal"].partition("If that check were not there")[2]
+        back = press(browser, "#restore", "Put everything back")
+        assert back["check"] is None
+        assert "checks passed in your browser" in back["verdict"]
+        assert back["story"] == ""
+    assert browser.run("return document.getElementById('cards').innerHTML") == whole
+
+
+@needs_browser
+def test_one_bit_makes_900_of_100_and_the_riddle_is_solved(show: Any) -> None:
+    browser = show(conversation(TEXTS))
+    before = runs(browser)
+    browser.run(  # the byte of the plaintext: the one that encrypts it is opened
+        "document.querySelectorAll('[id=\"5-body\"] .byte')[11].click();"
+        "document.querySelector('.bit[aria-label^=\"bit 3,\"]').click();"
+    )
+    browser.wait(before + 1)
+    found = browser.run(FOUND)
+    assert found["check"] == "signature"
+    assert f"Bob's screen says “Broken off: {SIGNATURE}” The connection ends" in found["refusal"]
+    assert f"Bob's screen would say “Broken off: {TAG}”" in found["refusal"]
+    assert f"Alice's screen would say “Broken off: {ANOTHER}” about Bob's record 1" in found["refusal"]
+    assert found["refusal"].endswith("screen would show:Please pay 900 to Carol.")
+    assert browser.run("return document.querySelector('#question-bit .answer').innerText").startswith(
+        "✓ Right"
+    )
+
+
+@needs_browser
+def test_whole_records_are_dropped_repeated_and_swapped(show: Any) -> None:
+    browser = show(conversation(TEXTS))
+    browser.run("document.getElementById('open-all').click()")
+    found = press(browser, "#frame-5 button", "Drop it")
+    assert (found["check"], found["card"]) == ("turn", "frame-5")
+    assert "1 record dropped" in found["story"]
+    press(browser, "#restore", "Put")
+    found = press(browser, "#frame-6 button", "Repeat it")
+    assert (found["check"], found["card"]) == ("number", "frame-7")
+    assert "Alice's screen says “Broken off: record 1 where record 2 should be: replayed" in found["story"]
+    press(browser, "#restore", "Put")
+    found = press(browser, "#frame-5 button", "Swap with Alice's next")
+    assert (found["check"], found["card"]) == ("number", "frame-5")
+    assert "Bob's screen says “Broken off: record 2 where record 1 should be: replayed" in found["story"]
+    assert "records swapped" in found["story"]
+    press(browser, "#restore", "Put")
+    found = press(browser, "#frame-3 button", "Drop it")
+    assert chat_order() in found["verdict"]
+    press(browser, "#restore", "Put")
+    found = press(browser, "#frame-9 button", "Repeat it")
+    assert "something follows the goodbye" in found["story"]
+    press(browser, "#restore", "Put")
+    found = press(browser, "#frame-9 button", "Drop it")
+    assert "Nobody refuses it." in found["story"]
+    assert browser.run("return document.querySelector('#question-drop .answer').innerText").startswith(
+        "✓ Right"
+    )
+
+
+def chat_order() -> str:
+    return "a transcript begins with both hellos, Z and both READY"
+
+
+@needs_browser
+def test_the_questions_know_their_answers(show: Any) -> None:
+    browser = show(conversation(TEXTS))
+    answer = """const [id, value] = given;
+        const form = document.querySelector(`#question-${id} form`);
+        if (Array.isArray(value)) value.forEach((name) => (form.elements[name].checked = true));
+        else form.querySelector('input').value = value;
+        form.requestSubmit();
+        return document.querySelector(`#question-${id} .answer`).innerText;"""
+    for question, wrong, right in (
+        ("nonce", "3", "4"),
+        ("length", "256", "222"),
+        ("forge", ["key"], ["key", "z"]),
+    ):
+        assert browser.run(answer, question, wrong).startswith("– No")
+        assert browser.run(answer, question, right).startswith("✓ Right")
+
+
+@needs_browser
+def test_the_keyboard_alone_is_enough(show: Any) -> None:
+    browser = show(conversation(TEXTS))
+
+    def key(name: str, text: str = "") -> None:
+        code = {"Tab": 9, "Enter": 13, "End": 35, "ArrowRight": 39, "ArrowDown": 40, "ArrowUp": 38}.get(
+            name, 0
+        )
+        down = {"key": name, "windowsVirtualKeyCode": code, **({"text": text} if text else {})}
+        browser.command("Input.dispatchKeyEvent", type="keyDown", **down)
+        browser.command("Input.dispatchKeyEvent", type="keyUp", key=name, windowsVirtualKeyCode=code)
+
+    browser.run("document.querySelector('#frame-0 h3 button').focus()")
+    key("Tab")
+    for name in ("ArrowRight", "ArrowDown", "ArrowDown", "ArrowUp"):
+        key(name)
+    said = browser.run("return document.querySelector('#frame-0 .pointed').innerText")
+    assert re.fullmatch(r"(length of )?version, byte \d+ of \d+: [0-9a-f]{2} = \d+(, “.” in ASCII)?", said)
+    before = runs(browser)
+    key("Enter", "\r")
+    assert browser.run("return document.activeElement.ariaLabel") == "value, two hexadecimal digits"
+    browser.run("document.activeElement.select()")
+    key("f", "f")
+    key("e", "e")
+    browser.wait(before + 1)
+    assert browser.run("return document.activeElement.value") == "fe"
+    assert "1 byte changed" in browser.run(FOUND)["story"]
+
+
+# ------------------------------------------------------------------------------- commands, texts and sizes
+
+LONG_TEXT = "a line of a long text\n" * 1000
+
+
+@needs_browser
+def test_every_command_that_the_page_offers_prints_what_the_page_shows(show: Any, tmp_path: Path) -> None:
+    data = conversation([*TEXTS[:2], LONG_TEXT])
+    file = tmp_path / "some file.transcript"
+    file.write_bytes(data)
+    offered = show(data).run("return allCommands()")
+    assert len(offered) == 3 + 3 + 4 + 3 * 6 + 2
+
+    def outcome(one: dict[str, str]) -> str:
+        command = re.sub("^python3", shlex.quote(sys.executable), one["command"])
+        command = re.sub("FILE$", shlex.quote(str(file)), command)
+        return subprocess.run(["/bin/sh", "-c", command], capture_output=True, text=True, check=True).stdout
+
+    with ThreadPoolExecutor(2) as pool:
+        for one, printed in zip(offered, pool.map(outcome, offered)):
+            assert printed == one["prints"] + "\n", one["id"]
+    assert sum(one["command"].endswith(" FILE") for one in offered) == 3
+    assert all(re.fullmatch('python3 -c "[^"$`\\\\!]*"( FILE)?', one["command"]) for one in offered)
+
+
+HOSTILE = [
+    "</script><script>document.title = 'hacked'</script>",
+    "<img src=x onerror=\"document.title = 'hacked'\"><svg onload=alert(1)>",
+    "a\u2028b\u2029c\x00d\x1be\x85",
+    "\u202eright to left \u2066 and not ended",
+    "<!-- <script> ]]> {{7*7}} ${7*7} @DATA@ @SCRIPT@ &lt;b&gt;",
+    "w" * 5000,
+    "\u0301" * 200 + "Z\u0351\u036b\u0343",
+    "\ud7ff\ue000\uffff\U0010ffff\ufeff",
+]
+
+
+@needs_browser
+def test_hostile_texts_are_shown_as_text(show: Any) -> None:
+    browser = show(conversation(HOSTILE))
+    browser.run("document.getElementById('open-all').click()")
+    assert browser.run("return document.title") == "A conversation in secure-chat/1, illustrated"
+    assert (
+        browser.run("return document.querySelectorAll('img, svg, iframe, main script, main style').length")
+        == 0
+    )
+    boxes = browser.run(
+        "return [...document.querySelectorAll('.bubble .text')].map((box) => box.textContent)"
+    )
+    assert boxes[0] == HOSTILE[0]
+    assert boxes[1] == HOSTILE[1]
+    assert boxes[2] == "aU+2028bU+2029cU+0000dU+001BeU+0085"
+    assert boxes[3] == "U+202Eright to left U+2066 and not ended"
+    assert boxes[4] == HOSTILE[4]
+    assert browser.run("return state.reading.messages.slice(2, -1).map(({ text }) => text)") == HOSTILE
+
+
+@needs_browser
+@pytest.mark.parametrize("width", [360, 390, 1280])
+def test_nothing_runs_over_the_edge(show: Any, width: int) -> None:
+    browser = show(conversation([*HOSTILE, LONG_TEXT]))
+    browser.command(
+        "Emulation.setDeviceMetricsOverride", width=width, height=800, deviceScaleFactor=1, mobile=False
+    )
+    browser.run("document.getElementById('open-all').click()")
+    change(browser, FIRST, "ciphertext", 3, -1)
+    over = browser.run("""
+        document.querySelectorAll('details').forEach((one) => (one.open = true));
+        const lazy = document.querySelectorAll('.card, .bubble');
+        lazy.forEach((one) => (one.style.contentVisibility = 'visible'));
+        const wide = document.documentElement.clientWidth;
+        const names = [...document.querySelectorAll('body *')].filter((one) =>
+            one.getBoundingClientRect().right > wide + 1 || one.getBoundingClientRect().left < -1)
+            .map((one) => one.outerHTML.slice(0, 200));
+        return [document.documentElement.scrollWidth - wide, names.slice(0, 5)];""")
+    assert over == [0, []]
+
+
+@needs_browser
+def test_a_text_of_a_megabyte_is_folded(show: Any) -> None:
+    text = "".join(f"{n:07} \n" for n in range(1 << 20))[: 1 << 20]
+    browser = show(conversation([text, "short"]))
+    found = browser.run(VERDICT)
+    assert found["refused"] is None
+    assert found["messages"][2]["text"] == text
+    assert browser.run("return document.querySelectorAll('*').length") < 10_000
+    assert browser.run("return document.body.innerText.length") < 50_000
+    change(browser, FIRST, "ciphertext", 20, -1)
+    assert browser.run(FOUND)["check"] == "signature"
+
+
+@needs_browser
+def test_three_thousand_messages(show: Any) -> None:
+    browser = show(conversation([f"message {n}" for n in range(3000)]))
+    found = browser.run(VERDICT)
+    assert found["refused"] is None
+    assert found["cards"] == 3006
+    assert all(same for _, same in found["same"])
+    assert browser.run("return document.querySelectorAll('*').length") < 60_000
+    assert change(browser, FIRST, "tag", 0, -1)["check"] == "signature"
+
+
+# -------------------------------------------------------------------------------------- the page and the file
+
+
+@needs_browser
+def test_the_policy_lets_nothing_else_run_and_nothing_be_asked_for(show: Any) -> None:
+    browser = show(conversation(TEXTS))
+    ran = browser.run("""
+        const script = document.createElement('script');
+        script.textContent = 'document.title = "hacked"';
+        document.body.append(script);
+        const bold = '<b style="color: red" onclick="document.title = 1">x</b>';
+        document.body.insertAdjacentHTML('beforeend', bold);
+        document.body.lastElementChild.click();
+        const answer = await fetch('https://127.0.0.1:1/').catch(() => 'refused');
+        return [document.title, answer, document.body.lastElementChild.style.color];""")
+    assert ran == ["A conversation in secure-chat/1, illustrated", "refused", ""]
+    refused = [entry["message"] for entry in browser.log("browser")]
+    assert sum("Content Security Policy" in message for message in refused) >= 3
+
+
+@needs_browser
+def test_headings_and_names_are_there_for_a_screen_reader(show: Any) -> None:
+    browser = show(conversation(TEXTS))
+    levels = browser.run(
+        "return [...document.querySelectorAll('h1,h2,h3,h4,h5')].map((h) => Number(h.tagName[1]))"
+    )
+    assert levels[0] == 1
+    assert all(after <= before + 1 for before, after in zip(levels, levels[1:]))
+    assert (
+        browser.run("""return [...document.querySelectorAll('button, input, a')].filter((one) =>
+        !(one.textContent || one.ariaLabel || one.closest('label')) && !one.hidden).length""")
+        == 0
+    )
+    assert browser.run(
+        "return new Set([...document.querySelectorAll('[id]')].map((e) => e.id)).size"
+    ) == browser.run("return document.querySelectorAll('[id]').length")
+
+
+@needs_browser
+def test_a_file_that_nobody_could_read_is_told_of(show: Any) -> None:
+    for data in (b"", b"nothing of the kind", transcript_of(TALK, 1), transcript_of(TALK)[:-1]):
+        browser = show(data, verified=False)
+        assert "✗ Refused." in browser.run("return document.getElementById('verdict').innerText")
+
+
+def illustrated(*arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(TESTS / "illustrate.py"), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+def test_the_program_writes_one_private_file(tmp_path: Path) -> None:
+    file = tmp_path / "a.transcript"
+    file.write_bytes(conversation(TEXTS))
+    done = illustrated(str(file))
+    page = tmp_path / "a.transcript.html"
+    assert (done.returncode, done.stderr) == (0, "")
+    assert str(page) in done.stdout
+    assert sorted(tmp_path.iterdir()) == [file, page]
+    if os.name == "posix":
+        assert page.stat().st_mode & 0o777 == 0o600
+    text = page.read_text("utf-8")
+    assert "default-src 'none'" in text
+    assert not re.search(r"https?://|@[A-Z]+@", text)
+    assert illustrated(str(file), "-o", str(tmp_path / "b.html")).returncode == 0
+    assert (tmp_path / "b.html").read_text("utf-8") == text
+
+
+def test_of_a_file_that_is_not_sound_there_is_no_page(tmp_path: Path) -> None:
+    file = tmp_path / "a.transcript"
+    data = bytearray(conversation(TEXTS))
+    data[-1] ^= 1
+    file.write_bytes(data)
+    done = illustrated(str(file))
+    assert (done.returncode, done.stdout) == (3, "")
+    assert done.stderr == f"Broken off: {SIGNATURE}\n"
+    assert list(tmp_path.iterdir()) == [file]
+
+
+def test_a_file_that_cannot_be_used_is_told_of(tmp_path: Path) -> None:
+    missing = illustrated(str(tmp_path / "missing"))
+    assert missing.returncode == 1
+    assert "No such file" in missing.stderr
+    folder = illustrated(str(tmp_path))
+    assert folder.returncode == 1
+    file = tmp_path / "a.transcript"
+    file.write_bytes(conversation(TEXTS))
+    nowhere = illustrated(str(file), "-o", str(tmp_path / "no" / "page.html"))
+    assert nowhere.returncode == 1
+    assert "Traceback" not in missing.stderr + folder.stderr + nowhere.stderr
+
+
+def functions_of(name: str) -> set[str]:
+    """The functions of a file, those of classes with the name of the class before them."""
+    found = set()
+    for node in ast.parse((ROOT / name).read_text("utf-8")).body:
+        if isinstance(node, ast.FunctionDef):
+            found.add(node.name)
+        elif isinstance(node, ast.ClassDef):
+            found |= {f"{node.name}.{part.name}" for part in node.body if isinstance(part, ast.FunctionDef)}
+    return found
+
+
+def test_the_page_names_functions_that_exist() -> None:
+    for check, where in illustrate.WHERE.items():
+        name, function = where.split(": ")
+        assert function in functions_of(name), f"{check}: {where}; see WHERE in tests/illustrate.py"
+
+
+def test_every_check_is_described_and_has_a_place() -> None:
+    source = "".join((TESTS / "page" / name).read_text("utf-8") for name in illustrate.SCRIPTS)
+    made = set(re.findall(r"this\.check\(\s*frame, '([^']+)'", source)) | set(
+        re.findall(r"'(rsa [a-zA-Z ]+)'", source)
+    )
+    described = set(
+        re.findall(
+            r"^  (?:'([^']+)'|(\w+)): ",
+            source.partition("const CHECKS = {")[2].partition("};")[0],
+            re.MULTILINE,
+        )
+    )
+    names = {quoted or plain for quoted, plain in described}
+    assert made | {"trust"} == names
+    assert names | {"handshake bob", "handshake alice"} == set(illustrate.WHERE)

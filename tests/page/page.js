@@ -82,11 +82,12 @@ function textBox(text, label) {
     box.append(...textNodes(text.slice(shown, end)));
     shown = end;
     more.textContent = `… ${plural(text.length - shown, 'more character')}`;
-    more.hidden = shown === text.length;
+    if (shown === text.length) more.remove();
   };
+  const whole = make('div', {}, box, more);
   show(TEXT_START);
   if (!text) box.append(make('i', {}, 'an empty text'));
-  return make('div', {}, box, more);
+  return whole;
 }
 
 // ---- The picture of some bytes
@@ -539,7 +540,11 @@ function recordTools(frame) {
   const swap = () => {
     [state.entries[place], state.entries[next]] = [state.entries[next], state.entries[place]];
   };
-  const repeat = () => state.entries.splice(place + 1, 0, { ...frame.entry, uid: newUid() });
+  const repeat = () => {
+    const again = { ...frame.entry, uid: newUid() };
+    state.entries.splice(place + 1, 0, again);
+    state.opened.add(again.uid);
+  };
   return make('p', { class: 'tools record-tools' }, make('span', {}, 'On the wire:'),
     button('Drop it', change(() => state.entries.splice(place, 1)), { 'data-focus': `drop/${uid}` }),
     button('Repeat it', change(repeat), { 'data-focus': `repeat/${uid}` }),
