@@ -1,12 +1,12 @@
 #!/usr/bin/env python3
 # /// script
 # requires-python = ">=3.9"
-# dependencies = ["pycryptodome>=4.4,<4.5"]
+# dependencies = ["pycryptodome>=4.0.1,<5"]
 # ///
 """Alice: connects to Bob (bob_server.py) and talks to him.
 
-`run` is the whole story: load or make the key, connect, shake hands, and talk. The protocol is in
-crypto_utils.py: Alice's side of the handshake is `alice_handshake`.
+`handshake` is her column of the picture that opens crypto_utils.py; `run` is the whole story: her key, the
+connection, the handshake, and the conversation.
 """
 
 from __future__ import annotations
@@ -19,92 +19,99 @@ if __name__ == "__main__":  # Ctrl-C during the imports ends the program without
 
 import argparse
 import re
-import select
-import shlex
 import socket
-import time
 
 try:
     import crypto_utils as chat
 except ImportError as problem:
     sys.exit(f"Cannot start: {problem}")
 
+from crypto_utils import RecordType, Role
+
 CONNECT_SECONDS = 20
 
 
+def handshake(
+    frames: chat.FrameSocket,
+    identity: chat.RsaKey,
+    store: chat.KeyStore,
+    bob: chat.PinnedPeer,
+    transcript: chat.Transcript,
+) -> chat.Channel:
+    """Alice's side. She signs nothing until Bob's parameters have passed and his key may be trusted.
+
+    Raises ProtocolError, TrustError, ConnectionCut, FileError for known_peers, and NoConversation if Bob is
+    busy.
+    """
+    hello = frames.receive(chat.HELLO_LIMIT)  # --> hello_bob
+    bobs = chat.Hello.decode(Role.BOB, hello)
+    bobs.trace(Role.BOB, "came")
+    assert bobs.group is not None  # Bob's hello has one
+    group = store.accept_group(bobs.group)  # before it meets a secret exponent
+    mine = chat.Offer.make(Role.ALICE, identity, group)
+    settled = chat.settle(hello, mine.hello, group)
+    key = settled.keys[Role.BOB]
+    trust = bob.check(key)
+    z = mine.shared_secret(settled)
+    sealer = chat.Sealer(Role.ALICE, identity, z, settled.th)
+    opener = chat.Opener(Role.BOB, key, z, settled.th)
+    hers = sealer.seal(  # <-- hello_alice and READY
+        RecordType.READY, b"", opener, lambda ready: frames.send(mine.hello, ready)
+    )
+    his = frames.receive(chat.READY_LIMIT)  # --> READY, or CLOSE
+    message = opener.open(his, sealer)
+    if message.type is RecordType.CLOSE:
+        whoever = "Bob" if trust.settled else "whoever answered"
+        raise chat.NoConversation(f"{whoever} cannot talk now; try again later")
+    chat.check_commitment(settled.nonce_b, message.body)
+    for tag, entry in ((b"b", hello), (b"a", mine.hello), (b"z", z), (b"A", hers), (b"B", his)):
+        transcript.add(tag, entry)
+    return chat.Channel(frames, sealer, opener, trust, chat.make_words(settled.th, message.body), transcript)
+
+
 def run(console: chat.Console, options: argparse.Namespace) -> int:
-    """Alice's side, from her key to the exit status."""
+    """Alice's side, from Bob's address to the exit status."""
+    host = options.host
+    if host is None:
+        host = "127.0.0.1"
+        if console.has_prompt:
+            host = ask_address(console) or host
+    host, port = parse_address(host, options.port)
     store, identity = chat.open_home(console, options)
-    frames, name = reach_bob(console, options)
-    bob = chat.PinnedPeer(store, name, options.peer)
-    channel = None
+    bob = chat.PinnedPeer(store, f"[{host}]:{port}", options.peer, console.can_ask)
+    console.show_row(f"Connecting to {host} port {port} ...")
+    frames = connect(host, port)
     try:
-        if not select.select([frames.socket], [], [], 1.0)[0]:
-            console.notice(
-                "Connected. Bob may still be searching for his parameters: waiting up to 2 minutes ..."
-            )
-        channel = chat.alice_handshake(frames, identity, store, bob, evidence=options.transcript is not None)
+        channel = handshake(frames, identity, store, bob, chat.Transcript(options.transcript))
     except chat.ConnectionCut as cut:
         hint = f"Is bob_server.py there, and does Bob accept your key? It is\n  {chat.fingerprint(identity)}"
         raise chat.ConnectionCut(f"{cut}, during the handshake. {hint}") from None
-    finally:
-        if channel is None:
-            frames.hang_up()
+    except BaseException:
+        frames.hang_up()
+        raise
     with chat.hanging_up(console, channel):
-        if channel.has_something:  # at our turn, a goodbye: Bob is busy, for example
-            channel.frames.deadline = time.monotonic() + chat.HANDSHAKE_SECONDS
-            return chat.peer_left(console, channel, channel.receive(), trusted=channel.trust.settled)
-        chat.meet(console, channel, bob, options.transcript)
+        chat.meet(console, channel, bob)
         return chat.converse(console, channel)
 
 
-def reach_bob(console: chat.Console, options: argparse.Namespace) -> tuple[chat.FrameSocket, str]:
-    """Connect to the address that was given, or is asked for; return also Bob's name in known_peers."""
-    host, port, peer = options.host, options.port, options.peer
-    if host is None and not console.has_prompt:
-        host = "127.0.0.1"
-    while True:
-        try:
-            if host is None:
-                host, port, peer = ask_address(console, options)
-            host, port = parse_address(host, port)
-            frames = connect(host, port)
-            options.peer = peer
-            return frames, f"[{host}]:{port}"
-        except chat.NoConnection as error:
-            if not console.has_prompt:
-                raise
-            console.notice(chat.describe(error)[0])
-            host = None
-
-
-def ask_address(console: chat.Console, options: argparse.Namespace) -> tuple[str, int, str | None]:
-    """Ask where Bob is. The answer may be the whole command from his screen: then its --peer counts too."""
-    answer = console.ask("Bob's address (Enter: this machine): ")
+def ask_address(console: chat.Console) -> str:
     try:
-        words = shlex.split(answer)
-    except ValueError:
-        words = []
-    for at, word in enumerate(words, 1):
-        if word.endswith("alice_client.py"):
-            try:
-                pasted = command_line().parse_args(words[at:])
-            except SystemExit:  # argparse has said what is wrong
-                raise chat.NoConnection("this command cannot be used here; type the address alone") from None
-            return pasted.host or "127.0.0.1", pasted.port, pasted.peer or options.peer
-    return answer or "127.0.0.1", options.port, options.peer
+        return (console.prompt("Bob's address (Enter: this machine): ") or "").strip()
+    except EOFError:
+        raise KeyboardInterrupt from None
 
 
 def parse_address(text: str, port: int) -> tuple[str, int]:
-    """Return host and port of HOST, HOST:PORT, [IPV6] or [IPV6]:PORT. Raises NoConnection."""
-    bracketed = re.fullmatch(r"\[([^][]+)\](?::([0-9]{1,5}))?", text)
-    named = re.fullmatch(r"([^][:,*?\s]+)(?::([0-9]{1,5}))?", text)
-    found = bracketed or named or re.fullmatch(r"([0-9a-fA-F:.]+(?:%\w+)?)()", text)
+    """Return host and port of HOST, HOST:PORT, [IPV6] or [IPV6]:PORT. Raises UsageError."""
+    problem = "cannot be an address; examples: 192.0.2.7, 192.0.2.7:65432, [2001:db8::7]:65432"
+    if "@" in text:
+        problem = f"is more than an address; leave out {text.rpartition('@')[0]}@"
+    bracketed = re.fullmatch(r"\[([0-9a-fA-F:.]+(?:%[^][/\s]+)?)\](?::([0-9]{1,5}))?", text)
+    named = re.fullmatch(r"([^][:,*?@%/\s]*[^][:,*?@%/\s0-9][^][:,*?@%/\s]*)(?::([0-9]{1,5}))?", text)
+    found = bracketed or named or re.fullmatch(r"([0-9a-fA-F]*:[0-9a-fA-F:.]+(?:%[^][/\s]+)?)()", text)
     if found is None or int(found[2] or port) > 65535:
-        raise chat.NoConnection(
-            f"{text} cannot be an address; examples: 192.0.2.7, 192.0.2.7:65432, [2001:db8::7]:65432"
-        )
-    return found[1].lower(), int(found[2] or port)
+        raise chat.UsageError(f"{text} {problem}")
+    return found[1], int(found[2] or port)
 
 
 def connect(host: str, port: int) -> chat.FrameSocket:
@@ -124,9 +131,9 @@ def connect(host: str, port: int) -> chat.FrameSocket:
     raise chat.NoConnection(f"cannot connect to {host} port {port}: {reason}")
 
 
-def command_line() -> argparse.ArgumentParser:
+def main() -> None:
     parser = chat.common_options(
-        chat.Role.ALICE,
+        Role.ALICE,
         "Talk to Bob (bob_server.py) so that nobody can listen in.",
         """\
   python3 alice_client.py                    asks where Bob is
@@ -137,11 +144,7 @@ def command_line() -> argparse.ArgumentParser:
     parser.add_argument("host", nargs="?", metavar="HOST", help=help_host)
     help_port = "his port (default: %(default)s)"
     parser.add_argument("--port", type=chat.a_port, default=chat.PORT, metavar="N", help=help_port)
-    return parser
-
-
-def main() -> None:
-    chat.run_program(command_line(), run)
+    chat.run_program(parser, run)
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@
                 <----  hello_alice = "secure-chat/1", nonce_A, A = g^a, RSA_alice
     both: may the peer's key be trusted? Z = g^ab, th, two AES keys
                 <----  record 0: READY, sealed by Alice (sent together with her hello)
-    record 0: READY, sealed by Bob, after he verified and decrypted hers  ---->
+    record 0: READY, sealed by Bob, after he verified and decrypted hers  ---->    (or CLOSE: he is busy)
                 <----  record n: TEXT, the request
     record n: TEXT, the reply  ---->
     either side, when it leaves: CLOSE
@@ -21,10 +21,11 @@
     n         number           12            number of a record, and its GCM nonce (SP 800-38D, 8.2.1)
               in_reply_to      32            in each record: what was signed of the last record received
 
-The three steps are Diffie-Hellman, AES-GCM and RSA-PSS. They are followed by hellos, records, the handshake,
-evidence, and keys on disk. Up to the banner, bytes go in and bytes come out: a socket is something to read
-from and to write to, and nothing prints or asks. Below the banner is what both programs need for a person at
-a terminal. Whatever a peer sends becomes a value that passed every check, or an exception.
+The steps are Diffie-Hellman (1), SHA-256 and AES-GCM (2) and RSA-PSS (3). They are followed by frames and
+hellos, records, the channel, evidence, and keys on disk. The two columns of the picture are `handshake` in
+bob_server.py and in alice_client.py. Up to the banner, bytes go in and bytes come out, and nothing prints or
+asks. Below it is what both programs need for a person. Whatever a peer sends becomes a value that passed
+every check, or an exception.
 """
 
 from __future__ import annotations
@@ -38,15 +39,19 @@ if sys.version_info < (3, 9):
 
 import argparse
 import base64
+import bisect
 import contextlib
 import enum
 import errno
+import functools
 import getpass
 import io
 import itertools
+import locale
 import logging
 import math
 import os
+import queue
 import re
 import secrets
 import select
@@ -58,12 +63,11 @@ import stat
 import textwrap
 import threading
 import time
+import unicodedata
 from array import array
-from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from types import FrameType
 from typing import BinaryIO, Callable, NamedTuple, NoReturn, TextIO, Union
 
 try:
@@ -72,7 +76,7 @@ try:
     from Crypto.Hash import SHA256
     from Crypto.Hash.SHA256 import SHA256Hash
     from Crypto.IO import PEM
-    from Crypto.Math.Numbers import Integer, _implementation
+    from Crypto.Math.Numbers import Integer
     from Crypto.Math.Primality import miller_rabin_test
     from Crypto.PublicKey import RSA
     from Crypto.PublicKey.RSA import RsaKey as RsaKey
@@ -82,7 +86,7 @@ try:
     from Crypto.Util.RFC1751 import key_to_english
 except ImportError as missing:
     raise ImportError(
-        f"{missing}. Is the virtual environment active? In this folder:\n"
+        f"{missing}. Is the virtual environment active? In {Path(__file__).resolve().parent}:\n"
         "  python3 -m venv .venv && . .venv/bin/activate && python3 -m pip install -r requirements.txt"
     ) from None
 
@@ -90,11 +94,9 @@ if sys.platform == "win32":
     import msvcrt
 else:
     import fcntl
-    import grp
-    import pwd
     import termios
 
-if _implementation.get("library") != "nat":
+if Integer.__name__ != "IntegerNat":
     raise ImportError(
         "pycryptodome has no constant-time arithmetic here; unset PYCRYPTODOME_INTEGER or install it anew"
     )
@@ -117,9 +119,7 @@ GCM_NONCE, GCM_TAG = 12, 16
 RECORD_LIMIT = GCM_NONCE + (TEXT_LIMIT // PADDING + 1) * PADDING + GCM_TAG + RSA_BITS[-1] // 8
 FILE_LIMIT = 1024 * 1024  # of a file in a home folder
 
-HANDSHAKE_SECONDS = 10.0  # for the whole handshake, from its first byte
-FIRST_BYTE_SECONDS = 120.0  # that Alice waits for Bob, who may still be searching for parameters
-STALL_SECONDS = 30.0  # without progress in the middle of a frame, sent or received
+PATIENCE = 30.0  # seconds: for the whole handshake; without progress in a frame; without a byte going out
 GOODBYE_SECONDS = 2.0  # for a CLOSE to reach the other side before we hang up
 
 # A record is sent at once, in one segment where it fits. A dead line is noticed after 30 s: while idle, by
@@ -133,38 +133,51 @@ TCP_OPTIONS = {
     "TCP_USER_TIMEOUT": 30_000,
 }
 
-Buffer = Union[bytes, bytearray, memoryview]
-Waitable = Union[socket.socket, "Inbox", "select.epoll"]
+Buffer = Union[bytes, memoryview]
 Random = Callable[[int], bytes]
 UNPARSABLE = (ValueError, IndexError, TypeError, ArithmeticError)  # what the library raises for damaged keys
 
 
-class ProtocolError(Exception):
+class ChatError(Exception):
+    """What ends a conversation or a program: `told` before its text, and `status`, the exit status."""
+
+    told, status = "Stopped", 1
+
+
+class ProtocolError(ChatError):
     """The peer, or somebody in between, broke the protocol. The connection is over."""
 
+    told, status = "Broken off", 3
 
-class TrustError(Exception):
-    """The peer's key is not the one to be trusted: a person has to decide.
 
-    `presented` and `expected` are fingerprints; several keys may be expected.
+class TrustError(ChatError):
+    """The peer's key is not to be trusted: a person has to decide. Fingerprints are the facts for that.
+
+    `expected` has the fingerprints that would have been right, each with where it stands.
     """
 
-    def __init__(self, reason: str, presented: str = "", expected: tuple[str, ...] = ()) -> None:
+    told, status = "Refused", 3
+
+    def __init__(self, reason: str, presented: str, expected: tuple[tuple[str, str], ...] = ()) -> None:
         super().__init__(reason)
         self.presented = presented
         self.expected = expected
 
 
-class ConnectionCut(Exception):
+class ConnectionCut(ChatError):
     """The connection ended or stalled without a goodbye."""
 
+    told = "Cut off"
 
-class FileError(Exception):
+
+class FileError(ChatError):
     """A file or folder cannot be used as it is, and was left as it was. The text says what to do."""
 
 
-class MessageError(ValueError):
+class MessageError(ChatError):
     """The text cannot be sent as it is. Nothing was sent, and the conversation can go on."""
+
+    told = "Not sent"
 
 
 def require(condition: bool, reason: str) -> None:
@@ -176,9 +189,12 @@ def require(condition: bool, reason: str) -> None:
 log = logging.getLogger("secure_chat")
 
 
-def trace(step: str, **values: Buffer | int) -> None:
-    """Log a step of the protocol with its values: in a conversation, no secrets but our own texts."""
-    log.info(step, extra={"values": values})
+def trace(step: str, *, level: int = 2, **values: Buffer | int) -> None:
+    """Log a step of the protocol with its values: in a conversation, no secrets but our own texts.
+
+    The function `level` - 1 calls up is the one that does the step.
+    """
+    log.info(step, extra={"values": values}, stacklevel=level)
 
 
 class Role(enum.Enum):
@@ -235,6 +251,9 @@ def to_bytes(number: int) -> bytes:
     return number.to_bytes(byte_length(number), "big")
 
 
+TESTED = b"Diffie-Hellman parameters that secure-chat has tested:\n"  # before them, in a file of ours
+
+
 class Group(NamedTuple):
     """Diffie-Hellman parameters: a safe prime p = 2q + 1, and a generator g of the subgroup of order q."""
 
@@ -261,19 +280,21 @@ class Group(NamedTuple):
         return random(byte_length(self.p) // 8)
 
     def export(self) -> bytes:
-        """Return the group as PKCS#3 PEM, as `openssl dhparam` reads and writes it."""
-        return PEM.encode(DerSequence([self.p, self.g]).encode(), "DH PARAMETERS").encode() + b"\n"
+        """Return the group as PKCS#3 PEM, as `openssl dhparam` reads it, after a line that says: tested."""
+        pem = PEM.encode(DerSequence([self.p, self.g]).encode(), "DH PARAMETERS")
+        return TESTED + pem.encode() + b"\n"
 
     @classmethod
-    def load(cls, pem: bytes) -> Group:
+    def load(cls, data: bytes) -> Group:
         """Read PKCS#3 PEM, unchecked (a private value length in it is ignored). Raises ValueError."""
-        try:
-            der, marker, _ = PEM.decode(pem.decode("ascii"))
-            sequence = DerSequence().decode(der, strict=True, nr_elements=(2, 3), only_ints_expected=True)
-        except (IndexError, TypeError):
-            raise ValueError("this is not DER") from None
-        if marker != "DH PARAMETERS":
+        block = re.search(rb"-----BEGIN DH PARAMETERS-----.*?-----END DH PARAMETERS-----", data, re.DOTALL)
+        if block is None:
             raise ValueError("these are not DH PARAMETERS")
+        try:
+            der = PEM.decode(block[0].decode("ascii"))[0]
+            sequence = DerSequence().decode(der, strict=True, nr_elements=(2, 3), only_ints_expected=True)
+        except UNPARSABLE:
+            raise ValueError("this is not DER") from None
         return cls(sequence[0], sequence[1])
 
 
@@ -454,14 +475,14 @@ def frame(payload: bytes) -> bytes:
 class FrameSocket:
     """Frames over a connected stream socket. Nothing is read ahead of the frame that is asked for.
 
-    Until it is None again, `deadline` (of time.monotonic) bounds whatever is done. Without one, a frame
+    `deadline` (of time.monotonic) bounds whatever is done: at first, the handshake. Once it is None, a frame
     that has begun may not stall for 30 seconds. Whatever the network does ends in ConnectionCut; a peer
     that announces too long a frame, in ProtocolError.
     """
 
     def __init__(self, connected: socket.socket) -> None:
         self.socket = connected
-        self.deadline: float | None = None
+        self.deadline: float | None = time.monotonic() + PATIENCE
         with self._network():
             connected.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
             for option, value in TCP_OPTIONS.items():
@@ -472,10 +493,10 @@ class FrameSocket:
         """Send each payload as a frame, all in one write."""
         unsent = memoryview(b"".join(map(frame, payloads)))
         while unsent:
-            with self._network(STALL_SECONDS):
+            with self._network(PATIENCE):
                 unsent = unsent[self.socket.send(unsent) :]
 
-    def receive(self, limit: int) -> bytearray:
+    def receive(self, limit: int) -> bytes:
         """Return the payload of the next frame, at most `limit` bytes long."""
         length = int.from_bytes(self._exactly(4), "big")
         require(
@@ -483,23 +504,22 @@ class FrameSocket:
         )
         return self._exactly(length, begun=True)
 
-    def _exactly(self, count: int, begun: bool = False) -> bytearray:
+    def _exactly(self, count: int, begun: bool = False) -> bytes:
         received = bytearray(count)
         missing = memoryview(received)
         while missing:
-            with self._network(STALL_SECONDS if begun else None):
+            with self._network(PATIENCE if begun else None):
                 got = self.socket.recv_into(missing)
             if got == 0:
                 where = "in the middle of a message" if begun else "without a goodbye"
                 raise ConnectionCut(f"the connection ended {where}")
             missing, begun = missing[got:], True
-        return received
+        return bytes(received)
 
-    def wait_for_first_byte(self, seconds: float) -> None:
-        """Return as soon as there is something to receive, or the connection has ended."""
-        self.deadline = time.monotonic() + seconds
+    def has_ended(self) -> bool:
+        """Whether nothing follows. Waits until that can be told."""
         with self._network():
-            self.socket.recv(1, socket.MSG_PEEK)
+            return self.socket.recv(1, socket.MSG_PEEK) == b""
 
     def hang_up(self, wait: float = 0.0) -> None:
         """Tell the peer that nothing follows, wait at most `wait` seconds for it to hang up, and close.
@@ -516,19 +536,19 @@ class FrameSocket:
                         break
         self.socket.close()
 
-    def abort(self, how: int = socket.SHUT_RDWR) -> None:
-        """End the connection, or one direction of it, from another thread: its user finds it cut."""
+    def abort(self) -> None:
+        """End the connection from another thread: its user finds it cut."""
         with contextlib.suppress(OSError):
-            self.socket.shutdown(how)
+            self.socket.shutdown(socket.SHUT_RDWR)
 
     @contextlib.contextmanager
     def _network(self, limit: float | None = None) -> Iterator[None]:
         """Bound what is done with the socket by the deadline, and by a limit in seconds; translate errors."""
         if self.deadline is not None:
             limit = min(limit or math.inf, self.deadline - time.monotonic())
+            if limit <= 0:  # our own computing, or a peer that sends byte by byte, has used it up
+                raise ConnectionCut("the time for this was over before it was done")
         try:
-            if limit is not None and limit <= 0:
-                raise socket.timeout
             self.socket.settimeout(limit)
             yield
         except socket.timeout:
@@ -589,8 +609,87 @@ class Hello(NamedTuple):
     def trace(self, sender: Role, what: str) -> None:
         group = {"p": self.group.p, "g": self.group.g} if self.group else {}
         names = f"nonce_{sender.symbol}", sender.symbol, f"RSA_{sender.value}"
-        values = self.nonce, self.public_value, self.rsa
-        trace(f"step 1, Diffie-Hellman: {what}", **group, **dict(zip(names, values)))
+        values = dict(zip(names, (self.nonce, self.public_value, self.rsa)))
+        trace(f"hello_{sender.value} {what}", level=3, version=VERSION, **group, **values)
+
+
+class Settled(NamedTuple):
+    """What both hellos settle, the same on both sides, once every check of them has passed."""
+
+    group: Group
+    keys: dict[Role, RsaKey]
+    values: dict[Role, int]  # A and B
+    nonce_b: bytes
+    th: bytes
+
+
+def settle(hello_bob: bytes, hello_alice: bytes, tested: Group) -> Settled:
+    """Make every check of both hellos, as both sides and the reader of a transcript do.
+
+    `tested` is the group of Bob's hello, after it has passed `check_group`. That a peer holds the private
+    half of its key is shown only by the first record that opens. Raises ProtocolError.
+    """
+    bob, alice = Hello.decode(Role.BOB, hello_bob), Hello.decode(Role.ALICE, hello_alice)
+    if bob.group != tested:
+        raise ValueError("this is not the group that was tested")
+    (key_bob, b), (key_alice, a) = bob.check(tested), alice.check(tested)
+    require(bob.rsa != alice.rsa, "both sides present the same key: a reflection")
+    th = SHA256.new(frame(hello_bob) + frame(hello_alice)).digest()
+    trace("Both hellos have passed every check. th is SHA-256 over both frames", th=th)
+    return Settled(
+        tested, {Role.BOB: key_bob, Role.ALICE: key_alice}, {Role.BOB: b, Role.ALICE: a}, bob.nonce, th
+    )
+
+
+class Offer(NamedTuple):
+    """One side's half of the key exchange: its hello, and the private exponent that belongs to it."""
+
+    role: Role
+    hello: bytes  # encoded
+    exponent: bytes
+    r: bytes  # what Bob's nonce commits to; Alice has none
+
+    def __repr__(self) -> str:
+        return f"Offer({self.hello.hex()})"  # and no secret
+
+    @classmethod
+    def make(cls, role: Role, identity: RsaKey, group: Group, random: Random = secrets.token_bytes) -> Offer:
+        """Make an offer for one session, with a nonce and a private exponent of its own."""
+        exponent, drawn = group.private_exponent(random), random(NONCE_BYTES)
+        r, nonce = (drawn, commit(drawn)) if role is Role.BOB else (b"", drawn)
+        public_value = modexp(group.g, exponent, group.p)
+        hello = Hello(group if role is Role.BOB else None, nonce, public_value, public_der(identity))
+        secret = role.symbol.lower()
+        hello.trace(role, f"is made. Not shown: the exponent {secret}, {8 * len(exponent)} random bits")
+        return cls(role, hello.encode(), exponent, r)
+
+    def shared_secret(self, settled: Settled) -> bytes:
+        """Return Z = g^ab, as long as p. (The peer's value has passed its checks: it is settled.)"""
+        y = settled.values[self.role.peer]
+        z = modexp(y, self.exponent, settled.group.p)
+        power = f"{self.role.peer.symbol}^{self.role.symbol.lower()}"
+        trace(f"Z = {power} mod p, {len(z)} bytes. Not shown, since whoever has it can read everything")
+        return z
+
+
+def commit(r: bytes) -> bytes:
+    """Return nonce_B, 32 bytes. With it, Bob commits to r before he sees Alice's hello."""
+    return SHA256.new(VERSION + b" commit " + r).digest()
+
+
+def check_commitment(nonce_b: bytes, r: bytes) -> None:
+    """Raise ProtocolError unless r, the body of Bob's READY, is what he committed to in his hello."""
+    require(commit(r) == nonce_b, "Bob's r does not fit his nonce")
+
+
+def make_words(th: bytes, r: bytes) -> list[str]:
+    """Return six words (RFC 1751), of the first 8 bytes of a hash over th and r.
+
+    Bob reads the first three out, Alice the last three; each types what the other reads. Somebody in between
+    has chosen both hellos before Bob opens r, and so has one try in each handshake: her chance is 2^-33 for
+    the first three words and 2^-31 for the last three, which hold two bits of parity.
+    """
+    return key_to_english(SHA256.new(VERSION + b" words " + th + r).digest()[:8]).lower().split()
 
 
 # ------------------------------------------------------------ records: one object for each direction
@@ -604,7 +703,7 @@ class RecordType(enum.IntEnum):
     CLOSE = 2
 
 
-NOTHING = bytes(32)  # what a record replies to whose sender has received none
+NOTHING = bytes(32)  # what Alice's READY replies to: she has received no record yet
 
 
 class Message(NamedTuple):
@@ -617,7 +716,7 @@ class Message(NamedTuple):
 
     @property
     def text(self) -> str:
-        """The body of a TEXT, or the reason in a CLOSE."""
+        """The body of a TEXT."""
         return self.body.decode()
 
 
@@ -625,8 +724,8 @@ class Direction:
     """The records of one direction: who sends and signs them, their keys, and how far they have come.
 
     `number` is that of the next record. `latest` and `before` are the hashes that were signed of the last
-    record and of the one before it. `closed` is set before any work on a record begins, and taken back only
-    when all of it has succeeded: no nonce is used twice, and nothing follows a failure or a CLOSE.
+    record and of the one before it. `closed` is set before any work on a record begins, and cleared when all
+    of it has succeeded: no nonce is used twice, and nothing follows a failure or a CLOSE.
     """
 
     def __init__(self, sender: Role, signer: RsaKey, z: bytes, th: bytes) -> None:
@@ -649,10 +748,10 @@ class Direction:
         self.closed = True
         return self.number.to_bytes(GCM_NONCE, "big")
 
-    def _succeed(self, record_type: RecordType, signed: bytes) -> None:
+    def _count(self, signed: bytes) -> None:
+        """Count a record: one that passed every check, or one of our own from when its sending begins."""
         self.latest, self.before = signed, self.latest
         self.number += 1
-        self.closed = record_type is RecordType.CLOSE
 
     def _hash(self, *parts: Buffer) -> SHA256Hash:
         """Hash what is signed: label, direction, th and C, then nonce || ciphertext || tag."""
@@ -661,11 +760,12 @@ class Direction:
             message.update(part)
         return message
 
-    def _trace(self, step: str, record_type: RecordType, what: str, **values: Buffer) -> None:
-        trace(
-            f"{step}: record {self.number}, {self.sender.label.decode()}, {record_type.name}. {what}",
-            **values,
-        )
+    def _trace(self, record_type: RecordType, what: str, **values: Buffer) -> None:
+        name = f"Record {self.number}, {self.sender.label.decode()}, {record_type.name}"
+        if record_type is RecordType.READY and self.sender is Role.BOB:
+            values.pop("plaintext", None)
+            what += ". Not shown yet: r, of which the words are made"
+        trace(f"{name}: {what}", level=3, **values)
 
 
 class Sealer(Direction):
@@ -682,25 +782,25 @@ class Sealer(Direction):
         """Make the next record, in reply to the latest of the `other` direction, and `send` it.
 
         The direction stays closed if `send` fails or is interrupted: part of the record may be on its way.
-        Raises ValueError out of turn, and in a direction that is closed.
+        Raises ValueError out of turn, in a direction that is closed, and for a CLOSE that would name nothing.
         """
-        if not (record_type is RecordType.CLOSE or self.has_the_turn(other)):
+        closing = record_type is RecordType.CLOSE
+        if not (self.has_the_turn(other) or closing) or (closing and other.latest == NOTHING):
             raise ValueError("it is the other side's turn")
         nonce = self._begin()
         plaintext = bytes([record_type]) + other.latest + body + b"\x80"
         plaintext += bytes(-len(plaintext) % PADDING)  # ISO 7816-4
         ciphertext, tag = encrypt(self._key, nonce, plaintext)
-        encrypted = {"nonce": nonce, "ciphertext": ciphertext, "tag": tag}
-        self._trace(
-            "step 2, AES-GCM", record_type, "The padded text is encrypted", plaintext=plaintext, **encrypted
-        )
         signed = self._hash(nonce, ciphertext, tag)
         signature = sign(self.signer, signed, random)
-        what = "The hash of direction, th, C, nonce, ciphertext and tag is signed"
-        self._trace("step 3, RSA-PSS", record_type, what, hash=signed.digest(), signature=signature)
         record = b"".join((nonce, ciphertext, tag, signature))
+        self._trace(
+            record_type, "is encrypted", plaintext=plaintext, nonce=nonce, ciphertext=ciphertext, tag=tag
+        )
+        self._trace(record_type, "is signed, and sent", hash=signed.digest(), signature=signature)
+        self._count(signed.digest())
         send(record)
-        self._succeed(record_type, signed.digest())
+        self.closed = closing
         return record
 
 
@@ -708,7 +808,7 @@ class Opener(Direction):
     """Opens records: verifies, then decrypts, then looks inside. `signer` is the sender's public key."""
 
     def open(
-        self, record: Buffer, other: Direction, keep: Callable[[Buffer], None] = lambda _: None
+        self, record: bytes, other: Direction, keep: Callable[[bytes], None] = lambda _: None
     ) -> Message:
         """Return what the next record says in reply to the `other` direction, and `keep` the record.
 
@@ -719,7 +819,7 @@ class Opener(Direction):
         split = len(record) - self.signer.size_in_bytes()
         padded = split - GCM_NONCE - GCM_TAG
         require(padded >= PADDING and padded % PADDING == 0, "the record has an impossible length")
-        parts, signature = memoryview(record)[:split], bytes(record[split:])
+        parts, signature = memoryview(record)[:split], record[split:]
         received, ciphertext, tag = parts[:GCM_NONCE], parts[GCM_NONCE:-GCM_TAG], parts[-GCM_TAG:]
         require(
             received == nonce,
@@ -736,21 +836,19 @@ class Opener(Direction):
         closing, in_turn = message.type is RecordType.CLOSE, self.has_the_turn(other)
         require(closing or in_turn, "the other side spoke out of turn")
         crossed = message.in_reply_to != other.latest
+        may_cross = closing and in_turn and other.before != NOTHING
         require(
-            not crossed or (closing and in_turn and message.in_reply_to == other.before),
+            not crossed or (may_cross and message.in_reply_to == other.before),
             "the record replies to another record than the last one",
         )
-        what = "The number is the next one, and the signature of this hash is valid"
-        checked = {"nonce": nonce, "hash": signed.digest(), "signature": signature}
-        self._trace("step 3, RSA-PSS", message.type, what, **checked)
-        what = "The tag is valid, so it was decrypted; padding, type, text, turn and in_reply_to are right"
-        self._trace(
-            "step 2, AES-GCM", message.type, what, ciphertext=ciphertext, tag=tag, plaintext=plaintext
-        )
+        what = "came. Its number is the next one, and the signature of this hash is valid"
+        self._trace(message.type, what, nonce=nonce, hash=signed.digest(), signature=signature)
+        what = "is decrypted: its tag is valid, and so are padding, type, text, turn and in_reply_to"
+        self._trace(message.type, what, ciphertext=ciphertext, tag=tag, plaintext=plaintext)
         keep(record)
-        self._succeed(message.type, signed.digest())
-        # A READY that had not arrived says nothing: nobody need be told.
-        return message._replace(crossed=crossed and other.number > 1)
+        self._count(signed.digest())
+        self.closed = closing
+        return message._replace(crossed=crossed)
 
     def _parse(self, plaintext: bytes) -> Message:
         try:
@@ -760,14 +858,15 @@ class Opener(Direction):
         require(end > len(NOTHING), "the record is too short")
         require(plaintext[0] in list(RecordType), "the record is of no known type")
         record_type, in_reply_to, body = RecordType(plaintext[0]), plaintext[1:33], plaintext[33:end]
-        ready = record_type is RecordType.READY
-        require(ready == (self.number == 0), "READY is record 0, and no other")
-        if ready:
-            right_length = len(body) == (NONCE_BYTES if self.sender is Role.BOB else 0)
-        else:
+        ready, bob = record_type is RecordType.READY, self.sender is Role.BOB
+        busy = record_type is RecordType.CLOSE and bob  # Bob may say it in the place of READY
+        require(ready == (self.number == 0) or busy, "READY is record 0, and no other")
+        if record_type is RecordType.TEXT:
             right_length = len(body) <= TEXT_LIMIT
+        else:
+            right_length = len(body) == (NONCE_BYTES if ready and bob else 0)
         require(right_length, "the record's body has a wrong length")
-        if not ready:
+        if record_type is RecordType.TEXT:
             try:
                 body.decode()
             except UnicodeDecodeError:
@@ -775,73 +874,7 @@ class Opener(Direction):
         return Message(record_type, body, in_reply_to)
 
 
-# -------------------------------------------------------------------------- handshake and channel
-
-
-def transcript_hash(hello_bob: bytes, hello_alice: bytes) -> bytes:
-    """Return th, 32 bytes: both sides mean the same hellos if they have the same th."""
-    return SHA256.new(frame(hello_bob) + frame(hello_alice)).digest()
-
-
-def commit(r: bytes) -> bytes:
-    """Return nonce_B, 32 bytes. With it, Bob commits to r before he sees Alice's hello."""
-    return SHA256.new(VERSION + b" commit " + r).digest()
-
-
-def check_commitment(nonce_b: bytes, r: bytes) -> None:
-    """Raise ProtocolError unless r, the body of Bob's READY, is what he committed to in his hello."""
-    require(commit(r) == nonce_b, "Bob's r does not fit his nonce")
-
-
-def make_words(th: bytes, r: bytes) -> str:
-    """Return six words (RFC 1751) for two people to compare, from the first 8 bytes of a hash over th and r.
-
-    Somebody in between has chosen both hellos before Bob opens r, and so has one try in each handshake:
-    six equal words have a chance of 2^-64, and each word that is compared counts for 11 bits.
-    """
-    return key_to_english(SHA256.new(VERSION + b" words " + th + r).digest()[:8]).lower()
-
-
-class Offer(NamedTuple):
-    """One side's half of the key exchange: its hello, and the private exponent that belongs to it."""
-
-    role: Role
-    group: Group
-    hello: Hello
-    payload: bytes  # the hello, encoded
-    exponent: bytes
-    r: bytes  # what Bob's nonce commits to; Alice has none
-
-    def __repr__(self) -> str:
-        return f"Offer({self.hello})"  # and no secret
-
-    @classmethod
-    def make(cls, role: Role, identity: RsaKey, group: Group, random: Random = secrets.token_bytes) -> Offer:
-        """Make an offer for one session, with a nonce and a private exponent of its own."""
-        exponent, drawn = group.private_exponent(random), random(NONCE_BYTES)
-        r, nonce = (drawn, commit(drawn)) if role is Role.BOB else (b"", drawn)
-        public_value = modexp(group.g, exponent, group.p)
-        hello = Hello(group if role is Role.BOB else None, nonce, public_value, public_der(identity))
-        secret = f"{role.symbol.lower()}, {8 * len(exponent)} random bits, stays secret"
-        hello.trace(role, f"our hello. Everybody may read it; {secret}")
-        return cls(role, group, hello, hello.encode(), exponent, r)
-
-    def agree(self, hello: bytes) -> tuple[RsaKey, bytes, bytes]:
-        """Check the peer's hello against this offer; return the peer's RSA key, Z, and th.
-
-        Every value of the peer is checked before the secret exponent meets it. That the peer holds the
-        private half of its key is shown only by the first record that opens. Raises ProtocolError.
-        """
-        peer = Hello.decode(self.role.peer, hello)
-        key, y = peer.check(self.group)
-        require(peer.rsa != self.hello.rsa, "the other side presents our own key: a reflection")
-        peer.trace(self.role.peer, "the other hello. Every value in it passed its checks")
-        z = modexp(y, self.exponent, self.group.p)
-        th = transcript_hash(*((self.payload, hello) if self.role is Role.BOB else (hello, self.payload)))
-        trace(
-            "step 2, SHA-256: Z = g^ab, and th, the hash of both hellos, give a key for each direction", th=th
-        )
-        return key, z, th
+# ------------------------------------------------------------------------------------------ channel
 
 
 class Channel:
@@ -853,16 +886,17 @@ class Channel:
         sealer: Sealer,
         opener: Opener,
         trust: Trust,
-        words: str,
-        beginning: tuple[bytes, ...],
+        words: list[str],
+        transcript: Transcript,
     ) -> None:
+        frames.deadline = None  # the handshake is over
         self.frames = frames
         self.role = sealer.sender
         self.peer_key = opener.signer
         self.trust = trust  # what is known of the peer's key
-        self.words = words
-        self.beginning = beginning  # of its transcript; empty if there is to be none
-        self.transcript: Transcript | None = None
+        bobs, alices = words[:3], words[3:]
+        self.own_words, self.other_words = (bobs, alices) if self.role is Role.BOB else (alices, bobs)
+        self.transcript = transcript
         self._sealer = sealer
         self._opener = opener
 
@@ -901,125 +935,75 @@ class Channel:
             self._sealer.closed = True
         return message
 
-    def close(self, reason: str = "", wait: float = GOODBYE_SECONDS) -> None:
-        """Say goodbye if that is still possible, and hang up, all within two times `wait` seconds."""
+    def close(self, wait: float = GOODBYE_SECONDS) -> bool:
+        """Say goodbye if that is still possible, and hang up, all within two times `wait` seconds.
+
+        Return whether the goodbye was sent.
+        """
         self.frames.deadline = time.monotonic() + wait
+        sent = False
         with contextlib.suppress(ConnectionCut):
             if not self._sealer.closed:
-                self._sealer.seal(RecordType.CLOSE, reason.encode(), self._opener, self._send_goodbye)
+                self._sealer.seal(RecordType.CLOSE, b"", self._opener, self._send_goodbye)
+                sent = True
         self.frames.hang_up(wait)
+        return sent
 
     def _send(self, record: bytes) -> None:
-        if self.transcript:
-            self.transcript.add(self.role.tag, record)
+        self.transcript.add(self.role.tag, record)
         self.frames.send(record)
 
     def _send_goodbye(self, record: bytes) -> None:
-        try:
-            self._send(record)
-        except FileError:  # a full disk is no reason to leave without a word
-            self.frames.send(record)
+        with contextlib.suppress(FileError):  # a full disk is no reason to leave without a word
+            self.transcript.add(self.role.tag, record)
+        self.frames.send(record)
 
-    def _keep(self, record: Buffer) -> None:
-        if self.transcript:
-            self.transcript.add(self.role.peer.tag, record)
-
-
-def bob_handshake(
-    frames: FrameSocket,
-    identity: RsaKey,
-    group: Group,
-    peer: PinnedPeer,
-    refusal: Callable[[RsaKey, Trust], str] = lambda *_: "",
-    evidence: bool = False,
-) -> Channel | None:
-    """Bob's side. He signs nothing until Alice's key is acceptable and her READY has been opened.
-
-    `refusal` returns a reason to send her away with. Then a CLOSE follows READY in the same write, and
-    there is no channel. With `evidence`, Z is kept for a transcript; otherwise it ends here. Raises
-    ProtocolError, TrustError, ConnectionCut, and FileError for known_peers.
-    """
-    frames.deadline = time.monotonic() + HANDSHAKE_SECONDS
-    offer = Offer.make(Role.BOB, identity, group)
-    frames.send(offer.payload)
-    hello = bytes(frames.receive(HELLO_LIMIT))
-    key, z, th = offer.agree(hello)
-    trust = peer.check(key)
-    sealer, opener = Sealer(Role.BOB, identity, z, th), Opener(Role.ALICE, key, z, th)
-    hers = bytes(frames.receive(READY_LIMIT))
-    opener.open(hers, sealer)
-    reason = refusal(key, trust)
-    if reason:
-        his = sealer.seal(RecordType.READY, offer.r, opener)
-        frames.send(his, sealer.seal(RecordType.CLOSE, reason.encode(), opener))
-        frames.hang_up(GOODBYE_SECONDS)
-        return None
-    his = sealer.seal(RecordType.READY, offer.r, opener, frames.send)
-    frames.deadline = None
-    beginning = transcript_beginning(offer.payload, hello, z, hers, his) if evidence else ()
-    return Channel(frames, sealer, opener, trust, make_words(th, offer.r), beginning)
-
-
-def alice_handshake(
-    frames: FrameSocket, identity: RsaKey, groups: KeyStore, peer: PinnedPeer, evidence: bool = False
-) -> Channel:
-    """Alice's side. She signs nothing until Bob's parameters and his key are acceptable.
-
-    A group that passed is remembered in `groups` at once, and not tested again. `evidence` and what is
-    raised are as in `bob_handshake`.
-    """
-    frames.wait_for_first_byte(FIRST_BYTE_SECONDS)
-    frames.deadline = time.monotonic() + HANDSHAKE_SECONDS
-    hello = bytes(frames.receive(HELLO_LIMIT))
-    bob = Hello.decode(Role.BOB, hello)
-    assert bob.group is not None  # Bob's hello has one
-    groups.accept_group(bob.group)
-    offer = Offer.make(Role.ALICE, identity, bob.group)
-    key, z, th = offer.agree(hello)
-    trust = peer.check(key)
-    sealer, opener = Sealer(Role.ALICE, identity, z, th), Opener(Role.BOB, key, z, th)
-    hers = sealer.seal(RecordType.READY, b"", opener, lambda record: frames.send(offer.payload, record))
-    his = bytes(frames.receive(READY_LIMIT))
-    r = opener.open(his, sealer).body
-    check_commitment(bob.nonce, r)
-    frames.deadline = None
-    beginning = transcript_beginning(hello, offer.payload, z, hers, his) if evidence else ()
-    return Channel(frames, sealer, opener, trust, make_words(th, r), beginning)
+    def _keep(self, record: bytes) -> None:
+        self.transcript.add(self.role.peer.tag, record)
 
 
 # ---------------------------------------------------------------------------------------- evidence
 
 
-def transcript_beginning(
-    hello_bob: bytes, hello_alice: bytes, z: bytes, ready_alice: bytes, ready_bob: bytes
-) -> tuple[bytes, ...]:
-    """Return the first entries of a transcript."""
-    return b"b" + hello_bob, b"a" + hello_alice, b"z" + z, b"A" + ready_alice, b"B" + ready_bob
-
-
 class Transcript:
-    """A file that proves who said what in one conversation: its frames, and Z to open them with.
+    """Proves who said what in one conversation: its frames, and Z to open them with.
 
     An entry is a frame that begins with a tag: the hello of Bob (`b`) or Alice (`a`), Z (`z`), a record of
     his (`B`) or hers (`A`). Every signature covers C, and C commits to the key that Z makes, so nobody can
-    claim another text for a record.
+    claim another text for a record. Entries are held in memory until the conversation begins. Without a
+    folder, nothing is kept at all.
     """
 
-    def __init__(self, folder: Path, role: Role, beginning: tuple[bytes, ...]) -> None:
+    def __init__(self, folder: Path | None = None) -> None:
+        self._folder = folder
+        self._held = b""
+        self._file: io.FileIO | None = None
+        self.path: Path | None = None  # once there is a file
+
+    def add(self, tag: bytes, payload: bytes) -> None:
+        """Add an entry; to the file, at once: a crash loses at most the one in flight. Raises FileError."""
+        if self._folder:
+            self._held += frame(tag + payload)
+        if self._file:
+            self._write()
+
+    def begin(self, role: Role) -> None:
         """Make a new file (mode 0600), named after the time and the role. Raises FileError."""
+        if not self._folder:
+            return
         name = time.strftime("%Y-%m-%dT%H-%M-%SZ-", time.gmtime()) + role.value
         for suffix in itertools.count(1):
-            self.path = folder / (f"{name}.transcript" if suffix == 1 else f"{name}-{suffix}.transcript")
-            with disk("write", self.path), contextlib.suppress(FileExistsError):
-                self._file = io.FileIO(self.path, "x", opener=_private)  # without a buffer
+            path = self._folder / (f"{name}.transcript" if suffix == 1 else f"{name}-{suffix}.transcript")
+            with disk("write", path), contextlib.suppress(FileExistsError):
+                self._file = io.FileIO(path, "x", opener=_private)  # without a buffer
                 break
-        self._append(b"".join(map(frame, beginning)))
+        self.path = path
+        self._write()
 
-    def add(self, tag: bytes, record: Buffer) -> None:
-        """Add a record, at once: a crash loses at most the one in flight. Raises FileError."""
-        self._append(frame(tag + record))
-
-    def _append(self, data: bytes) -> None:
+    def _write(self) -> None:
+        assert self._file is not None
+        assert self.path is not None
+        data, self._held = self._held, b""
         with disk("write", self.path):
             whole = self._file.tell()
             try:
@@ -1033,33 +1017,34 @@ class Transcript:
 def verify_transcript(file: BinaryIO) -> Iterator[tuple[Opener, Message]]:
     """Yield what a transcript proves, trusting nobody: who signed (`sender`, `signer`), and what.
 
-    Reads no more than one entry at a time. Raises ProtocolError at the first entry that is not right.
+    Reads no more than one entry at a time. Raises ProtocolError at the first entry that is not right, and
+    FileError for an error of the disk.
     """
     hello_bob = _entry(file, HELLO_LIMIT, b"b", "this is no transcript of secure-chat")
     order = "a transcript begins with both hellos, Z and both READY"
     hello_alice = _entry(file, HELLO_LIMIT, b"a", order)
     z = _entry(file, GROUP_BITS[-1] // 8, b"z", order)
-    bob, alice = Hello.decode(Role.BOB, hello_bob), Hello.decode(Role.ALICE, hello_alice)
+    bob = Hello.decode(Role.BOB, hello_bob)
     assert bob.group is not None  # Bob's hello has one
+    bob.trace(Role.BOB, "was sent by Bob")
     check_group(bob.group)
-    (bob_key, _), (alice_key, _) = bob.check(bob.group), alice.check(bob.group)
-    require(bob.rsa != alice.rsa, "both sides present the same key: a reflection")
-    require(len(z) == len(bob.public_value), "Z is not as long as p")
-    th = transcript_hash(hello_bob, hello_alice)
-    bob.trace(Role.BOB, "Bob's hello. p = 2q + 1 is a safe prime, and g generates the subgroup of order q")
-    alice.trace(Role.ALICE, "Alice's hello. A and B are in the subgroup of order q")
-    trace("step 2, SHA-256: Z = g^ab, and th, over both hello frames", Z=z, b=hello_bob, a=hello_alice, th=th)
+    Hello.decode(Role.ALICE, hello_alice).trace(Role.ALICE, "was sent by Alice")
+    settled = settle(hello_bob, hello_alice, bob.group)
+    require(len(z) == byte_length(bob.group.p), "Z is not as long as p")
+    trace("Z = g^ab, the shared secret, as the file has it", Z=z)
     for role in Role:
-        key, commitment = derive_keys(z, role.label, th)
-        trace(f"step 2, SHA-256: the key K, and C, of {role.label.decode()}", K=key, C=commitment)
-    openers = Opener(Role.ALICE, alice_key, z, th), Opener(Role.BOB, bob_key, z, th)
+        key, commitment = derive_keys(z, role.label, settled.th)
+        trace(f"The key K, and C, of {role.label.decode()}: SHA-256 over Z and th", K=key, C=commitment)
+    openers = [Opener(role, settled.keys[role], z, settled.th) for role in (Role.ALICE, Role.BOB)]
     for opener, other in (openers, openers[::-1]):
         message = opener.open(_entry(file, READY_LIMIT, opener.sender.tag, order), other)
+        require(message.type is RecordType.READY, order)
         if opener.sender is Role.BOB:
-            check_commitment(bob.nonce, message.body)
-            trace(f"the words, of th and r: {make_words(th, message.body)}", r=message.body)
+            check_commitment(settled.nonce_b, message.body)
+            words = " ".join(make_words(settled.th, message.body))
+            trace(f"The words, of th and r: {words}", r=message.body)
         yield opener, message
-    for header in iter(lambda: file.read(5), b""):
+    for header in iter(lambda: _read(file, 5), b""):
         require(len(header) == 5 or header == bytes(4), "the transcript ends in the middle of an entry")
         speaks = [opener.sender.tag == header[4:] for opener in openers]
         require(any(speaks), "an entry is of no known kind, or not where it belongs")
@@ -1067,13 +1052,13 @@ def verify_transcript(file: BinaryIO) -> Iterator[tuple[Opener, Message]]:
         message = opener.open(_payload(file, RECORD_LIMIT, header), other)
         yield opener, message
         if message.type is RecordType.CLOSE:
-            require(not file.read(1), "something follows the goodbye")
+            require(not _read(file, 1), "something follows the goodbye")
             return
 
 
 def _entry(file: BinaryIO, limit: int, tag: bytes, reason: str) -> bytes:
     """Read the next entry, which must have this tag; return what it marks."""
-    header = file.read(5)
+    header = _read(file, 5)
     require(header[4:] == tag, reason)
     return _payload(file, limit, header)
 
@@ -1081,15 +1066,21 @@ def _entry(file: BinaryIO, limit: int, tag: bytes, reason: str) -> bytes:
 def _payload(file: BinaryIO, limit: int, header: bytes) -> bytes:
     length = int.from_bytes(header[:4], "big") - 1  # without the tag
     require(length <= limit, f"an entry of {length} bytes, over the limit of {limit}")
-    payload = file.read(max(length, 0))
+    payload = _read(file, max(length, 0))
     require(len(payload) == length, "the transcript ends in the middle of an entry")
     return payload
+
+
+def _read(file: BinaryIO, count: int) -> bytes:
+    with disk("read", Path(getattr(file, "name", "it"))):
+        return file.read(count)
 
 
 # ------------------------------------------------------------------------------------- keys on disk
 
 # How files are opened: not through a symbolic link, and without waiting for a pipe.
 _OPEN_FLAGS = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
+ELSEWHERE = "name a folder on another disk with --home"
 
 
 class KeyStore:
@@ -1104,30 +1095,34 @@ class KeyStore:
     def __init__(self, folder: Path) -> None:
         """Open the folder, made (mode 0700) where it is missing."""
         self.folder = folder
-        for part in (*folder.absolute().parents[::-1], folder):
-            with disk("make", part):
-                part.mkdir(mode=0o700, exist_ok=True)
-        with disk("read", folder):
+        with disk("make", folder, ELSEWHERE):
+            folder.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            folder.mkdir(mode=0o700, exist_ok=True)
+        with disk("read", folder, ELSEWHERE):
             _check_owner(folder, folder.stat(), 0o022)
-            _check_parents(folder)
 
     def load_identity(self, ask_passphrase: Callable[[str], str]) -> RsaKey | None:
-        """Return the private RSA key, or None if there is none yet."""
+        """Return the private RSA key, or None if there is none yet. A passphrase may be tried three times."""
         path = self.folder / self.IDENTITY
-        pem = self.read(self.IDENTITY, forbidden=0o077)
-        if pem is None:
+        data = self.read(self.IDENTITY, forbidden=0o077)
+        if data is None:
             return None
-        try:
+        pem = _private_key_block(data, path)
+        passphrase = None
+        for _ in range(4):
             try:
-                key = RSA.import_key(pem)
-            except PassphraseRequiredError:
-                key = RSA.import_key(pem, os.fsencode(ask_passphrase(f"Passphrase of {path}: ")))
-        except (PassphraseRequiredError, IncorrectPassphraseError):
-            raise FileError(f"that is not the passphrase of {path}") from None
-        except UNPARSABLE:
-            raise FileError(
-                f"{path} is damaged, or no RSA key; restore it, or move it away for a new one"
-            ) from None
+                key = RSA.import_key(pem, passphrase)
+                break
+            except (PassphraseRequiredError, IncorrectPassphraseError):
+                wrong = "" if passphrase is None else "That was not it. "
+                passphrase = os.fsencode(ask_passphrase(f"{wrong}Passphrase of {path}: "))
+            except UNPARSABLE:
+                raise FileError(
+                    f"{path} is a key in a form, or with a cipher, that is not supported. Keep a copy; let "
+                    f"OpenSSH convert it:\n  ssh-keygen -p -m PKCS8 -f {shlex.quote(str(path))}"
+                ) from None
+        else:
+            raise FileError(f"that is not the passphrase of {path}")
         if not (key.has_private() and key.size_in_bits() in RSA_BITS and key.e == RSA_EXPONENT):
             raise FileError(f"{path} is no private RSA key of 2048 to 4096 bits with exponent 65537")
         return key
@@ -1141,45 +1136,58 @@ class KeyStore:
                 self.write(self.IDENTITY, key.export_key("PEM", pkcs=8) + b"\n")
         return made or key
 
-    def load_group(self, named: Path | None = None) -> Group | None:
-        """Return the group in a file that is named, tested as a peer's is; or the one kept here, if any."""
-        path = named or self.folder / self.GROUP
-        pem = read_file(path, forbidden=0) if named else self.read(self.GROUP)
-        if pem is None and named:
-            raise FileError(f"there is no file {path}")
+    def load_group(self) -> Group | None:
+        """Return the group that is kept here, if there is one.
+
+        One that was saved here had passed its tests. Another (from `openssl dhparam`) is tested in full, and
+        saved. (Where its g generates all of the numbers, 4 = 2^2 takes its place: a square always fits.)
+        """
+        path, pem = self.folder / self.GROUP, self.read(self.GROUP)
         if pem is None:
             return None
         try:
             group = Group.load(pem)
-            check_group(group, rounds=64 if named else 0)
+            if pem == group.export():
+                check_group(group, rounds=0)
+                return group
+            if not group.contains(group.g):
+                group = Group(group.p, 4)
+            check_group(group)
         except (ValueError, ProtocolError) as error:
-            raise FileError(
-                f"{path} holds no usable Diffie-Hellman parameters ({error}); move it away"
-            ) from None
+            reason = f"{path} holds no usable Diffie-Hellman parameters ({error}); move it away"
+            raise FileError(reason) from None
+        self.save_group(group)
         return group
 
     def save_group(self, group: Group) -> None:
+        """Keep a group that has passed its tests."""
         with self.locked():
             self.write(self.GROUP, group.export())
 
-    def accept_group(self, group: Group) -> None:
-        """Check a peer's group, and keep it once it has passed: a p that is kept is not tested again."""
-        pem = group.export()
-        if self.read(self.GROUP) == pem:
-            return
-        check_group(group)
-        with contextlib.suppress(FileError):  # then it is tested again the next time
-            self.save_group(group)
+    def accept_group(self, group: Group) -> Group:
+        """Check a peer's group, and keep it once it has passed: one that is kept is not tested again."""
+        if self.read(self.GROUP) != group.export():
+            check_group(group)
+            with contextlib.suppress(FileError):  # then it is tested again the next time
+                self.save_group(group)
+        return group
 
     def read(self, name: str, forbidden: int = 0o022) -> bytes | None:
         """Return a file's bytes, None if there is none. By default, nobody else may be able to write it."""
-        return read_file(self.folder / name, forbidden)
+        path = self.folder / name
+        with disk("read", path), contextlib.suppress(FileNotFoundError), open_regular(path) as file:
+            info = os.fstat(file.fileno())
+            _check_owner(path, info, forbidden)
+            if info.st_size > FILE_LIMIT:
+                raise FileError(f"{path} is larger than {FILE_LIMIT} bytes; move it away")
+            return file.read(FILE_LIMIT)
+        return None
 
     def write(self, name: str, data: bytes) -> None:
         """Replace a file (mode 0600): whatever happens, the old or the new one is there. Needs the lock."""
         path = self.folder / name
         temporary = self.folder / f".{name}.new"
-        with disk("write", path):
+        with disk("write", path, ELSEWHERE):
             temporary.unlink(missing_ok=True)  # left by a program that was killed here
             try:
                 with open(temporary, "xb", opener=_private) as file:
@@ -1195,36 +1203,36 @@ class KeyStore:
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
         """Keep every other program that uses this folder out while something is read and then written."""
-        with contextlib.ExitStack() as stack:
-            path = self.folder / ".lock"
-            with disk("lock", path):
-                file = stack.enter_context(open(path, "ab", opener=_private))
-                if sys.platform == "win32":
-                    msvcrt.locking(file.fileno(), msvcrt.LK_LOCK, 1)
-                else:
-                    fcntl.flock(file, fcntl.LOCK_EX)
+        path = self.folder / ".lock"
+        with disk("lock", path, ELSEWHERE), open(path, "ab", opener=_private) as file:
+            if sys.platform == "win32":
+                msvcrt.locking(file.fileno(), msvcrt.LK_LOCK, 1)
+            else:
+                fcntl.flock(file, fcntl.LOCK_EX)
             yield
 
 
+def _private_key_block(data: bytes, path: Path) -> bytes:
+    """Return the PEM block of a private key. What stands around it is passed over (RFC 7468, section 2)."""
+    block = re.search(rb"-----BEGIN ([A-Z ]*PRIVATE KEY)-----\s(.*?)-----END \1-----", data, re.DOTALL)
+    with contextlib.suppress(ValueError):
+        if block and b":" in block[2]:  # the headers of an encrypted key
+            return block[0]
+        der = base64.b64decode(b"".join(block[2].split()), validate=True) if block else b""
+        length = int.from_bytes(der[2 : 2 + der[1] % 128], "big") if len(der) > 1 else 0
+        if der.startswith(b"openssh-key-v1\0") or length == len(der) - 2 - der[1] % 128 > 0:
+            assert block is not None
+            return block[0]
+    raise FileError(f"{path} is damaged, or no private key; restore it, or move it away for a new one")
+
+
 @contextlib.contextmanager
-def open_regular(path: Path) -> Iterator[BinaryIO]:
-    """Open a regular file to read, not through a symbolic link. Raises OSError, and FileError."""
-    with open(path, "rb", opener=_private) as file:
+def open_regular(path: Path, flags: int = _OPEN_FLAGS) -> Iterator[BinaryIO]:
+    """Open a regular file to read, by default not through a link. Raises OSError, and FileError."""
+    with open(path, "rb", opener=lambda file, mode: os.open(file, mode | flags)) as file:
         if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
             raise FileError(f"{path} is not a regular file; move it away, or name another one")
         yield file
-
-
-def read_file(path: Path, forbidden: int) -> bytes | None:
-    """Return a regular file's bytes, or None. Nobody else may have the `forbidden` rights to it."""
-    with disk("read", path), contextlib.suppress(FileNotFoundError), open_regular(path) as file:
-        info = os.fstat(file.fileno())
-        if forbidden:
-            _check_owner(path, info, forbidden)
-        if info.st_size > FILE_LIMIT:
-            raise FileError(f"{path} is larger than {FILE_LIMIT} bytes; move it away")
-        return file.read(FILE_LIMIT)
-    return None
 
 
 def _private(file: str, flags: int) -> int:
@@ -1232,53 +1240,38 @@ def _private(file: str, flags: int) -> int:
 
 
 @contextlib.contextmanager
-def disk(what: str, path: Path) -> Iterator[None]:
-    """Turn an error of the disk into a FileError that names the file."""
+def disk(what: str, path: Path, way_out: str = "") -> Iterator[None]:
+    """Turn an error of the disk into a FileError that names the file, and a way out."""
     try:
         yield
     except OSError as error:
         reason = "it is a symbolic link" if error.errno == errno.ELOOP else error.strerror or str(error)
-        raise FileError(f"cannot {what} {path}: {reason}") from None
+        raise FileError(f"cannot {what} {path}: {reason}" + (f"; {way_out}" if way_out else "")) from None
 
 
 def _check_owner(path: Path, info: os.stat_result, forbidden: int) -> None:
+    """Raise FileError where a file or folder is another user's, or others have `forbidden` rights to it."""
     if os.name != "posix":
         return
     if info.st_uid != os.geteuid():
-        raise FileError(f"{path} belongs to another user; move it away, or take it over with chown")
+        raise FileError(f"{path} belongs to another user; name a folder of your own with --home")
     if info.st_mode & forbidden:
-        raise FileError(
-            f"{path} is open to other users (mode {stat.S_IMODE(info.st_mode):04o}); "
-            f"run: chmod go-rwx {shlex.quote(str(path))}"
-        )
+        problem = f"{path} is open to other users (mode {stat.S_IMODE(info.st_mode):04o})"
+        if not _keeps_permissions(path):
+            raise FileError(f"{problem}, and this disk keeps no permissions; {ELSEWHERE}")
+        raise FileError(f"{problem}; run:\n  chmod go-rwx {shlex.quote(str(path))}")
 
 
-def _check_parents(folder: Path) -> None:
-    """Refuse a folder in which another user could put a folder of theirs in the place of `folder`."""
-    if sys.platform == "win32":
-        return
-    for parent in (*folder.absolute().parents, *folder.resolve().parents):  # also behind a symbolic link
-        info = parent.stat()
-        if os.geteuid() not in (0, info.st_uid) and info.st_uid != 0:
-            raise FileError(f"{parent} belongs to another user, who can move what is in it; see --home")
-        others = info.st_mode & stat.S_IWOTH
-        group = info.st_mode & stat.S_IWGRP and not _is_own_group(info.st_gid)
-        if (
-            others or group
-        ) and not info.st_mode & stat.S_ISVTX:  # sticky: as in /tmp, only owners move files
-            raise FileError(
-                f"other users can move what is in {parent} (mode {stat.S_IMODE(info.st_mode):04o}); "
-                f"run: chmod {'o' if others else 'g'}-w {shlex.quote(str(parent))}"
-            )
-
-
-def _is_own_group(gid: int) -> bool:
-    """Whether this is the group that many systems make for each user, with nobody else in it."""
-    with contextlib.suppress(KeyError):
-        group = grp.getgrgid(gid)
-        user = pwd.getpwuid(os.geteuid()).pw_name
-        return group.gr_name == user and set(group.gr_mem) <= {user}
-    return False
+def _keeps_permissions(path: Path) -> bool:
+    """Whether the disk keeps permissions: a new file that is made for its owner alone tells."""
+    probe = (path if path.is_dir() else path.parent) / ".probe"
+    with contextlib.suppress(OSError):
+        probe.unlink(missing_ok=True)
+        with open(probe, "xb", opener=_private) as file:
+            mode = os.fstat(file.fileno()).st_mode
+        probe.unlink()
+        return not mode & 0o077
+    return True
 
 
 class Trust(NamedTuple):
@@ -1287,7 +1280,6 @@ class Trust(NamedTuple):
     known: bool  # it is the pinned one
     asked_for: bool = False  # it is the one of --peer
     also: tuple[str, ...] = ()  # other names under which this key is pinned
-    others: tuple[str, ...] = ()  # names under which another key is pinned
 
     @property
     def settled(self) -> bool:
@@ -1300,13 +1292,15 @@ class PinnedPeer:
 
     `known_peers` is text, a line for each key: name, "ssh-rsa", base64. A name may have several lines.
     The name is "alice" in Bob's file, and "[host]:port" in Alice's, in upper or lower case. With `only`, the
-    one key with that fingerprint is accepted, and takes the place of what was pinned.
+    one key with that fingerprint is accepted, and takes the place of what was pinned. Without anybody who
+    `can_ask` a person, a new key is refused.
     """
 
-    def __init__(self, store: KeyStore, name: str, only: str | None = None) -> None:
+    def __init__(self, store: KeyStore, name: str, only: str | None = None, can_ask: bool = True) -> None:
         self.name = name.lower()
         self.only = only
         self.path = store.folder / KeyStore.KNOWN_PEERS
+        self._can_ask = can_ask
         self._store = store
 
     def check(self, key: RsaKey) -> Trust:
@@ -1317,44 +1311,25 @@ class PinnedPeer:
         presented, line = fingerprint(key), ssh_line(key)
         mine = [pin for pin in pins if pin.name == self.name]
         known = line in (pin.key for pin in mine)
+        also = tuple(pin.name for pin in pins if pin.key == line and pin.name != self.name)
         if self.only is not None:
             if presented != self.only:
-                raise TrustError(
-                    f"the key of {self.name} is not the one asked for\n"
-                    f"  asked for: {self.only}\n"
-                    f"  presented: {presented}\n"
-                    "Somebody may be in between. Or the fingerprint was not copied whole, or is an old one.",
-                    presented,
-                    (self.only,),
-                )
-            return Trust(known, asked_for=True)
-        if mine and not known:
-            expected = tuple(fingerprint(RSA.import_key(pin.key)) for pin in mine)
-            raise TrustError(
-                f"the key of {self.name} is not the pinned one\n"
-                + "".join(
-                    f"  pinned:    {known_as}\n             ({self.path}, line {pin.number})\n"
-                    for pin, known_as in zip(mine, expected)
-                )
-                + f"  presented: {presented}\n"
-                "Nothing was sent. Either somebody is in between, or the other side has a new key. Ask them "
-                "for their fingerprint, in person or by telephone. If it is the one presented, start again "
-                f"with this option, and the new key takes the old one's place:\n  --peer {presented}\n"
-                "If it is any other, do not connect.",
-                presented,
-                expected,
+                asked_for = ((self.only, "asked for"),)
+                raise TrustError(f"the key of {self.name} is not the one asked for", presented, asked_for)
+        elif mine and not known:
+            pinned = tuple(
+                (fingerprint(RSA.import_key(p.key)), f"{self.path}, line {p.number}") for p in mine
             )
-        return Trust(
-            known,
-            also=tuple(pin.name for pin in pins if pin.key == line and pin.name != self.name),
-            others=tuple(pin.name for pin in pins if pin.key != line),
-        )
+            raise TrustError(f"the key of {self.name} is not the pinned one", presented, pinned)
+        elif not (known or self._can_ask):
+            raise TrustError(f"the key of {self.name} is new, and there is no terminal to ask at", presented)
+        return Trust(known, self.only is not None, also)
 
-    def pin(self, key: RsaKey) -> int:
-        """Remember a key that `check` found new; return its line in known_peers.
+    def pin(self, key: RsaKey) -> None:
+        """Remember a key that `check` found new.
 
-        Call it once the key's owner has proven to hold it and, at a terminal, a person has accepted it. It
-        checks again, under the lock: another program may have pinned another key since.
+        Call it once the key's owner has proven to hold it, and a person has accepted it. It checks again,
+        under the lock: another program may have pinned another key since.
         """
         with self._store.locked():
             lines = self._lines()
@@ -1364,8 +1339,6 @@ class PinnedPeer:
                 lines = [line for number, line in enumerate(lines, 1) if number not in replaced]
                 lines.append(f"{self.name} {ssh_line(key)}")
                 self._store.write(KeyStore.KNOWN_PEERS, "".join(line + "\n" for line in lines).encode())
-                pins = self._pins(lines)
-            return next(pin.number for pin in pins if (pin.name, pin.key) == (self.name, ssh_line(key)))
 
     def pins(self) -> list[Pin]:
         return self._pins(self._lines())
@@ -1411,7 +1384,11 @@ def _is_ssh_line(line: str) -> bool:
         return False
 
 
-# ------------------------------------------------------------------------------ text from the peer
+# ==================================================================================================
+# Above this line, bytes go in and bytes come out. Below it is a person at a terminal, for both programs.
+# ==================================================================================================
+
+# ------------------------------------------------------------------------------ text for a screen
 
 # Unicode's classes Cc but for the tab, Cf, Cs, Zl, Zp, and the unassigned that are ignored by default.
 _UNSAFE = (
@@ -1419,9 +1396,10 @@ _UNSAFE = (
     r"\ufff0-\ufffb\U00013430-\U0001343f\U0001bca0-\U0001bca3\U0001d173-\U0001d17a\U000e0000-\U000e00ff"
     r"\U000e01f0-\U000e0fff"
 )
-# What may stand all the same: a joiner inside an emoji, or in a word of a script that needs it, and the tags
-# of a flag. (Arabic number signs, of class Cf too, are not in the list above: they are visible.)
-_JOINER = rf"(?<=[^\0-\x7f{_UNSAFE}])[\u200c\u200d](?=[^\0-\x7f{_UNSAFE}])"
+# What may stand all the same: a joiner beside a letter that is not ASCII, as in emoji and in the words of
+# many scripts, and the tags of a flag. (Arabic number signs, of class Cf too, are visible.)
+_LETTER = rf"[^\0-\x7f{_UNSAFE}]"
+_JOINER = rf"(?<={_LETTER})[\u200c\u200d]|[\u200c\u200d](?={_LETTER})"
 _FLAG = r"(?<=\U0001f3f4)[\U000e0030-\U000e0039\U000e0061-\U000e007a]{1,6}\U000e007f"
 _ESCAPE = f"(?P<harmless>{_JOINER}|{_FLAG})|[{_UNSAFE}]+"  # compiled when it is first needed
 
@@ -1434,159 +1412,67 @@ def printable(text: str) -> str:
 
 
 def screen_lines(text: str, columns: int | None = None) -> list[str]:
-    """Return the printable lines of a text, broken to `columns`, after a space where possible.
+    """Return the printable lines of a text; if `columns` is given, broken after a space where possible.
 
-    What is not ASCII counts as two columns wide, which is never too little; a tab counts as eight. If each
-    line is printed behind a mark, none can imitate a line of the program.
+    If each row is printed behind a mark, none can imitate a line of the program.
     """
-    lines = text.split("\n")
-    if not text.replace("\n", "").isprintable():
-        lines = list(map(printable, lines))
+    lines = [printable(line) for line in text.split("\n")]
     if columns is None:
         return lines
     columns, rows = max(columns, 8), []
     for line in lines:
-        if len(line) <= columns and line.isascii() and "\t" not in line:
-            rows.append(line)
-            continue
-        at = 0
-        while True:
-            row = line[at : at + columns]
-            while (over := _width(row) - columns) > 0:
-                row = row[: -over // (8 if "\t" in row else 2)]
-            if at + len(row) < len(line):
-                row = row[: row.rfind(" ") + 1] or row
-            rows.append(row)
-            at += len(row)
-            if at >= len(line):
+        line = line.expandtabs()
+        ends = list(itertools.accumulate(map(_width, line)))  # the column in which each character ends
+        at = begun = 0
+        while at + columns < len(line) or (ends and ends[-1] - begun > columns):
+            whole = end = bisect.bisect_right(ends, begun + columns, at)
+            if end == len(line):
                 break
+            while end > at and _belong_together(line[end - 1], line[end]):
+                end -= 1
+            end = line.rfind(" ", at, end + 1) + 1 or end
+            end = min(end, whole) if end > at else whole
+            rows.append(line[at:end])
+            at, begun = end, ends[end - 1]
+        rows.append(line[at:])
     return rows
 
 
-def _width(text: str) -> int:
-    """Return how many columns a text takes, or more."""
-    return 2 * len(text) - len(text.encode("ascii", "ignore")) + 7 * text.count("\t")
+@functools.lru_cache(maxsize=4096)
+def _width(character: str) -> int:
+    """Return how many columns a character takes at the most."""
+    if character.isascii():
+        return 1
+    category, wide = unicodedata.category(character), unicodedata.east_asian_width(character)
+    if category in ("Mn", "Me", "Cf"):  # combining, or a joiner; but U+FE0F makes an emoji of what it follows
+        return int(character == "\ufe0f")
+    ambiguous = locale.setlocale(locale.LC_CTYPE)[:2] in ("zh", "ja", "ko")
+    return 2 if wide in ("W", "F") or category == "Cn" or (ambiguous and wide == "A") else 1
 
 
-# ==================================================================================================
-# Above this line, bytes go in and bytes come out. Below it is a person at a terminal, for both programs.
-# ==================================================================================================
-
-# Whether the prompt is there all the time. It needs GNU readline (libedit never calls the hook) and timers;
-# elsewhere it is there in one's own turn. (On Windows, the terminal itself edits lines.)
-try:
-    import readline
-
-    ALWAYS_PROMPT = "libedit" not in (readline.__doc__ or "")
-except ImportError:
-    ALWAYS_PROMPT = False
-OBEYS_ESCAPES = os.environ.get("TERM", "dumb") != "dumb"  # whether the terminal knows more than letters
-ERASE_ROW, ERASE_ROW_ABOVE = ("\r\x1b[K", "\x1b[A\r\x1b[K") if OBEYS_ESCAPES else ("\n", "")
-TICK = 0.02  # seconds between two looks for something that arrived, while a person types
-LINE_LIMIT = TEXT_LIMIT + 2  # bytes of a line from a pipe: the longest text, and its end
-INBOX_LIMIT = 100
-READLINE_SETTINGS = ["disable-completion on", "horizontal-scroll-mode on"]  # the prompt is always one row
-if OBEYS_ESCAPES:
-    READLINE_SETTINGS.append("enable-bracketed-paste on")  # lines that are pasted together are one message
-BUSY = "Bob is talking to somebody else; try again later"
-CONNECTED_AGAIN = "you connected again, and go on there"
-NOT_ACCEPTED = "your key was not accepted"
-NOT_NOW = "the question about your key was not answered; try again later"
-QUESTION_SECONDS = 600.0  # that a question may keep others away from Bob
-TAKEOVER_SECONDS = 0.05  # for a goodbye to a connection that was replaced by another
-LEAVING_SIGNALS = [
-    getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGQUIT") if hasattr(signal, name)
-]
-HELP = """\
-Type a line and press Enter to send it, when it is your turn. Lines that you paste together are one message.
-  /words   show the six words
-  /help    show this
-  /quit    leave, as Ctrl-D and Ctrl-C"""
+def _belong_together(before: str, after: str) -> bool:
+    """Whether a row may not end between two characters: they make one letter, emoji or flag."""
+    return (
+        before == "\u200d"
+        or unicodedata.category(after) in ("Mn", "Me", "Cf")
+        or "\U0001f3fb" <= after <= "\U0001f3ff"  # a skin colour
+        or ("\U0001f1e6" <= before <= "\U0001f1ff" and "\U0001f1e6" <= after <= "\U0001f1ff")
+    )
 
 
-class NoConnection(Exception):
-    """There is no connection, or none can be waited for."""
-
-
-class PersonLeft(Exception):
-    """The person at this terminal leaves the conversation."""
-
-
-class NotAccepted(TrustError):
-    """The person does not accept the peer's key."""
-
-
-class Replaced(Exception):
-    """Another connection, `channel`, takes the place of this one."""
-
-    def __init__(self, channel: Channel) -> None:
-        super().__init__()
-        self.channel = channel
-
-
-class Woken(Exception):
-    """Something has arrived while a person was typing."""
-
-
-# How each failure is told, and the exit status. An OSError that is none of the others comes from standard
-# input or output: the network's errors become ConnectionCut or NoConnection, the disk's FileError.
-FAILURES: dict[type[Exception], tuple[str, int]] = {
-    argparse.ArgumentTypeError: ("Usage", 2),
-    NoConnection: ("No connection", 1),
-    ConnectionCut: ("Cut off", 1),
-    FileError: ("Stopped", 1),
-    OSError: ("Stopped: cannot use the terminal, or the pipe in its place", 1),
-    MemoryError: ("Stopped: there is not enough memory", 1),
-    ProtocolError: ("Broken off", 3),
-    TrustError: ("Refused", 3),
-}
-
-
-def describe(error: Exception) -> tuple[str, int]:
-    """Return how a failure is told, and the exit status that goes with it."""
-    told, status = next(FAILURES[kind] for kind in type(error).__mro__ if kind in FAILURES)
-    return (f"{told}: {error}" if str(error) else told), status
-
-
-class Inbox:
-    """What other threads hand to the main thread: lines to show, and channels. No thread ever waits for it.
-
-    It has a file descriptor, which is ready to be read while there is something in it.
-    """
-
-    def __init__(self) -> None:
-        self._items: deque[str | Channel] = deque()
-        self._ours, self._theirs = socket.socketpair()
-        self._ours.setblocking(False)
-        self._theirs.setblocking(False)
-
-    def fileno(self) -> int:
-        return self._ours.fileno()
-
-    def wake_on_signals(self, wake: bool) -> None:
-        """Let each signal end a `select` for this inbox, also one that comes just before it."""
-        signal.set_wakeup_fd(self._theirs.fileno() if wake else -1, warn_on_full_buffer=False)
-
-    def put(self, item: str | Channel) -> bool:
-        """Add an item; return False, and drop it, where there is no room."""
-        if len(self._items) >= INBOX_LIMIT:
-            return False
-        self._items.append(item)
-        with contextlib.suppress(BlockingIOError):
-            self._theirs.send(b"!")
-        return True
-
-    def take(self) -> list[str | Channel]:
-        """Return and remove all items."""
-        with contextlib.suppress(BlockingIOError):
-            while self._ours.recv(4096):
-                pass
-        return [self._items.popleft() for _ in range(len(self._items))]
+def is_terminal(stream: TextIO) -> bool:
+    """Whether this is a terminal. (Of Windows' NUL, isatty() is true.)"""
+    raw = getattr(getattr(stream, "buffer", None), "raw", None)
+    return stream.isatty() and (sys.platform != "win32" or type(raw).__name__ == "_WindowsConsoleIO")
 
 
 def columns(stream: TextIO) -> int | None:
     """Return the width of a terminal, None of anything else."""
-    return (os.get_terminal_size(stream.fileno()).columns or 80) if stream.isatty() else None
+    if not is_terminal(stream):
+        return None
+    with contextlib.suppress(OSError):
+        return os.get_terminal_size(stream.fileno()).columns or 80
+    return 80
 
 
 def marked(mark: str, text: str, stream: TextIO) -> str:
@@ -1597,8 +1483,55 @@ def marked(mark: str, text: str, stream: TextIO) -> str:
     return mark + f"\n{'|':>{len(mark) - 1}} ".join(screen_lines(text, width and width - len(mark)))
 
 
+# -------------------------------------------------------------------------------------- console
+
+# Another module of that name (of PyPy, or for Windows) is not taken for readline.
+HAS_READLINE = False
+if sys.platform != "win32" and sys.implementation.name == "cpython":
+    with contextlib.suppress(ImportError):
+        import readline
+
+        HAS_READLINE = True
+QUIET = 0.3  # seconds without a key, after which what was typed ahead is over
+SLICE = 0.05  # seconds between two looks where one cannot wait for two things, or for Ctrl-C (on Windows)
+LINE_LIMIT = TEXT_LIMIT + 2  # bytes of a line from a pipe: the longest text, and its end
+TERMINAL_LINE = 4095  # bytes that a terminal without readline hands over at most: the rest may be lost
+QUEUE_LIMIT = 100  # lines of other threads that wait for the screen
+LEAVING_SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP", "SIGQUIT", "SIGBREAK")
+HELP = """\
+Type a line and press Enter to send it, when it is your turn.
+  /words   show your three words
+  /help    show this
+  /quit    leave, as Ctrl-D; Ctrl-C leaves at any moment
+To send a line that begins with /, put a space before it."""
+
+
+class UsageError(ChatError):
+    """The command line, or an address, cannot be used."""
+
+    told, status = "Usage", 2
+
+
+class NoConnection(ChatError):
+    """There is no connection, or none can be waited for."""
+
+    told = "No connection"
+
+
+class NoConversation(ChatError):
+    """There is a connection, but no conversation comes of it."""
+
+    told = "No conversation"
+
+
+class PersonLeft(ChatError):
+    """The person at this terminal leaves. The status is 1 if a line from a pipe could not be sent."""
+
+    told, status = "You left", 0
+
+
 class Console:
-    """What one person sees and types. Only the main thread uses it, except for the inbox.
+    """What one person sees and types. Only the main thread uses it, except for the queue.
 
     The conversation goes to standard output, everything else to standard error. At a terminal, lines are
     typed at a prompt; from a pipe, each line is a message.
@@ -1606,36 +1539,38 @@ class Console:
 
     def __init__(self, role: Role) -> None:
         self.me, self.peer = role.value.title(), role.peer.value.title()
-        self.has_person = sys.stdin.isatty()
-        self.has_prompt = self.has_person and sys.stdout.isatty()
-        self.can_ask = self.has_person and sys.stderr.isatty()
-        self.inbox = Inbox()
-        self.post: Callable[[str], object] = self.inbox.put  # shows a line of another thread
-        self.status = 0  # the exit status after a goodbye: 1 if a line from a pipe could not be sent
-        self.draft = ""  # typed at the prompt, and not sent yet
-        self.leaving = 0  # the signal that asked the program to end
-        self._screen_is_gone = False  # whether a stopped screen was given up then
-        self._leaves_by = 0.0
-        self._erase = ""  # what takes a prompt, or progress, away that stands in the last row of the screen
-        self._ahead = False  # whether something had been typed already when the prompt came
-        self._lines: list[str] = []  # typed at the prompt, and not used yet
-        self._typed = bytearray()  # read from standard input without a prompt, and not used yet
-        self._ended = False  # whether standard input has ended
-        self.nowhere = os.open(os.devnull, os.O_RDWR)
+        self.screen = sys.stdout if is_terminal(sys.stdout) else sys.stderr  # where the prompt is
+        self.has_prompt = is_terminal(sys.stdin) and is_terminal(self.screen)
+        self.can_ask = is_terminal(sys.stdin) and is_terminal(sys.stderr)
+        self.queue: queue.SimpleQueue[str | Channel] = queue.SimpleQueue()  # from other threads
+        self._edits = self.has_prompt and self.screen is sys.stdout and (HAS_READLINE or os.name == "nt")
+        self._editing = False
+        self._row = ""  # a prompt, or progress, that stands in the last row of the screen
+        self._typed = bytearray()  # read from a pipe, and not used yet
+        self._ended = False  # whether the pipe has ended
+        self._leaving = False
+        self._holds_signals = False
+        self._quiet = False  # whether the terminal hands over single keys, and shows none
+        if sys.platform != "win32":
+            self._as_found = termios.tcgetattr(sys.stdin) if is_terminal(sys.stdin) else None
 
     # What a person sees.
 
     def write(self, text: str, stream: TextIO) -> None:
         """Write in one go, in the place of a prompt or of progress. Raises OSError."""
-        erase, self._erase = self._erase, ""
-        if erase and not stream.isatty():
-            (sys.stdout if sys.stdout.isatty() else sys.stderr).write(erase)
-            erase = ""
-        if sys.platform != "win32":
-            while not select.select([], [stream], [], 1.0)[1]:
-                pass  # a stopped screen: a signal always ends this wait, but not always a write
-        stream.write(erase + text)
+        if self._row:
+            self.screen.write(f"\r{' ' * len(self._row)}\r")
+            self.screen.flush()
+            self._row = ""
+        stream.write(text)
         stream.flush()
+
+    def show_row(self, text: str) -> None:
+        """Show a row that whatever is written next takes the place of, on a terminal only."""
+        if is_terminal(self.screen):
+            row = text[: (columns(self.screen) or 80) - 1]
+            self.write(row, self.screen)
+            self._row = row
 
     def notice(self, text: str) -> None:
         """Tell the person something that is not part of the conversation. Raises OSError.
@@ -1651,248 +1586,203 @@ class Console:
                 rows += textwrap.wrap(line, max(width, 20), break_long_words=False, break_on_hyphens=False)
         self.write("".join(row + "\n" for row in rows), sys.stderr)
 
-    def progress(self, text: str) -> None:
-        """Show a row that the next one takes the place of, on a terminal only."""
-        if sys.stderr.isatty():
-            self.write(text[: (columns(sys.stderr) or 80) - 1], sys.stderr)
-            self._erase = ERASE_ROW
-
     def show(self, name: str, text: str) -> None:
         """Show a message of the peer's. At a terminal, a check mark says that it was verified."""
         mark = f"{name}: "
-        if sys.stdout.isatty():
+        if is_terminal(sys.stdout):
             mark = f"{name} \N{CHECK MARK} " if "utf" in sys.stdout.encoding.lower() else f"{name} + "
         rows = marked(mark, text, sys.stdout)
-        if sys.stdout.isatty() and OBEYS_ESCAPES and "NO_COLOR" not in os.environ:
+        if (
+            is_terminal(sys.stdout)
+            and "NO_COLOR" not in os.environ
+            and os.environ.get("TERM", "dumb") != "dumb"
+        ):
             rows = f"\x1b[32m{mark}\x1b[0m" + rows[len(mark) :]
         self.write(rows + "\n", sys.stdout)
 
-    def show_own(self, text: str) -> None:
-        """Show a message that was sent, in the place of the row in which it was typed."""
-        self.draft = ""
-        if self.has_prompt:
-            self.write(marked(f"{self.me}: ", text, sys.stdout) + "\n", sys.stdout)
-
-    def show_goodbye(self, name: str, goodbye: Message, *, trusted: bool = True) -> None:
-        """Show who left. From somebody who is not trusted yet, only this program's own reasons are shown."""
-        known = trusted or goodbye.text in (BUSY, CONNECTED_AGAIN, NOT_ACCEPTED, NOT_NOW)
-        reason = goodbye.text if known else ""
-        told = marked(f"{name} left: ", reason, sys.stderr) if reason else f"{name} left."
-        self.write(told + "\n", sys.stderr)
-        if goodbye.crossed:
-            self.notice(f"{name} left before the last message had arrived.")
-
-    def finish_row(self) -> None:
-        """Keep what stands in the last row of the screen, and begin the next row."""
-        unfinished, self._erase = self._erase == ERASE_ROW, ""
-        if unfinished:
-            with contextlib.suppress(OSError):
-                self.write("\n", sys.stdout if sys.stdout.isatty() else sys.stderr)
+    def tell(self, text: str) -> None:
+        """Show a line; from another thread, through the queue, as long as there is room in it."""
+        if threading.current_thread() is threading.main_thread():
+            self.notice(text)
+        elif self.queue.qsize() < QUEUE_LIMIT:
+            self.queue.put(text)
 
     # What a person types.
 
-    def ask(self, question: str) -> str:
-        """Return the answer to a question outside of a conversation. Ctrl-D and /quit are as Ctrl-C."""
-        answer = None
+    def prompt(self, question: str, connection: socket.socket | None = None) -> str | None:
+        """Return the line that a person types, or None as soon as the connection has something first.
+
+        What was typed before is dropped: it was no answer to what the screen shows now. Until the first key,
+        the terminal is quiet, and that key is left unread for input(), which does all the editing. (Without
+        readline, a key that was waited for could not be taken back: then only input() waits.) Raises
+        EOFError, and MessageError.
+        """
+        self.drop_typed()
+        self.show_row(question)
+        if self._edits:
+            key, _ = self._wait(keys=True, connection=connection)
+            if not key:
+                self.write("", self.screen)
+                return None
+        self.set_quiet(False)
         try:
-            while answer is None:
-                answer = self._prompted_line(question, lambda: False)
-        except PersonLeft:
-            raise KeyboardInterrupt from None
-        self.draft = self._erase = ""
-        if answer.strip().lower() == "/quit":
-            raise KeyboardInterrupt
-        return answer.strip()
+            if self._edits:
+                self.write("", self.screen)
+                self._row, self._editing = question, True
+                return input(question).rstrip("\n")  # a paste may end with one
+            line = sys.stdin.readline()
+        finally:
+            self._editing, self._row = False, ""
+            self.set_quiet(True)
+        if not line:
+            raise EOFError
+        line = line.removesuffix("\n")
+        if len(os.fsencode(line)) >= TERMINAL_LINE:
+            raise MessageError("the line is too long for this terminal, and its end may be lost; use a pipe")
+        return line
 
     def next_line(self, channel: Channel) -> str | None:
-        """Return what the person says next, or None when something may have arrived. Raises PersonLeft."""
-        others: list[Waitable] = [channel.frames.socket, self.inbox]
-        if not channel.my_turn and not (self.has_prompt and ALWAYS_PROMPT):
-            select.select(others, [], [])
-            return None
-        if not self.has_prompt:
-            data = self.read_line(others)
-            if data == b"":
-                raise PersonLeft
-            line = data and data.removesuffix(b"\n").removesuffix(b"\r")
-            return line if line is None else line.decode(sys.stdin.encoding, "surrogateescape")
-        self._ahead = sys.platform != "win32" and bool(select.select([sys.stdin], [], [], 0)[0])
-        prompt = f"{self.me}: " if channel.my_turn else f"({self.peer}'s turn) "
-        typed = self._prompted_line(prompt, lambda: bool(select.select(others, [], [], 0)[0]))
-        return typed if typed is None else self._obey(typed, channel)
+        """Return what the person says, in their own turn, or None if the connection has something first.
 
-    def _obey(self, line: str, channel: Channel) -> str | None:
-        """Return a line that can be sent now; do what a command asks for. Other lines stay the draft."""
-        command = line.strip().lower()
-        answers = {"/help": HELP, "/words": f"Words: {channel.words}"}
-        if command == "/quit" or command in answers:
-            self.draft = ""
-        if command == "/quit":
-            raise PersonLeft
-        if command in answers:
-            self.notice(answers[command])
-        elif line.startswith("/"):
-            self.notice(
-                "Not sent: a line that begins with / is a command. To send it, put a space before it."
-            )
-        elif not channel.my_turn:
-            self.notice(f"Not sent: it is {self.peer}'s turn. Your line is kept.")
-        elif self._ahead:
-            self.notice("Not sent: you typed this before you could see what it answers. Enter sends it.")
-        else:
-            return line
-        return None
-
-    def _prompted_line(self, prompt: str, ready: Callable[[], bool]) -> str | None:
-        """Return a line that was typed at the prompt, or None as soon as `ready` or continued after Ctrl-Z.
-
-        `readline` does all the editing. A timer looks again and again whether something is ready. Then an
-        exception ends input(), and what has been typed becomes the draft, with which the next line begins.
+        Raises EOFError when the person leaves, and MessageError for a line that cannot be sent.
         """
-        begun = False
-        last = time.monotonic()
+        if not self.has_prompt:
+            return self._line_from_pipe(channel.frames.socket)
+        while True:
+            line = self.prompt(f"{self.me}: ", channel.frames.socket)
+            if line is None or not line.startswith("/"):
+                return line
+            command = line.strip().lower()
+            if command == "/quit":
+                raise EOFError
+            known = {"/help": HELP, "/words": f"Your words: {' '.join(channel.own_words)}"}
+            unknown = (
+                f"Not sent: {command} is no command; /help lists them. To send it, put a space before it."
+            )
+            self.notice(known.get(command, unknown))
 
-        def begin() -> None:
-            nonlocal begun
-            readline.insert_text(self.draft)
-            begun = True
+    def wait_for_peer(self, connection: socket.socket) -> None:
+        """Wait, in the other side's turn, until the connection has something. What is typed is not kept."""
+        waiting = f"({self.peer}'s turn; Ctrl-C leaves)"
+        keys, told = self.has_prompt, False
+        self.set_quiet(keys)
+        if keys:
+            self.show_row(waiting)
+        while not self._wait(keys, connection)[1]:
+            keys = self.drop_typed(0.0)
+            if not told:
+                self.notice(f"It is {self.peer}'s turn; this is not kept.")
+                self.show_row(waiting)
+                told = True
+        self.write("", self.screen)
 
-        def tick(_: int, frame: FrameType | None) -> None:
-            nonlocal last
-            now = time.monotonic()
-            was_stopped, last = now - last > 10 * TICK, now
-            # Not in begin(), where an exception is lost: so may a signal's have been, before the line began.
-            in_input = frame is not None and frame.f_code is Console._prompted_line.__code__
-            if in_input and (self.leaving or (begun and (was_stopped or ready()))):
-                signal.setitimer(signal.ITIMER_REAL, 0)
-                if begun:
-                    self.draft = readline.get_line_buffer()
-                raise Woken
+    def drop_typed(self, quiet: float = QUIET) -> bool:
+        """Drop what was typed at a terminal until now, and until no key has come for `quiet` seconds.
 
-        if self._erase:  # the prompt of before
-            self.write("", sys.stdout)
-        self._erase = ERASE_ROW
-        try:
-            if ALWAYS_PROMPT:
-                self.inbox.wake_on_signals(False)  # the timer is one
-                readline.set_startup_hook(begin)
-                signal.signal(signal.SIGALRM, tick)
-                signal.siginterrupt(signal.SIGALRM, False)  # or else what readline writes then would be lost
-                signal.setitimer(signal.ITIMER_REAL, TICK, TICK)
-            try:
-                # All of it in C: no exception comes between the end of input() and the line being kept.
-                self._lines.extend(map(input, [prompt]))
-            finally:
-                if ALWAYS_PROMPT:
-                    signal.setitimer(signal.ITIMER_REAL, 0)
-                    self.inbox.wake_on_signals(True)
-        except EOFError:
-            self.finish_row()
-            raise PersonLeft from None
-        except (Woken, SystemError):  # CPython raises SystemError where two signals raise at once
-            pass
-        if self.leaving:
-            self._leave()
-        if not self._lines:
-            return None
-        self._erase, self.draft = ERASE_ROW_ABOVE, self._lines.pop(0).rstrip("\n")  # a paste may end with one
-        return self.draft
+        Return False if the terminal is gone.
+        """
+        if not is_terminal(sys.stdin):
+            return True
+        self.set_quiet(True)
+        with contextlib.suppress(OSError):
+            while self._wait(keys=True, seconds=quiet)[0]:
+                if sys.platform == "win32":
+                    msvcrt.getwch()
+                elif not os.read(sys.stdin.fileno(), 65536):
+                    return False
+            return True
+        return False
 
-    def read_line(self, others: Sequence[Waitable], seconds: float | None = None) -> bytes | None:
-        """Return a line of standard input with its end, b"" after the last; None if `others` are ready.
+    def set_quiet(self, quiet: bool) -> None:
+        """Let the terminal hand over single keys and show none, or put it back as it was found."""
+        if quiet != self._quiet:
+            self._quiet = quiet
+            self._set_terminal()
 
-        What was read of a line is kept, whatever interrupts the reading: a line is returned whole. (What is
-        too long to be sent is returned too long, but not to its end.) Raises TimeoutError after `seconds`.
+    def _set_terminal(self) -> None:
+        if sys.platform != "win32" and self._as_found:
+            mode = [*self._as_found[:6], [*self._as_found[6]]]
+            if self._quiet:
+                mode[3] &= ~(termios.ICANON | termios.ECHO)
+                mode[6][termios.VMIN], mode[6][termios.VTIME] = 1, 0
+            with contextlib.suppress(termios.error):  # the terminal is gone
+                termios.tcsetattr(sys.stdin, termios.TCSANOW, mode)
+
+    def _wait(
+        self, keys: bool, connection: socket.socket | None = None, seconds: float | None = None
+    ) -> tuple[bool, bool]:
+        """Wait for a key, or for the connection; return which of them is there."""
+        if self._leaving:  # a signal whose exception was lost
+            raise KeyboardInterrupt
+        watched: list[socket.socket | TextIO] = [connection] if connection else []
+        if sys.platform == "win32":
+            end = math.inf if seconds is None else time.monotonic() + seconds
+            while True:
+                arrived = bool(watched and select.select(watched, [], [], 0)[0])
+                key = keys and msvcrt.kbhit()
+                if key or arrived or time.monotonic() >= end:
+                    return key, arrived
+                time.sleep(SLICE)
+        ready = select.select([*watched, sys.stdin] if keys else watched, [], [], seconds)[0]
+        return sys.stdin in ready, connection in ready
+
+    def _line_from_pipe(self, connection: socket.socket) -> str | None:
+        """Return the next line of standard input; None if the connection has something first.
+
+        A line is returned whole, whatever interrupts the reading. (What is too long to be sent is returned
+        too long, but not to its end.) Raises EOFError.
         """
         stdin = sys.stdin.fileno()
-        while True:
-            whole = self._ended or b"\n" in self._typed
-            if sys.platform != "win32":
-                waiting = [*others] if whole else [*others, stdin]
-                ready = select.select(waiting, [], [], 0 if whole else seconds)[0]
-                if ready not in ([], [stdin]):
-                    return None
-                if not (ready or whole):
-                    raise TimeoutError
-            if whole:
-                line, end, self._typed = self._typed.partition(b"\n")
-                return bytes(line + end)
+        while not (self._ended or b"\n" in self._typed):
+            if self._wait(keys=True, connection=connection)[1]:
+                return None
             data = os.read(stdin, 65536)
             self._ended = not data
             begin, newline, rest = data.partition(b"\n")
             self._typed += begin[: max(0, LINE_LIMIT + 1 - len(self._typed))] + newline + rest
-
-    def begin_answer(self, question: str) -> None:
-        """Ask; `read_answer` tells what is answered."""
-        self.write(question, sys.stderr)
-        self._erase = ERASE_ROW
-
-    def read_answer(self, others: Sequence[Waitable], seconds: float | None) -> str | None:
-        """Return an answer, "" for Ctrl-D; None as soon as one of `others` is ready. Raises TimeoutError."""
-        data = self.read_line(others, seconds)
-        if data is None:
+        if self._wait(keys=False, connection=connection, seconds=0)[1]:
             return None
-        if data:
-            self._erase = ""
-        self.finish_row()
-        self._ended = False  # Ctrl-D ends the answer, not the terminal
-        return data.decode(errors="replace")
+        if not self._typed:
+            raise EOFError
+        line, _, self._typed = self._typed.partition(b"\n")
+        return line.removesuffix(b"\r").decode(sys.stdin.encoding, "surrogateescape")
 
-    def takes_back_ctrl_c(self) -> bool:
-        """Whether Ctrl-C was an answer only: then the program goes on, if there is still a screen."""
-        if self.leaving != signal.SIGINT or self._screen_is_gone:
-            return False
-        self.leaving = 0
-        self.finish_row()
-        return True
-
-    def forget_input(self) -> None:
-        """Drop what was typed at a terminal until now: it was not an answer to what comes next."""
-        self.draft = ""
-        if sys.stdin.isatty():
-            self._typed.clear()
-            if sys.platform != "win32":
-                with contextlib.suppress(termios.error):
-                    termios.tcflush(sys.stdin.fileno(), termios.TCIFLUSH)
+    # Signals.
 
     def on_signal(self, number: int, _: object) -> None:
-        """End what is being done, by KeyboardInterrupt; from now on, a stopped screen holds up nothing.
+        """Leave at the first signal; at the second, put the terminal back and end at once."""
+        if self._leaving:
+            self.set_quiet(False)
+            os._exit(128 + number)
+        self._leaving = True
+        if not self._holds_signals:
+            raise KeyboardInterrupt
 
-        Further signals are ignored for as long as a goodbye may take.
-        """
-        # Before any call: calls fail where another exception (Woken) is on its way. The signal must count.
-        earlier, self.leaving = self.leaving, number
-        if earlier and time.monotonic() < self._leaves_by:
-            self.leaving = earlier
-            return
-        self._leave()
+    def on_continue(self, *_: object) -> None:
+        """After Ctrl-Z and fg: the terminal as it was, and the prompt again."""
+        if self._row and self.has_prompt:
+            typed = ""
+            if self._editing and HAS_READLINE:
+                typed = readline.get_line_buffer()
+            else:
+                self._set_terminal()
+            self.screen.write(f"\r{self._row}{typed}")
+            self.screen.flush()
 
-    def _leave(self) -> NoReturn:
-        self._leaves_by = time.monotonic() + 3 * GOODBYE_SECONDS
-        if self.leaving == signal.SIGINT and sys.stderr.isatty():
-            self._erase = self._erase or ERASE_ROW  # the terminal shows ^C in the last row
-        if sys.platform != "win32":
-            for stream in (sys.stdout, sys.stderr):
-                if not select.select([], [stream], [], 0)[1]:
-                    os.dup2(self.nowhere, stream.fileno())
-                    self._screen_is_gone = True
-        raise KeyboardInterrupt
-
-    def on_lost_exception(self, lost: sys.UnraisableHookArgs) -> None:
-        """A signal that came in a finalizer, where its exception is lost, comes once more."""
-        if lost.exc_type is not KeyboardInterrupt:
-            sys.__unraisablehook__(lost)
-            return
-
-        def come_again(number: int = self.leaving) -> None:
-            self.leaving = 0  # not sooner: another signal would be raised in here
-            os.kill(os.getpid(), number)
-
-        threading.Timer(TICK, come_again).start()
+    @contextlib.contextmanager
+    def to_its_end(self) -> Iterator[None]:
+        """Let no signal interrupt what is done: no record is left half sent without a second one."""
+        self._holds_signals = True
+        try:
+            yield
+        finally:
+            self._holds_signals = False
+        if self._leaving:
+            raise KeyboardInterrupt
 
 
 class StepHandler(logging.Handler):
-    """Shows the steps of the protocol, shortened or whole. It has no lock that a thread could wait for."""
+    """Shows the steps of the protocol: values shortened, or whole. It has no lock to wait for."""
 
     def __init__(self, console: Console, whole: bool) -> None:
         super().__init__()
@@ -1900,20 +1790,27 @@ class StepHandler(logging.Handler):
         self._whole = whole
 
     def handle(self, record: logging.LogRecord) -> bool:
-        rows = [record.getMessage()[:1].upper() + record.getMessage()[1:] + "."]
-        width = max(columns(sys.stderr) or 100, 40) - 15
+        rows = [f"{record.getMessage()}. [{record.filename}: {record.funcName}]"]
+        width = (max(columns(sys.stderr) or 100, 40) - 15) // 16 * 16
         for name, value in self._parts(getattr(record, "values", {})):
-            text = (to_bytes(value) if isinstance(value, int) else bytes(value)).hex()
-            if len(text) > width and not self._whole:
-                size = f"... ({len(text) // 2} bytes)"
-                text = text[: width - len(size)] + size
-            parts = [text[at : at + width] for at in range(0, len(text), width)] or [""]
-            rows += [f"  {name:11}  {parts[0]}", *(f"  {'':11}  {part}" for part in parts[1:])]
-        if threading.current_thread() is threading.main_thread():
-            self._console.notice("\n".join(rows))
-        else:
-            self._console.post("\n".join(rows))
+            data = to_bytes(value) if isinstance(value, int) else bytes(value)
+            rows += [
+                f"  {name:11}  {part}" if n == 0 else f"  {'':11}  {part}"
+                for n, part in enumerate(self._rows(data, width))
+            ]
+        self._console.tell("\n".join(rows))
         return True
+
+    def _rows(self, data: bytes, width: int) -> list[str]:
+        """Return hexadecimal rows of an even width; a text beside its bytes, a run of zeros counted."""
+        text = data.hex()
+        if len(data) > 8 and not data.strip(b"\0"):
+            return [f"{len(data)} zero bytes"]
+        if data.isascii() and data.decode("ascii").isprintable() and 0 < len(data) <= width // 4:
+            return [f'{text}  "{data.decode("ascii")}"']
+        if len(text) > width and not self._whole:
+            return [f"{text[: width - 16]}... ({len(data)} bytes)"]
+        return [text[at : at + width] for at in range(0, len(text), width)] or ["(empty)"]
 
     @staticmethod
     def _parts(values: dict[str, Buffer | int]) -> Iterator[tuple[str, Buffer | int]]:
@@ -1927,219 +1824,189 @@ class StepHandler(logging.Handler):
                 yield name, value
 
 
-# A conversation, from the question of trust to the goodbye.
+# ---------------------------------------------------- a conversation, from the question to the goodbye
 
 
 @contextlib.contextmanager
 def hanging_up(console: Console, channel: Channel) -> Iterator[None]:
-    """Hang up at the end, after a goodbye unless the line is broken. Ctrl-C becomes PersonLeft."""
+    """Hang up at the end, after a goodbye unless the line is broken; put the terminal back."""
     try:
         yield
-    except (KeyboardInterrupt, PersonLeft):
-        for step in (console.finish_row, channel.close):
-            with contextlib.suppress(KeyboardInterrupt):  # a second one cuts the goodbye short
-                step()
-        raise PersonLeft from None
-    except TrustError as error:
-        channel.close(NOT_ACCEPTED if isinstance(error, NotAccepted) else NOT_NOW)
+    except (ProtocolError, ConnectionCut):
         raise
-    except (ConnectionCut, ProtocolError, Replaced):
-        raise
-    except BaseException:
-        channel.close()
+    except BaseException as reason:
+        if not channel.close() and isinstance(reason, (PersonLeft, KeyboardInterrupt)):
+            console.notice(f"The goodbye could not be sent: {console.peer} sees that the line was cut.")
         raise
     finally:
         channel.frames.hang_up()
-        if console.draft:
-            console.notice(f"This was not sent:\n  {console.draft}")
-            console.draft = ""
-        if channel.transcript:
+        console.set_quiet(False)
+        if channel.transcript.path:
             script = "bob_server.py" if channel.role is Role.BOB else "alice_client.py"
             path = shlex.quote(str(channel.transcript.path))
             console.notice(f"To check what was said:\n  python3 {script} --verify {path}")
 
 
-def take_inbox(console: Console, current: Channel | None) -> Channel | None:
-    """Show what other threads told; return the channel that takes the place of the current one, if any."""
-    latest = current
-    for item in console.inbox.take():
-        if isinstance(item, str):
-            console.notice(item)
-            continue
-        if latest is not None:
-            same = latest.peer_key == item.peer_key
-            console.notice(
-                f"{console.peer} {'connected again' if same else 'is here, with a key that you know'}."
-            )
-            latest.close(CONNECTED_AGAIN if same else BUSY, TAKEOVER_SECONDS)
-        latest = item
-    return None if latest is current else latest
-
-
-def meet(console: Console, channel: Channel, peer: PinnedPeer, transcripts: Path | None) -> None:
+def meet(console: Console, channel: Channel, peer: PinnedPeer) -> None:
     """Settle who is at the other end, pin a new key, and say how to begin. Raises TrustError for a no."""
-    key, name = channel.peer_key, console.peer
-    trust = peer.check(key)  # once more: it may have been pinned since the handshake
+    key, trust, name = channel.peer_key, channel.trust, console.peer
+    own, their = " ".join(channel.own_words), "Her" if name == "Alice" else "His"
     if trust.settled:
-        console.notice(f"{name} is here, with the key you {'know' if trust.known else 'asked for'}.")
+        console.notice(f"{name} is here, with the key you {'know' if trust.known else 'asked for'}:")
         console.notice(f"  {fingerprint(key)}")
-        asked = False
+        console.notice(f"If {name} asks for your words, read them out:  {own}")
     else:
-        console.notice(f"{name} is here. This key is new to you:")
-        console.notice(f"  {fingerprint(key)}")
-        if trust.also:
-            console.notice(f"You know the same key as: {', '.join(trust.also)}.")
-        if trust.others:
-            console.notice(f"You know other keys as: {', '.join(trust.others)}.")
-        asked = console.has_person
-    console.notice(f"Words: {channel.words}")
-    if asked:
-        ask_about_key(console, channel)
+        also = f"a key that you know as {', '.join(trust.also)}"
+        told = (
+            f"{name} is here, with {also}:" if trust.also else f"{name} is here. {their} key is new to you:"
+        )
+        console.notice(f"{told}\n  {fingerprint(key)}")
+        console.notice(f"Read these words to {name}, by telephone or in person:  {own}")
+        ask_for_words(console, channel)
+    trace("The words are made of th and r", words=" ".join(channel.own_words + channel.other_words).encode())
     if not trust.known:
-        line = peer.pin(key)
-        console.notice(f"The key is pinned. If {name} finds other words, leave, and delete this line:")
-        console.notice(f"  {peer.path}, line {line}")
-    if transcripts:
-        channel.transcript = Transcript(transcripts, channel.role, channel.beginning)
+        try:
+            peer.pin(key)
+        except TrustError as error:
+            raise FileError(f"{error}: another program has pinned one while you were asked") from None
+        console.notice("The key is pinned.")
+    channel.transcript.begin(channel.role)
+    if channel.transcript.path:
         console.notice("Whoever has this file can read the conversation, and check who said what:")
         console.notice(f"  {channel.transcript.path}")
-    console.forget_input()
-    first = "You speak" if channel.role is Role.ALICE else f"{name} speaks"
-    console.notice(
-        f"{first} first. {name} may still be deciding about your key. /help lists what you can type."
-    )
+    first = "You speak first." if channel.role is Role.ALICE else f"{name} speaks first."
+    deciding = "" if trust.known else f" {name} may still be deciding about your key."
+    commands = " /help lists what you can type." if console.has_prompt else ""
+    console.notice(first + deciding + commands)
 
 
-def ask_about_key(console: Console, channel: Channel) -> None:
-    """Ask until the person has accepted the key. Raises TrustError for a no.
+def ask_for_words(console: Console, channel: Channel) -> None:
+    """Ask for the words that the other side reads out, until they are typed. Raises TrustError for a no.
 
-    The question is about this connection alone: input from before is dropped, and no record is opened
-    while it stands. It is void when the connection ends (ConnectionCut) or is replaced (Replaced).
+    They are the yes. No record is opened while the question stands, but for a goodbye that Alice is told of.
     """
-    name, presented = console.peer, fingerprint(channel.peer_key)
-    no = NotAccepted(f"you did not accept {name}'s key; nothing is pinned", presented)
-    if not console.can_ask:
-        raise TrustError(
-            "this key is new, and standard error is no terminal to ask about it at; see --peer", presented
-        )
-    console.notice(
-        f"Compare the words with {name}, by telephone or in person: the same six must stand on both screens. "
-        f"If they differ, somebody is in between: answer no. Instead of yes, you can type the words or the "
-        f"fingerprint that {name} reads to you."
-    )
-    deadline = time.monotonic() + QUESTION_SECONDS if channel.role is Role.BOB else math.inf
-    others: list[Waitable] = [console.inbox]
-    with contextlib.ExitStack() as stack:
-        if hasattr(select, "EPOLLRDHUP"):  # Linux; elsewhere, a cut is noticed after the answer
-            cut = stack.enter_context(select.epoll())
-            cut.register(channel.frames.socket, select.EPOLLRDHUP)
-            others.append(cut)
+    name, wrong = console.peer, [""]
+    gone = NoConversation(f"{name} left before you answered; nothing is pinned")
+    watched: socket.socket | None = channel.frames.socket
+    while True:
         try:
-            console.forget_input()  # what was typed before was no answer to this
-            console.begin_answer(f"Is this {name}'s key, yes or no? ")
-            while True:
-                left = None if deadline == math.inf else max(deadline - time.monotonic(), 0.0)
-                answer = console.read_answer(others, left)
-                if answer is None:
-                    successor = take_inbox(console, channel)
-                    if successor:
-                        raise Replaced(successor)
-                    if select.select(others[1:], [], [], 0)[0]:
-                        raise question_is_void(console, channel)
-                    continue
-                verdict = interpret(answer, channel.words, presented)
-                if verdict is True:
-                    return
-                if verdict is False:
-                    raise no
-                console.notice(verdict)
-                console.begin_answer(f"Is this {name}'s key, yes or no? ")
-        except TimeoutError:
-            raise TrustError("the question was not answered; nothing is pinned", presented) from None
-        except KeyboardInterrupt:
-            if not console.takes_back_ctrl_c():
-                raise
-            raise no from None
-
-
-def question_is_void(console: Console, channel: Channel) -> ConnectionCut:
-    """Show the goodbye of a peer who is gone already, if there is one; return what to raise."""
-    with contextlib.suppress(ConnectionCut, ProtocolError):
-        message = channel.receive()
-        if message.type is RecordType.TEXT:  # to whom, has not been settled: it is not shown
-            message = channel.receive()
-        console.show_goodbye(console.peer, message, trusted=False)
-    return ConnectionCut(f"{console.peer} left before you answered; nothing is pinned")
-
-
-def interpret(answer: str, words: str, presented: str) -> bool | str:
-    """Return whether an answer accepts the key, or what to say to an answer that does neither."""
-    typed = answer.lower().split()
-    if not answer or typed in (["no"], ["/quit"]):
-        return False
-    if typed == ["yes"] or typed == words.split() or answer.strip() == presented:
-        return True
-    if len(typed) == 6:
-        wrong = [
-            f"word {n} is {mine} here"
-            for n, (mine, word) in enumerate(zip(words.split(), typed), 1)
-            if mine != word
-        ]
-        return f"These are other words: {', '.join(wrong)}. If no word was misheard, answer no."
-    if typed and typed[0].startswith("sha256:"):
-        return "This is another fingerprint. If it was copied whole and without a mistake, answer no."
-    return "Please answer yes or no, or type the six words, or the fingerprint that begins with SHA256:."
+            answer = console.prompt(f"Type the words that {name} reads to you: ", watched)
+        except (EOFError, MessageError):
+            raise KeyboardInterrupt from None
+        if answer is None:
+            if channel.role is Role.ALICE or channel.frames.has_ended():
+                raise gone
+            watched = None  # her first message: it waits until the question is answered
+            continue
+        words = re.findall(r"[a-z]+", answer.lower())
+        if words == channel.other_words:
+            return
+        if words == ["no"]:
+            advice = f"Another time, to be asked nothing, start with --peer and {name}'s fingerprint."
+            raise TrustError(f"you did not accept {name}'s key; nothing is pinned. {advice}", "")
+        if words == ["quit"]:
+            raise KeyboardInterrupt
+        if words == channel.own_words or words == ["words"]:
+            console.notice(f"Those are your words, to read to {name}:  {' '.join(channel.own_words)}")
+        elif len(words) != 3:
+            console.notice(f"Type the three words that {name} reads to you, or no.")
+        elif words == wrong:
+            console.notice("The same wrong words again. Somebody may be in between: answer no.")
+        else:
+            console.notice(
+                "These words do not belong to this connection. A word was misheard, or somebody is in "
+                f"between. Let {name} read them once more."
+            )
+        wrong = words
 
 
 def converse(console: Console, channel: Channel) -> int:
-    """Talk until the peer leaves; return the exit status. Raises PersonLeft and Replaced."""
-    while True:
-        text = console.next_line(channel)
-        try:
-            if text is not None:
-                channel.send(text)
-                console.show_own(text)
-                continue
-        except MessageError as error:
-            if not console.has_prompt:
-                console.status = 1
-            console.notice(f"Not sent: {error}")
-            continue
-        except ConnectionCut:  # a goodbye may have come before the cut
-            if not console.has_prompt:
-                console.status = 1
-        else:
-            successor = take_inbox(console, channel)
-            if successor:
-                raise Replaced(successor)
-            if not channel.has_something:
-                continue
-        try:
+    """Talk until the peer leaves; return the exit status. Raises PersonLeft when the person leaves."""
+    unsent = 0
+    try:
+        while True:
+            if channel.my_turn:
+                try:
+                    text = console.next_line(channel)
+                    if text is not None and not channel.has_something:
+                        with console.to_its_end():
+                            channel.send(text)
+                        continue
+                except MessageError as error:
+                    unsent = int(not console.has_prompt)
+                    console.notice(f"{error.told}: {error}")
+                    continue
+                except ConnectionCut:  # a goodbye may have come before the cut
+                    unsent = int(not console.has_prompt)
+                else:
+                    if text is not None:
+                        unsent = int(not console.has_prompt)
+                        console.notice(
+                            f"Not sent: {console.peer} is no longer there. Your line was:\n  {text}"
+                        )
+            else:
+                console.wait_for_peer(channel.frames.socket)
             message = channel.receive()
-        except ConnectionCut:
-            successor = take_inbox(console, channel)
-            if successor:  # that is why it was cut
-                raise Replaced(successor) from None
-            raise
-        if message.type is RecordType.CLOSE:
-            return peer_left(console, channel, message)
-        console.show(console.peer, message.text)
+            if message.type is RecordType.CLOSE:
+                return peer_left(console, channel, message) or unsent
+            console.show(console.peer, message.text)
+            if console.has_prompt:
+                console.write("\a", console.screen)
+    except ConnectionCut as cut:
+        if channel.texts and not channel.my_turn:
+            raise ConnectionCut(f"{cut}. Your last message may not have arrived") from None
+        raise
+    except (KeyboardInterrupt, EOFError):
+        left = PersonLeft()
+        left.status = unsent
+        raise left from None
 
 
-def peer_left(console: Console, channel: Channel, goodbye: Message, *, trusted: bool = True) -> int:
+def peer_left(console: Console, channel: Channel, goodbye: Message) -> int:
     """Show the peer's goodbye; return the exit status, 1 if no text had arrived on either side."""
-    console.show_goodbye(console.peer, goodbye, trusted=trusted)
-    arrived = channel.texts - goodbye.crossed
-    return console.status if arrived else 1
+    if channel.texts - goodbye.crossed == 0:
+        what = (
+            "before anything was said"
+            if channel.trust.known
+            else "before accepting your key, or before anything was said"
+        )
+        console.notice(f"{console.peer} left {what}.")
+        return 1
+    console.notice(
+        f"{console.peer} left" + (" before your last message had arrived." if goodbye.crossed else ".")
+    )
+    return 0
 
 
-# From the command line to the exit status.
+def explain(error: ChatError, name: str) -> str:
+    """Return how a failure is told; for a key of `name` that is not trusted, with what a person can do."""
+    if not isinstance(error, TrustError) or not error.presented:
+        return f"{error.told}: {error}." if str(error) else f"{error.told}."
+    rows = [f"{error.told}: {error}."]
+    for known, where in error.expected:
+        rows += [f"  {known}", f"    ({where})"]
+    return "\n".join(
+        [
+            *rows,
+            "The key that was presented instead:" if error.expected else "The key that was presented:",
+            f"  {error.presented}",
+            f"Nothing was signed, and no message was sent. Ask {name}, in person or by telephone, to read "
+            f"the fingerprint on {name}'s own screen. If it is the one that was presented, start again with it:",
+            "  --peer SHA256:...",
+            "That key then takes the place of a pinned one. If it is another fingerprint, somebody is in "
+            f"between: do not connect. ({name} may need yours; it stands where your program started, above.)",
+        ]
+    )
+
+
+# ------------------------------------------------------- from the command line to the exit status
 
 
 def a_fingerprint(text: str) -> str:
-    if not re.fullmatch("SHA256:[A-Za-z0-9+/]{43}", text):
+    found = re.fullmatch(r"(?:SHA256:)?([A-Za-z0-9+/]{43})[.,;=]*", text.strip())
+    if not found:
         raise argparse.ArgumentTypeError("a fingerprint is SHA256: and 43 characters")
-    return text
+    return f"SHA256:{found[1]}"
 
 
 def a_port(text: str) -> int:
@@ -2148,40 +2015,41 @@ def a_port(text: str) -> int:
     return int(text)
 
 
+def a_path(text: str) -> Path:
+    try:
+        return Path(text).expanduser()
+    except RuntimeError:
+        raise argparse.ArgumentTypeError(f"cannot tell which folder {text} is; give its full path") from None
+
+
 def common_options(role: Role, description: str, examples: str) -> argparse.ArgumentParser:
     """Return a parser for the options that both programs have."""
     peer = role.peer.value.title()
+    width = max(shutil.get_terminal_size().columns, 40) - 2
     parser = argparse.ArgumentParser(
         usage="%(prog)s [options]" + ("" if role is Role.BOB else " [HOST]"),
-        description=textwrap.fill(description, shutil.get_terminal_size().columns - 2),
+        description=textwrap.fill(description, width),
         epilog=f"examples:\n{examples}",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=functools.partial(argparse.RawDescriptionHelpFormatter, width=width),
     )
     parser.set_defaults(role=role)
     home = os.environ.get("SECURE_CHAT_HOME") or "~/.secure-chat"
     help_home = "where keys are ($SECURE_CHAT_HOME, or ~/.secure-chat)"
-    parser.add_argument("--home", type=Path, default=home, metavar="DIR", help=help_home)
+    parser.add_argument("--home", type=a_path, default=home, metavar="DIR", help=help_home)
     help_peer = f"accept the key of {peer} with this fingerprint only"
     parser.add_argument("--peer", type=a_fingerprint, metavar="FINGERPRINT", help=help_peer)
     help_transcript = "keep each conversation in a file there, as evidence"
-    parser.add_argument("--transcript", type=Path, metavar="DIR", help=help_transcript)
+    parser.add_argument("--transcript", type=a_path, metavar="DIR", help=help_transcript)
     help_verify = "check and show such a file, and end"
-    parser.add_argument("--verify", type=Path, metavar="FILE", help=help_verify)
+    parser.add_argument("--verify", type=a_path, metavar="FILE", help=help_verify)
     help_steps = "show each step as it happens; -vv: whole values"
     parser.add_argument("-v", "--verbose", action="count", default=0, help=help_steps)
     return parser
 
 
-def home_folder(options: argparse.Namespace) -> Path:
-    try:
-        return Path(options.home).expanduser() / str(options.role.value)
-    except RuntimeError:
-        raise FileError(f"cannot tell which folder {options.home} is; say where with --home DIR") from None
-
-
 def open_home(console: Console, options: argparse.Namespace) -> tuple[KeyStore, RsaKey]:
     """Return one's own folder and key; both are made on the first run. Look at --peer and --transcript."""
-    store = KeyStore(home_folder(options))
+    store = KeyStore(options.home / str(options.role.value))
     identity = store.load_identity(ask_passphrase)
     if identity is None:
         console.notice(f"Making your RSA key ({NEW_RSA_BITS} bits) ...")
@@ -2189,7 +2057,7 @@ def open_home(console: Console, options: argparse.Namespace) -> tuple[KeyStore, 
         console.notice("Your key is in this file. Keep it secret: with it, anybody can pretend to be you.")
         console.notice(f"  {store.folder / store.IDENTITY}")
     if options.peer == fingerprint(identity):
-        raise argparse.ArgumentTypeError(f"this is your own fingerprint; ask {console.peer} for theirs")
+        raise UsageError(f"this is your own fingerprint; ask {console.peer} for theirs")
     if options.transcript:
         with disk("make", options.transcript):
             options.transcript.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -2201,7 +2069,7 @@ def open_home(console: Console, options: argparse.Namespace) -> tuple[KeyStore, 
 
 
 def ask_passphrase(prompt: str) -> str:
-    if not sys.stdin.isatty():
+    if not is_terminal(sys.stdin):
         raise FileError(
             "your key has a passphrase, which can only be typed at a terminal; start this program there"
         )
@@ -2217,46 +2085,47 @@ The transcript is sound. Whoever has the key shown for a sender signed these mes
 conversation, in this order, and each in reply to what stands before it.
 It does not show when this was said, who kept the file, or whose a key is: compare the fingerprints with \
 their owners.
-The last messages of a side, if the other side had not received them when it last spoke or left, prove \
-little: whoever kept the file, or stole that side's key, can have added, changed or left them out.
+A message proves little until the other side has answered it. More may have been said than is in the file: \
+whoever kept it can have left out what came after the other side's last record here, and a goodbye of their \
+own proves nothing. So can whoever stole that side's key.
 Whoever has both keys can have made all of it."""
 
 
 def verify_file(console: Console, options: argparse.Namespace) -> int:
     """Show what a transcript proves. Raises what is wrong with it."""
     known = known_keys(console, options)
-    shown: dict[Role, RsaKey] = {}
-    goodbye = None
+    shown: set[Role] = set()
     with contextlib.ExitStack() as stack:
         with disk("read", options.verify):
-            file = stack.enter_context(open_regular(options.verify))
+            file = stack.enter_context(open_regular(options.verify, getattr(os, "O_NONBLOCK", 0)))
         try:
             for opener, message in verify_transcript(file):
                 name, key = opener.sender.value.title(), fingerprint(opener.signer)
                 if opener.sender not in shown:
-                    shown[opener.sender] = opener.signer
+                    shown.add(opener.sender)
                     console.notice(f"{name} is {known.get(key, 'not known here')}:\n  {key}")
                     if name == console.peer and options.peer not in (None, key):
-                        raise TrustError(f"{name}'s key is not the one asked for, {options.peer}", key)
+                        reason = f"{name}'s key is not the one asked for, {options.peer}"
+                        raise TrustError(reason, "")
                 elif message.type is RecordType.TEXT:
                     console.show(name, message.text)
                 else:
-                    goodbye = message
-                    console.show_goodbye(name, message)
+                    crossed = " before the last message had arrived" if message.crossed else ""
+                    console.notice(f"{name} left{crossed}.")
         except ProtocolError as error:
-            raise ProtocolError(f"{error}.\nNothing is proven but what stands above.") from None
-    if goodbye is None:
-        console.notice("There is no goodbye: the connection was cut, or more was said than is in the file.")
+            proven = "Nothing is proven but what stands above" if shown else "Nothing is proven"
+            raise ProtocolError(f"{error}.\n{proven}.") from None
     console.notice(VERDICT)
     return 0
 
 
 def known_keys(console: Console, options: argparse.Namespace) -> dict[str, str]:
     """Return what is known of keys in the home folder, if there is one, by their fingerprints."""
-    with disk("read", home_folder(options)):
-        if not home_folder(options).is_dir():
+    folder = options.home / str(options.role.value)
+    with disk("read", folder):
+        if not folder.is_dir():
             return {}
-    store = KeyStore(home_folder(options))
+    store = KeyStore(folder)
     known = {
         fingerprint(RSA.import_key(pin.key)): f"the {console.peer} you pinned as {pin.name}"
         for pin in PinnedPeer(store, options.role.peer.value).pins()
@@ -2276,20 +2145,21 @@ def run_program(
         if getattr(sys, name) is None:  # the program was started with that stream closed
             setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_RDWR), mode))
         getattr(sys, name).reconfigure(errors="surrogateescape" if mode == "r" else "backslashreplace")
+    with contextlib.suppress(locale.Error):
+        if locale.setlocale(locale.LC_CTYPE, None) in ("C", "POSIX"):  # readline counts letters, not bytes
+            locale.setlocale(locale.LC_CTYPE, "C.UTF-8")
     console = Console(parser.get_default("role"))
     try:
-        for number in LEAVING_SIGNALS:
-            signal.signal(number, console.on_signal)
-        sys.unraisablehook = console.on_lost_exception
-        console.inbox.wake_on_signals(True)
+        for number in (getattr(signal, name) for name in LEAVING_SIGNALS if hasattr(signal, name)):
+            if signal.getsignal(number) is not signal.SIG_IGN:  # nohup
+                signal.signal(number, console.on_signal)
+        if hasattr(signal, "SIGCONT"):
+            signal.signal(signal.SIGCONT, console.on_continue)
         status = start(console, parser.parse_args(), run)
-        ignore_signals()
     except KeyboardInterrupt:
         status = 130
-        ignore_signals()
-    console.finish_row()
-    with contextlib.suppress(OSError):
-        sys.stdout.flush()
+    finally:
+        console.set_quiet(False)
     sys.exit(status)
 
 
@@ -2300,23 +2170,19 @@ def start(
     log.addHandler(StepHandler(console, whole=options.verbose > 1))
     log.setLevel(logging.INFO if options.verbose else logging.WARNING)
     try:
-        if ALWAYS_PROMPT:
-            for setting in READLINE_SETTINGS:
-                readline.parse_and_bind(f"set {setting}")
-        return (verify_file if options.verify else run)(console, options)
-    except PersonLeft:
-        with contextlib.suppress(OSError):
-            console.notice("You left.")
-        return console.status
-    except tuple(FAILURES) as error:
-        told, status = describe(error)
-        if not isinstance(error, (ConnectionCut, ProtocolError, TrustError, FileError, NoConnection)):
-            os.dup2(console.nowhere, sys.stdout.fileno())  # what is left in its buffer must not fail again
-        with contextlib.suppress(OSError):
-            console.notice(told)
+        if HAS_READLINE and readline:
+            readline.parse_and_bind("set disable-completion on")
+            readline.parse_and_bind("set enable-bracketed-paste on")  # lines pasted together are one message
+        status = (verify_file if options.verify else run)(console, options)
+        sys.stdout.flush()
         return status
-
-
-def ignore_signals() -> None:
-    for number in LEAVING_SIGNALS:
-        signal.signal(number, signal.SIG_IGN)
+    except ChatError as error:
+        told, status = explain(error, console.peer), error.status
+    except MemoryError:
+        told, status = "Stopped: there is not enough memory", 1
+    except OSError as error:  # of a terminal or a pipe: the network and the disk have errors of their own
+        told, status = f"Stopped: cannot use the terminal, or the pipe in its place: {error.strerror}", 1
+        os.dup2(os.open(os.devnull, os.O_RDWR), sys.stdout.fileno())  # what is left must not fail again
+    with contextlib.suppress(OSError):
+        console.notice(told)
+    return status

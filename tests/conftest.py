@@ -23,12 +23,15 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from threading import Lock
 from typing import Any, Callable, NamedTuple
 
 import pytest
 
+import alice_client
+import bob_server
 import crypto_utils as chat
-from crypto_utils import Channel, FrameSocket, Group, KeyStore, PinnedPeer, Role, RsaKey
+from crypto_utils import Channel, FrameSocket, Group, KeyStore, PinnedPeer, Role, RsaKey, Transcript
 
 ROOT = Path(chat.__file__).parent
 DEADLINE = float(os.environ.get("TEST_DEADLINE", 60))  # seconds, for a loaded machine
@@ -143,18 +146,24 @@ class Ends(NamedTuple):
     alice: Channel
 
 
-def shake_hands(bob_store: KeyStore, alice_store: KeyStore, keys: Keys, *, evidence: bool = False) -> Ends:
-    """Return both channels, connected over loopback, at Alice's first turn. Nothing is pinned by that."""
+def shake_hands(bob_store: KeyStore, alice_store: KeyStore, keys: Keys, folder: Path | None = None) -> Ends:
+    """Return both channels, connected over loopback, at Alice's first turn. Nothing is pinned by that.
+
+    With a folder, both transcripts are kept in it.
+    """
     near, far = loopback()
     bob = Background(
-        lambda: chat.bob_handshake(
-            FrameSocket(far), keys.bob, GROUP, PinnedPeer(bob_store, "alice"), evidence=evidence
+        lambda: bob_server.handshake(
+            FrameSocket(far), keys.bob, GROUP, PinnedPeer(bob_store, "alice"), Lock(), Transcript(folder)
         )
     )
     peer = PinnedPeer(alice_store, "[bob]:65432")
-    alice = chat.alice_handshake(FrameSocket(near), keys.alice, alice_store, peer, evidence)
+    alice = alice_client.handshake(FrameSocket(near), keys.alice, alice_store, peer, Transcript(folder))
     channel = bob.result()
     assert isinstance(channel, Channel)
+    if folder:
+        for end in (channel, alice):
+            end.transcript.begin(end.role)
     return Ends(channel, alice)
 
 
@@ -185,6 +194,7 @@ def ends(tmp_path: Path, keys: Keys) -> Iterator[Ends]:
         channel.frames.socket.close()
 
 
+WAITING = r"\(Alice's turn; Ctrl-C leaves\)"  # what stands at Bob's then
 AT_TERMINAL = {"terminal": True, "size": (24, 80), "TERM": "xterm"}  # options of a Program
 
 
@@ -395,19 +405,33 @@ def exhaustive(*values: object) -> list[object]:
     ]
 
 
+def pin_each_other(homes: Path, port: str) -> None:
+    """Let both, with the keys in these homes, know each other already, so that nobody need be asked."""
+    bob, alice = KeyStore(homes / "bob"), KeyStore(homes / "alice")
+    for store, name, other in ((bob, "alice", alice), (alice, f"[127.0.0.1]:{port}", bob)):
+        key = other.load_identity(lambda _: "")
+        assert key is not None
+        PinnedPeer(store, name).pin(key)
+
+
 def talk(
     bob: tuple[Program, str], start: Start, *arguments: str, **options: object
 ) -> tuple[Program, Program]:
-    """Start an Alice on pipes who talks to this Bob; return both programs, at her first turn."""
+    """Start an Alice on pipes who talks to this Bob; return both programs, at her first turn.
+
+    They know each other, or there would be nobody to ask about their keys.
+    """
+    pin_each_other(bob[0].home, bob[1])
     alice = start("alice_client.py", "127.0.0.1", "--port", bob[1], *arguments, **options)
     alice.expect("You speak first", "stderr")
     return bob[0], alice
 
 
 def start_both(bob: StartBob, start: Start, commands: dict[Role, tuple[str, ...]]) -> dict[Role, Program]:
-    """Start both on pipes, one or both by a command of its own; they meet."""
+    """Start both on pipes, one or both by a command of its own; they know each other, and meet."""
     python = {**dict.fromkeys(Role, (sys.executable,)), **commands}
     server, port = bob("--once", python=python[Role.BOB])
+    pin_each_other(server.home, port)
     client = start("alice_client.py", "127.0.0.1", "--port", port, python=python[Role.ALICE])
     return {Role.BOB: server, Role.ALICE: client}
 
@@ -433,23 +457,17 @@ def fails(program: Program, status: int, pattern: str) -> None:
     assert program.stdout == ""
 
 
-def pin_each_other(homes: Path, keys: Keys, port: str) -> None:
-    """Let both know each other's key already, so that nobody is asked."""
-    PinnedPeer(KeyStore(homes / "bob"), "alice").pin(keys.alice)
-    PinnedPeer(KeyStore(homes / "alice"), f"[127.0.0.1]:{port}").pin(keys.bob)
-
-
 @pytest.fixture
-def terminals(bob: StartBob, start: Start, homes: Path, keys: Keys) -> Callable[..., tuple[Program, Program]]:
+def terminals(bob: StartBob, start: Start) -> Callable[..., tuple[Program, Program]]:
     """Return a function that starts both programs at terminals; they know each other. It is Alice's turn."""
 
     def run(*arguments: str, size: tuple[int, int] = (24, 80), **options: object) -> tuple[Program, Program]:
         options = {**AT_TERMINAL, "size": size, **options}
         server, port = bob(*arguments, **options)
-        pin_each_other(homes, keys, port)
+        pin_each_other(server.home, port)
         client = start("alice_client.py", "127.0.0.1", "--port", port, **options)
         client.expect("Alice: ")
-        server.expect(r"\(Alice's turn\) ")
+        server.expect(WAITING)
         return server, client
 
     return run
@@ -468,7 +486,7 @@ def stranger(tmp_path: Path) -> Iterator[Stranger]:
             stack.enter_context(connected)
             store = store_with_group(tmp_path / "stranger")
             peer = PinnedPeer(store, f"[127.0.0.1]:{port}")
-            channel = chat.alice_handshake(FrameSocket(connected), key, store, peer)
+            channel = alice_client.handshake(FrameSocket(connected), key, store, peer, Transcript())
             channel.frames.deadline = time.monotonic() + DEADLINE
             return channel
 
