@@ -52,7 +52,7 @@ WHERE = {
     ),
     "public value length": UTILS + "Hello.check",
     "public value subgroup": UTILS + "Group.contains",
-    "own key": UTILS + "Offer.agree",
+    "own key": UTILS + "settle",
     "trust": UTILS + "PinnedPeer.check",
     "z length": UTILS + "verify_transcript",
     **dict.fromkeys(("record length", "number", "turn", "in_reply_to"), UTILS + "Opener.open"),
@@ -63,8 +63,8 @@ WHERE = {
         UTILS + "Opener._parse",
     ),
     "commitment": UTILS + "check_commitment",
-    "handshake bob": UTILS + "bob_handshake",
-    "handshake alice": UTILS + "alice_handshake",
+    "handshake bob": "bob_server.py: handshake",
+    "handshake alice": "alice_client.py: handshake",
 }
 
 
@@ -77,7 +77,7 @@ def values_of(data: bytes) -> dict[str, str]:
     # (a file that is not sound is refused here, whatever was read above)
     records = list(chat.verify_transcript(io.BytesIO(data)))
     bob, alice, z = (payload[1:] for payload in payloads[:3])
-    th = chat.transcript_hash(bob, alice)
+    th = sha256(chat.frame(bob) + chat.frame(alice)).digest()
     values = {"th": th.hex()}
     commitments = {}
     for role in chat.Role:
@@ -92,7 +92,7 @@ def values_of(data: bytes) -> dict[str, str]:
         body = sha256(message.body).hexdigest()
         values[f"plaintext-{index}"] = f"{message.type.name} {message.in_reply_to.hex()} {body}"
         if role is chat.Role.BOB and message.type is chat.RecordType.READY:
-            values["words"] = chat.make_words(th, message.body)
+            values["words"] = " ".join(chat.make_words(th, message.body))
             values["commitment"] = sha256(b"secure-chat/1 commit " + message.body).hexdigest()
     return values
 
@@ -113,6 +113,7 @@ def make_page(data: bytes, program: dict[str, str] | None) -> str:
         "where": WHERE,
         "program": program,
         "words": (TESTS / "rfc1751.txt").read_text("ascii").split(),
+        "verdict": chat.VERDICT.strip().splitlines(),
     }
     parts = {
         "POLICY": "default-src 'none'; base-uri 'none'; form-action 'none'; "
@@ -144,17 +145,18 @@ def main() -> int:
     options = parser.parse_args()
     page = options.output or options.file.with_name(options.file.name + ".html")
     try:
-        with chat.disk("read", options.file), chat.open_regular(options.file) as file:
-            data = file.read(LIMIT + 1)
+        with chat.disk("read", options.file):
+            # through a link too, and without waiting for a pipe, as --verify does
+            with chat.open_regular(options.file, getattr(os, "O_NONBLOCK", 0)) as file:
+                data = file.read(LIMIT + 1)
         if len(data) > LIMIT:
             raise chat.FileError(f"{options.file} is larger than {LIMIT} bytes, too large for a page")
         text = make_page(data, values_of(data))
         with chat.disk("write", page):
             _write_private(page, text.encode())
-    except (chat.ProtocolError, chat.FileError) as error:
-        told, status = chat.describe(error)
-        print(told, file=sys.stderr)
-        return status
+    except chat.ChatError as error:
+        print(chat.explain(error, ""), file=sys.stderr)
+        return error.status
     print(f"The page is {page}. Open it in a browser. It discloses the conversation.")
     return 0
 

@@ -64,7 +64,7 @@ class Browser:
         wanted = {"goog:chromeOptions": chrome, "goog:loggingPrefs": {"browser": "ALL", "performance": "ALL"}}
         session = self._call("", {"capabilities": {"alwaysMatch": wanted}})
         self._url += f"/{session['sessionId']}"
-        self._call("/timeouts", {"script": DEADLINE * 1000})
+        self._call("/timeouts", {"script": int(DEADLINE * 1000)})
 
     def _call(self, path: str, body: dict[str, Any] | None = None, method: str = "POST") -> Any:
         data = json.dumps(body or {}).encode() if method == "POST" else None
@@ -402,9 +402,9 @@ def test_one_bit_makes_900_of_100_and_the_riddle_is_solved(show: Any) -> None:
     browser.wait(before + 1)
     found = browser.run(FOUND)
     assert found["check"] == "signature"
-    assert f"Bob's screen says “Broken off: {SIGNATURE}” The connection ends" in found["refusal"]
-    assert f"Bob's screen would say “Broken off: {TAG}”" in found["refusal"]
-    assert f"Alice's screen would say “Broken off: {ANOTHER}” about Bob's record 1" in found["refusal"]
+    assert f"Bob's screen says “Broken off: {SIGNATURE}.” The connection ends" in found["refusal"]
+    assert f"Bob's screen would say “Broken off: {TAG}.”" in found["refusal"]
+    assert f"Alice's screen would say “Broken off: {ANOTHER}.” about Bob's record 1" in found["refusal"]
     assert found["refusal"].endswith("screen would show:Please pay 900 to Carol.")
     assert browser.run("return document.querySelector('#question-bit .answer').innerText").startswith(
         "✓ Right"
@@ -668,7 +668,7 @@ def test_of_a_file_that_is_not_sound_there_is_no_page(tmp_path: Path) -> None:
     file.write_bytes(data)
     done = illustrated(str(file))
     assert (done.returncode, done.stdout) == (3, "")
-    assert done.stderr == f"Broken off: {SIGNATURE}\n"
+    assert done.stderr == f"Broken off: {SIGNATURE}.\n"
     assert list(tmp_path.iterdir()) == [file]
 
 

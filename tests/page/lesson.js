@@ -73,7 +73,7 @@ const CHECKS = {
   padding: 'The padding is 80 and zeros, 256 bytes at most',
   'too short': 'Without padding, 33 bytes or more are left',
   type: 'The type is 0, 1 or 2',
-  ready: 'Record 0 is READY, and no other record is',
+  ready: 'Record 0 is READY, and no other record is (Bob may say CLOSE instead, if he is busy)',
   'body length': 'The body has a length that its type may have',
   'utf-8': 'The text is valid UTF-8',
   turn: 'It is the sender\'s turn, or the record is a CLOSE',

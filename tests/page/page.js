@@ -447,7 +447,7 @@ function storyList(refusals, here) {
   return make('ol', { class: 'story' }, items);
 }
 
-const told = (check, words) => `${check.id === 'cut' ? 'Cut off' : 'Broken off'}: ${words}`;
+const told = (check, words) => `${check.id === 'cut' ? 'Cut off' : 'Broken off'}: ${words}.`;
 
 function storyBox(refusals, frame) {
   const { refused, refusals: all } = state.reading;
@@ -583,7 +583,7 @@ function verdict() {
   if (refused) {
     const where = refused.frame ? `, about ${refused.frame.title}` : '';
     lines.push(make('p', { class: 'big' }, mark('refused', 'Refused.')),
-      make('p', {}, `${aside(refused.by)} “${told(refused.check, refused.words)}”${where}.`));
+      make('p', {}, `${aside(refused.by)} “${told(refused.check, refused.words)}”${where}`));
   } else {
     lines.push(make('p', { class: 'big' }, mark('passed', `All ${plural(made, 'check')} passed in your browser.`)));
     const wire = frames.reduce((sum, { kind, entry }) => sum + (kind === 'z' ? 0 : entry.wire.length), 0);
@@ -859,6 +859,7 @@ async function begin() {
   state.original = entries.map((entry, from) => ({ ...entry, from, uid: newUid() }));
   state.entries = state.original.map((entry) => ({ ...entry }));
   state.original.slice(0, OPEN_AT_FIRST).forEach(({ uid }) => state.opened.add(uid));
+  $('verdict-of-the-program').append(...given.verdict.map((line) => make('li', {}, line)));
   $('restore').addEventListener('click', restore);
   $('see').addEventListener('click', (event) => {
     event.preventDefault();

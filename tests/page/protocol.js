@@ -511,7 +511,8 @@ class Reading {
     ];
     this.check(frame, 'type', type !== 'unknown', 'the record is of no known type');
     const ready = type === 'READY';
-    this.check(frame, 'ready', ready === (number === 0), 'READY is record 0, and no other');
+    const busy = type === 'CLOSE' && sender === 'bob'; // which he may say in the place of READY
+    this.check(frame, 'ready', ready === (number === 0) || busy, 'READY is record 0, and no other');
     const most = { TEXT: TEXT_LIMIT, CLOSE: 0, READY: sender === 'bob' ? 32 : 0 }[type] ?? TEXT_LIMIT;
     const fits = ready ? body.length === most : body.length <= most;
     this.check(frame, 'body length', fits, "the record's body has a wrong length");
@@ -531,6 +532,7 @@ class Reading {
     const replies = latest || crossed;
     this.check(frame, 'in_reply_to', replies, 'the record replies to another record than the last one');
     frame.crossed = crossed && !latest;
+    if (busy && number === 0) this.check(frame, 'file', false, BAD_ORDER); // of which there are no transcripts
     frame.repliesTo = latest ? other.latestFrame : this.frames.findLast((f) => f.signed && same(f.signed, inReplyTo));
     if (ready && sender === 'bob') {
       this.r = body;
