@@ -5,6 +5,8 @@ from __future__ import annotations
 import ast
 import base64
 import contextlib
+import functools
+import io
 import json
 import os
 import re
@@ -16,6 +18,7 @@ import urllib.request
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import illustrate
@@ -25,6 +28,8 @@ from Crypto.Cipher import AES
 from Crypto.Hash import SHA256
 from Crypto.PublicKey import RSA
 from Crypto.Signature import pss
+
+import crypto_utils as chat
 
 TESTS = Path(__file__).parent
 VECTORS = TESTS / "vectors"
@@ -176,6 +181,10 @@ def keeps_the_order(case: dict[str, Any]) -> bool:
 
 TALK = conversations()[0]
 ROOT = TESTS.parent
+TEXTS = ["Please pay 100 to Carol.", "It is done. Anything else?", "No, thank you.", "Goodbye, then."]
+READ_ALL = """const found = [];
+    for (const file of given[0]) found.push((await readFile(file)).refused);
+    return found;"""
 
 
 def conversation(texts: list[str], case: dict[str, Any] = TALK) -> bytes:
@@ -290,9 +299,62 @@ def test_it_refuses_what_a_receiver_refuses_and_in_the_same_words(show: Any) -> 
     assert len(expected) > 150
 
 
+def frames_of(data: bytes) -> list[bytes]:
+    """The frames of a transcript file."""
+    frames = []
+    while data:
+        end = 4 + int.from_bytes(data[:4], "big")
+        frames.append(data[:end])
+        data = data[end:]
+    return frames
+
+
+def damaged(data: bytes, random: Random) -> bytes:
+    """A transcript with a byte changed, cut short, or with entries dropped, repeated, swapped."""
+    frames, changed = frames_of(data), bytearray(data)
+    kind = random.choice(["a bit", "near a beginning", "cut", "entries"])
+    if kind == "a bit":
+        changed[random.randrange(len(data))] ^= 1 << random.randrange(8)
+    elif kind == "near a beginning":
+        start = len(b"".join(frames[: random.randrange(len(frames))]))
+        changed[start + random.randrange(80)] = random.choice([0, 1, 2, 0x7F, 0x80, 0xFF])
+    elif kind == "cut":
+        del changed[random.randrange(len(data)) :]
+    else:
+        one, other = random.sample(range(len(frames)), 2)
+        what = random.choice(["drop", "repeat", "swap"])
+        if what == "drop":
+            del frames[one]
+        elif what == "repeat":
+            frames.insert(other, frames[one])
+        else:
+            frames[one], frames[other] = frames[other], frames[one]
+        return b"".join(frames)
+    return bytes(changed)
+
+
+@needs_browser
+def test_the_program_and_the_page_say_the_same_of_damaged_files(
+    show: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every file has one p or nearly so: that it is prime is found out once."""
+    monkeypatch.setattr(chat, "is_safe_prime", functools.cache(chat.is_safe_prime))
+    data = conversation(TEXTS)
+    files = [damaged(data, Random(seed)) for seed in range(300)]
+    said = []
+    for file in files:
+        try:
+            list(chat.verify_transcript(io.BytesIO(file)))
+            said.append(None)
+        except chat.ProtocolError as error:
+            said.append(str(error))
+    assert len(set(said)) > 15
+    encoded = [base64.b64encode(file).decode() for file in files]
+    assert show(data).run(READ_ALL, encoded) == said
+
+
 # ------------------------------------------------------------------------------------- changing the bytes
 
-TEXTS = ["Please pay 100 to Carol.", "It is done. Anything else?", "No, thank you.", "Goodbye, then."]
 HELLO_BOB, HELLO_ALICE, Z, READY_ALICE, READY_BOB, FIRST, REPLY, SECOND = range(8)
 
 CHANGE = """const [place, name, at, value] = given;
