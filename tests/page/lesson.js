@@ -130,17 +130,15 @@ function valuesOfHello(reading, frame) {
     });
   }
   if (reading.p && hello) {
-    const power_ = (base, says) => python(
-      `p = int('${reading.p.toString(16)}', 16); print(pow(${base}, (p - 1) // 2, p) == 1${says})`);
+    const raised = (base) => python(`p = int('${reading.p.toString(16)}', 16); print(pow(${base}, (p - 1) // 2, p))`);
     const number = (value) => `int('${value.toString(16)}', 16)`;
     const symbol = sender === 'bob' ? 'B' : 'A';
-    const prime = (frame_) => field(frame_, 'p');
     if (sender === 'bob') {
       values.push({
         id: 'fermat', name: '4^q mod p', formula: '4^q mod p, with q = (p - 1) / 2',
         about: 'It is 1 if p is a safe prime. For hardly any other p it is.',
-        from: prime(frame), result: looksLikeSafePrime(reading.p) ? '1' : 'not 1, or q is not prime',
-        command: power_('4', ''), prints: looksLikeSafePrime(reading.p) ? 'True' : 'False',
+        from: field(frame, 'p'), result: looksLikeSafePrime(reading.p) ? '1' : 'not 1, or q is not prime',
+        command: raised('4'), prints: looksLikeSafePrime(reading.p) ? '1' : null,
       });
     }
     const value = toNumber(hello.value);
@@ -149,8 +147,8 @@ function valuesOfHello(reading, frame) {
       id: `subgroup-${symbol}`, name: `${symbol}^q mod p`, formula: `${symbol}^q mod p, with q = (p - 1) / 2`,
       about: `It is 1 if ${symbol} is in the subgroup of order q. The browser found it by the Jacobi symbol, which `
         + 'says the same, and is faster.',
-      from: [...field(frame, symbol), ...prime(reading.bob?.frame)], result: square ? '1' : 'not 1',
-      command: power_(number(value), ''), prints: square ? 'True' : 'False',
+      from: [...field(frame, symbol), ...field(reading.bob?.frame, 'p')], result: square ? '1' : 'not 1',
+      command: raised(number(value)), prints: square ? '1' : null,
     });
   }
   if (sender === 'alice' && reading.th) {
@@ -221,12 +219,11 @@ function valuesOfRecord(reading, frame) {
         : 'AES-256-GCM decryption refuses the tag. Below is what would come out without it',
       about: 'It is taken apart below.',
       from: [['K', `value-K-${sender}`], ...enciphered],
-      result: long ? 'see the command' : plaintext, prints: check('tag') && !long ? toHex(plaintext) : null,
+      result: long ? frame.digest : plaintext, prints: check('tag') ? undefined : null,
       command: command('from hashlib import sha256; '.repeat(long) + 'from Crypto.Cipher import AES; '
         + `aes = AES.new(${literal(lane.key)}, AES.MODE_GCM, nonce=${literal(nonce)}); `
         + `plaintext = aes.decrypt_and_verify(x[12:-${size + 16}], x[-${size + 16}:-${size}]); `
         + `print(${long ? 'sha256(plaintext).hexdigest()' : 'plaintext.hex()'})`),
-      hashes: long ? plaintext : null,
     },
   ];
   if (sender === 'bob' && frame.type === 'READY') {
@@ -250,9 +247,8 @@ function valuesOfRecord(reading, frame) {
   return values;
 }
 
-/** What a command prints. */
-async function printed(value) {
-  if (value.hashes) return toHex(await sha256(value.hashes));
+/** What a command prints; null where it ends in an error, or in what the page has not computed. */
+function printed(value) {
   if (value.prints !== undefined) return value.prints;
   return typeof value.result === 'string' ? value.result : toHex(value.result);
 }
@@ -280,7 +276,7 @@ function impossible(frame) {
 /** A text in which one bit makes something else: what to look for, and what it would become. */
 function bitRiddle(reading) {
   const texts = reading.frames.filter(({ type, text }) => type === 'TEXT' && text.length < 2000);
-  for (const [sign, frame] of [/1/, /[A-Za-z]/].flatMap((one) => texts.map((frame_) => [one, frame_]))) {
+  for (const [sign, frame] of [/1/, /[A-Za-z]/].flatMap((one) => texts.map((text) => [one, text]))) {
     const match = sign.exec(frame.text);
     if (!match) continue;
     const [letter] = match;

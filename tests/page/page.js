@@ -42,7 +42,6 @@ function make(tag, attributes = {}, ...children) {
 
 const button = (label, click, attributes = {}) => make('button', { type: 'button', click, ...attributes }, label);
 const plural = (count, thing) => `${count.toLocaleString('en')} ${thing}${count === 1 ? '' : 's'}`;
-const hidden = (text) => make('span', { class: 'hidden' }, text);
 const byteHex = (byte) => byte.toString(16).padStart(2, '0');
 
 function mark(kind, said) {
@@ -331,7 +330,7 @@ function replyNote(frame) {
   if (same(frame.inReplyTo, NOTHING)) return make('p', {}, 'in_reply_to: 32 zero bytes. Alice has received no record yet.');
   if (!to) return make('p', {}, 'in_reply_to: it is the hash of no record that stands here.');
   return make('p', {}, 'in_reply_to: the hash that was signed of ',
-    goTo(`${to.title}`, `value-signed-${to.index}`, to.entry.uid), '.');
+    goTo(to.title, `value-signed-${to.index}`), '.');
 }
 
 function checkTable(frame) {
@@ -362,24 +361,35 @@ function functionName(where) {
   return make('code', {}, pieces.flatMap((piece) => [piece, make('wbr')]));
 }
 
-/** Something that takes the reader to where a value stands. */
-function goTo(label, place, uid = null) {
+/** The entry in which a value, a field or a frame stands. */
+function homeOf(place) {
+  const kind = { 'value-th': 'a', 'value-commitment': 'B', 'value-words': 'B' }[place] ?? (/^value-[KC]-/.test(place) ? 'z' : null);
+  const index = /^(?:frame-|value-\D*)?(\d+)/.exec(place)?.[1];
+  return kind ? state.entries.find(({ tag }) => tag === kind) : state.entries[index];
+}
+
+/** Something that takes the reader to where a value stands; pointing at it marks the place. */
+function goTo(label, place) {
+  const home = state.reading.frames.find(({ entry }) => entry === homeOf(place));
+  const light = (on) => () => $(cssId(place))?.classList.toggle('pointed-at', on);
   return make('a', {
     href: `#${cssId(place)}`,
+    title: home ? `in ${home.title}` : null,
+    pointerenter: light(true),
+    pointerleave: light(false),
+    focus: light(true),
+    blur: light(false),
     click: (event) => {
       event.preventDefault();
-      show(place, uid);
+      show(place);
     },
   }, label);
 }
 
 /** Unfold what is needed, scroll there, and let it light up. */
-function show(place, uid = null) {
-  const index = /^(?:frame-|value-\D*)?(\d+)/.exec(place)?.[1];
-  const homes = { 'value-th': 'a', 'value-K-alice': 'z', 'value-K-bob': 'z', 'value-C-alice': 'z', 'value-C-bob': 'z' };
-  const entry = homes[place] ? state.entries.find(({ tag }) => tag === homes[place]) : state.entries[index];
-  const wanted = uid ?? entry?.uid;
-  if (wanted !== undefined && !state.opened.has(wanted)) toggle(wanted);
+function show(place) {
+  const home = homeOf(place);
+  if (home && !state.opened.has(home.uid)) toggle(home.uid);
   const target = $(cssId(place));
   if (!target) return;
   target.setAttribute('tabindex', '-1');
@@ -581,9 +591,9 @@ function verdict() {
   const agree = values.filter(Boolean).length;
   const lines = [];
   if (refused) {
-    const where = refused.frame ? `, about ${refused.frame.title}` : '';
+    const where = refused.frame ? ` about ${refused.frame.title}` : '';
     lines.push(make('p', { class: 'big' }, mark('refused', 'Refused.')),
-      make('p', {}, `${aside(refused.by)} “${told(refused.check, refused.words)}”${where}`));
+      make('p', {}, `${aside(refused.by)}${where}: “${told(refused.check, refused.words)}”`));
   } else {
     lines.push(make('p', { class: 'big' }, mark('passed', `All ${plural(made, 'check')} passed in your browser.`)));
     const wire = frames.reduce((sum, { kind, entry }) => sum + (kind === 'z' ? 0 : entry.wire.length), 0);
@@ -664,7 +674,11 @@ function story() {
     : mark('passed', 'Nobody refuses it.'))];
   if (refusals.length > 1) {
     lines.push(make('p', { class: 'note' }, `Without that check, ${refusals[1].by ? NAME[refusals[1].by] : 'the reader'} `
-      + `would say “${refusals[1].words}”.`));
+      + `would say “${told(refusals[1].check, refusals[1].words)}”`));
+  }
+  if (refused && said.includes('dropped')) {
+    lines.push(make('p', { class: 'note' }, 'The page reads what is left as --verify reads a file. On the wire, whoever '
+      + 'waits for a record that was dropped would first go on waiting.'));
   }
   $('see').hidden = !refused?.frame;
   if (refused?.frame) $('see').setAttribute('href', `#frame-${refused.frame.index}`);
@@ -841,8 +855,8 @@ async function allCommands() {
   const list = [];
   for (const frame of state.reading.frames) {
     for (const value of valuesOf(state.reading, frame)) {
-      const expected = await printed(value);
-      if (value.command && expected !== null) list.push({ id: value.id, command: value.command, prints: expected });
+      const prints = printed(value);
+      if (value.command && prints !== null) list.push({ id: value.id, command: value.command, prints });
     }
   }
   return list;
@@ -864,7 +878,7 @@ async function begin() {
   $('see').addEventListener('click', (event) => {
     event.preventDefault();
     const { frame } = state.reading.refused;
-    show(`frame-${frame.index}`, frame.entry.uid);
+    show(`frame-${frame.index}`);
   });
   const openAll = () => {
     state.entries.slice(0, MANY).forEach(({ uid }) => state.opened.add(uid));

@@ -469,8 +469,8 @@ class Reading {
     // Direction, th, C and the number come from the receiver's own state, never from the record.
     const context = join(ascii(`${VERSION} signature ${DIRECTION[sender]}`), this.th, lane.commitment);
     const opened = await this.open(frame, lane, context, expected, ciphertext, tag, signature);
-    const { signed, plaintext } = opened;
-    Object.assign(frame, { signed, plaintext, nonce, ciphertext, recordTag: tag, signature, context });
+    const { signed, plaintext, digest } = opened;
+    Object.assign(frame, { signed, plaintext, digest, nonce, ciphertext, recordTag: tag, signature, context });
     this.check(frame, 'signature', opened.valid, "the record's signature is not valid");
     this.check(frame, 'tag', opened.authentic, "the record's authentication tag is not valid");
     await this.look(frame, lane, other);
@@ -488,7 +488,8 @@ class Reading {
       decrypt(lane.key, nonce, ciphertext, tag),
     ]);
     const plaintext = authentic ?? (await decryptWithoutTag(lane.key, nonce, ciphertext));
-    entry.opened = { inputs, payload, signed, valid, authentic: authentic !== null, plaintext };
+    const digest = await sha256(plaintext);
+    entry.opened = { inputs, payload, signed, valid, authentic: authentic !== null, plaintext, digest };
     return entry.opened;
   }
 
