@@ -34,7 +34,8 @@ function make(tag, attributes = {}, ...children) {
   const element = document.createElement(tag);
   for (const [name, value] of Object.entries(attributes)) {
     if (typeof value === 'function') element.addEventListener(name, value);
-    else if (value !== false && value !== null && value !== undefined) element.setAttribute(name, value === true ? '' : value);
+    else if (value === true) element.setAttribute(name, '');
+    else if (value !== false && value !== null && value !== undefined) element.setAttribute(name, value);
   }
   element.append(...children.flat().filter((child) => child !== null && child !== false && child !== undefined));
   return element;
@@ -51,7 +52,13 @@ function mark(kind, said) {
 // ---- Text that somebody sent
 
 // What cannot be seen, or turns round what stands beside it, is shown by its number.
-const INVISIBLE = /[\u0000-\u0009\u000b-\u001f\u007f-\u00a0\u00ad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u2000-\u200c\u200e\u200f\u2028-\u202f\u205f-\u206f\u3000\u3164\ufeff\uffa0\ufff0-\ufffb]|[\u{e0000}-\u{e0fff}]/u;
+const INVISIBLE = new RegExp(`[${[
+  '\\u0000-\\u0009\\u000b-\\u001f\\u007f-\\u00a0', // controls, but for the line feed
+  '\\u00ad\\u034f\\u115f\\u1160\\u17b4\\u17b5\\u180b-\\u180f\\u3164\\uffa0', // nothing to see
+  '\\u061c\\u200e\\u200f\\u202a-\\u202e\\u2066-\\u2069', // directions
+  '\\u2000-\\u200c\\u2028\\u2029\\u202f\\u205f-\\u2065\\u206a-\\u206f\\u3000', // spaces, line ends
+  '\\ufeff\\ufff0-\\ufffb\\u{e0000}-\\u{e0fff}', // marks and tags
+].join('')}]`, 'u');
 
 /** Part of a text, as nodes. */
 function textNodes(text) {
@@ -256,11 +263,13 @@ function card(frame) {
   const heading = make('h3', {}, make('button', {
     type: 'button', 'aria-expanded': String(open), 'data-focus': `card/${uid}`, click: () => toggle(uid),
   }, make('span', { class: 'title' }, title), open || frame.type !== 'TEXT' ? null : make('span', {
-    class: 'snippet', dir: 'auto' }, '“', textNodes(frame.text.slice(0, 60)), frame.text.length > 60 ? ' …' : '', '”'),
+    class: 'snippet', dir: 'auto' }, '“', textNodes(frame.text.slice(0, 60)),
+  frame.text.length > 60 ? ' …' : '', '”'),
   make('span', { class: 'way' },
     `${way}, ${plural(frame.entry.wire.length - (frame.kind === 'z' ? 4 : 0), 'byte')}`), result));
-  const classes = `card ${frame.sender ?? 'both'}${refusals.length ? ' has-refusal' : ''}${unreached ? ' unreached' : ''}`;
-  const element = make('article', { class: classes, id: `frame-${frame.index}`, 'data-uid': uid }, heading);
+  const classes = ['card', frame.sender ?? 'both', refusals.length && 'has-refusal', unreached && 'unreached'];
+  const element = make('article', {
+    class: classes.filter(Boolean).join(' '), id: `frame-${frame.index}`, 'data-uid': uid }, heading);
   if (open) element.append(...cardBody(frame, refusals));
   return element;
 }
@@ -363,7 +372,8 @@ function functionName(where) {
 
 /** The entry in which a value, a field or a frame stands. */
 function homeOf(place) {
-  const kind = { 'value-th': 'a', 'value-commitment': 'B', 'value-words': 'B' }[place] ?? (/^value-[KC]-/.test(place) ? 'z' : null);
+  const kinds = { 'value-th': 'a', 'value-commitment': 'B', 'value-words': 'B' };
+  const kind = /^value-[KC]-/.test(place) ? 'z' : kinds[place];
   const index = /^(?:frame-|value-\D*)?(\d+)/.exec(place)?.[1];
   return kind ? state.entries.find(({ tag }) => tag === kind) : state.entries[index];
 }
@@ -406,7 +416,7 @@ function valueBox(value) {
   if (agrees === true) result = mark('passed', 'the same as the program\'s');
   else if (agrees === false) result = mark('refused', 'not what the program found in the file');
   else if (value.result === '1' || value.result === 'valid') result = mark('passed', 'computed here');
-  else if (typeof value.result === 'string' && value.result.startsWith('not')) result = mark('refused', 'not as it should be');
+  else if (!bytes && value.result.startsWith('not')) result = mark('refused', 'not as it should be');
   const shown = bytes ? (value.result.length > 64 ? shorten(value.result) : toHex(value.result)) : value.result;
   return make('div', { class: 'value', id: cssId(`value-${value.id}`) },
     make('h5', {}, value.name, ' ', result),
@@ -508,12 +518,12 @@ function setByte(uid, at, value) {
 function editor(frame, original) {
   const { uid, at } = state.selected;
   const wire = frame.entry.wire;
-  const fieldOf = frame.fields.find(({ start, end }) => at >= start && at < end) ?? { name: 'rest', start: 0, end: wire.length };
+  const fieldOf = frame.fields.find(({ start, end }) => at >= start && at < end);
   const byte = wire[at];
   const inside = fieldOf.name === 'ciphertext' && frame.plaintext ? frame.plaintext[at - fieldOf.start] : null;
   const input = make('input', {
-    value: byteHex(byte), maxlength: '2', size: '2', autocomplete: 'off', spellcheck: 'false', 'data-focus': 'editor/value',
-    'aria-label': 'value, two hexadecimal digits',
+    value: byteHex(byte), maxlength: '2', size: '2', autocomplete: 'off', spellcheck: 'false',
+    'data-focus': 'editor/value', 'aria-label': 'value, two hexadecimal digits',
     input: (event) => {
       if (/^[0-9a-fA-F]{2}$/.test(event.target.value)) setByte(uid, at, parseInt(event.target.value, 16));
     },
@@ -521,7 +531,8 @@ function editor(frame, original) {
   const bits = [7, 6, 5, 4, 3, 2, 1, 0].map((bit) => {
     const set = Boolean(byte & (1 << bit));
     return button(set ? '1' : '0', () => setByte(uid, at, byte ^ (1 << bit)), {
-      class: 'bit', 'aria-pressed': String(set), 'aria-label': `bit ${bit}, worth ${1 << bit}`, 'data-focus': `editor/${bit}`,
+      class: 'bit', 'aria-pressed': String(set), 'aria-label': `bit ${bit}, worth ${1 << bit}`,
+      'data-focus': `editor/${bit}`,
     });
   });
   const back = original && original[at] !== byte
@@ -625,7 +636,8 @@ function bubbles() {
     const lost = first && frame.index >= first.index;
     const said = frame.type === 'CLOSE' ? make('p', { class: 'left' }, `${name} left.`)
       : textBox(frame.text, `${name} says`);
-    const result = lost ? mark('refused', frame === first ? 'refused' : 'not received any more') : mark('passed', 'checked');
+    const result = lost ? mark('refused', frame === first ? 'refused' : 'not received any more')
+      : mark('passed', 'checked');
     return make('li', { class: `bubble ${frame.sender}${lost ? ' lost' : ''}` },
       make('p', { class: 'who' }, make('strong', {}, name), ' ', result, ' ', goTo(`record ${frame.number}`,
         `frame-${frame.index}`)), said);
@@ -718,7 +730,8 @@ async function compare(reading) {
   const program = given.program;
   if (!program) return found;
   const add = (id, value) => {
-    if (value !== undefined && id in program) found.set(id, program[id] === (typeof value === 'string' ? value : toHex(value)));
+    if (value === undefined || !(id in program)) return;
+    found.set(id, program[id] === (typeof value === 'string' ? value : toHex(value)));
   };
   for (const sender of ['bob', 'alice']) {
     add(`fingerprint-${sender}`, reading[sender]?.fingerprint);
@@ -791,8 +804,9 @@ function quiz() {
         riddle.other}”, and Mallory needed no key for it.` });
     }
     items.push(question('bit', `Which bit makes “${riddle.letter}” into “${riddle.other}”?`,
-      make('p', {}, 'In ', goTo(riddle.frame.title, `frame-${riddle.frame.index}`), `, change one bit of the ciphertext, so that `
-        + `without its checks the text would read “${riddle.other}” instead of the first “${riddle.letter}”.`)));
+      make('p', {}, 'In ', goTo(riddle.frame.title, `frame-${riddle.frame.index}`), ', change one bit of the '
+        + `ciphertext, so that without its checks the text would read “${riddle.other}” instead of the first `
+        + `“${riddle.letter}”.`)));
   }
   const last = reading.frames.filter(({ type }) => type === 'TEXT').at(-1);
   const forged = last ?? reading.frames.at(-1);
@@ -806,7 +820,8 @@ function quiz() {
     make('p', {}, 'Drop it above, and see.')));
   const alices = state.reading.lanes?.alice?.number ?? 0;
   items.push(typed('nonce', 'What would be the nonce of the next record that Alice sends, as a number?',
-    (value) => Number(value) === alices && value !== '', 'Each record raises it by one.', 'Count Alice\'s records, from 0.'));
+    (value) => Number(value) === alices && value !== '', 'Each record raises it by one.',
+    'Count Alice\'s records, from 0.'));
   items.push(typed('length', 'How many bytes of text fit into the smallest record?', (value) => value === '222',
     '256 less 1 for the type, 32 for in_reply_to, and 1 for the byte 80.',
     'The plaintext has 256 bytes. Look what else is in there.'));
@@ -817,8 +832,8 @@ function forgery(frame) {
   const id = 'forge';
   const who = NAME[frame.sender];
   const choices = [
-    ['key', `${who}'s private RSA key`, true], ['z', 'Z', true], ['p', 'p and g', false], ['rsa', `${who}'s public RSA key`, false],
-    ['words', 'the six words', false],
+    ['key', `${who}'s private RSA key`, true], ['z', 'Z', true], ['p', 'p and g', false],
+    ['rsa', `${who}'s public RSA key`, false], ['words', 'the six words', false],
   ];
   const ticked = state.answers.get(id)?.ticked ?? new Set();
   const boxes = choices.map(([name, label]) => make('label', { class: 'choice' }, make('input', {
