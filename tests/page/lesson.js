@@ -237,7 +237,7 @@ function valuesOfRecord(reading, frame) {
       id: 'words', name: 'The six words',
       formula: 'RFC 1751 of the first 8 bytes of SHA-256("secure-chat/1 words " || th || r), in lower case',
       about: 'For the two people to compare by voice. The first three stand on Bob\'s screen, the last three on '
-        + 'Alice\'s.',
+        + 'Alice\'s; each reads theirs out, and types what the other reads.',
       from: [['th', 'value-th'], ...r], result: reading.words.join(' '),
       command: python('from hashlib import sha256; from Crypto.Util.RFC1751 import key_to_english; '
         + `h = sha256(b'${VERSION} words ' + ${literal(join(reading.th, reading.r))}).digest(); `
