@@ -7,6 +7,7 @@ import base64
 import contextlib
 import functools
 import io
+import itertools
 import json
 import os
 import re
@@ -193,29 +194,58 @@ READ_ALL = """const found = [];
     return found;"""
 
 
-def conversation(texts: list[str], case: dict[str, Any] = TALK) -> bytes:
-    """A transcript in which these texts are said in turn, under the keys of a conversation of the vectors."""
-    parts = [transcript_of(case, 0)]
-    latest = {"alice": b"", "bob": bytes(32)}
-    count = {"alice": 0, "bob": 0}
-    keys = {who: RSA.import_key(case[who]["private_key"]) for who in count}
-    bodies = [(0, b""), (0, bytes.fromhex(case["r"])), *((1, text.encode()) for text in texts), (2, b"")]
-    for place, (kind, body) in enumerate(bodies):
-        sender, other = ("alice", "bob") if place % 2 == 0 else ("bob", "alice")
-        derived = case[f"{sender}->{other}"]
-        plaintext = bytes([kind]) + latest[other] + body + b"\x80"
+READY, TEXT, CLOSE = range(3)
+
+
+class Writer:
+    """Writes a transcript with the keys of a conversation of the vectors, and keeps no rules."""
+
+    def __init__(self, case: dict[str, Any] = TALK) -> None:
+        self.case = case
+        self.data = transcript_of(case, 0)
+        self.signed: dict[str, list[bytes]] = {"alice": [], "bob": []}  # the hash of each record
+        self._keys = {who: RSA.import_key(case[who]["private_key"]) for who in self.signed}
+
+    def latest(self, sender: str, back: int = 1) -> bytes:
+        """What the record of a sender is called, so far back; 32 zero bytes if there is none."""
+        return self.signed[sender][-back] if len(self.signed[sender]) >= back else bytes(32)
+
+    def record(self, sender: str, kind: int, body: bytes = b"", in_reply_to: bytes | None = None) -> bytes:
+        """Make the next record of a sender, as an entry; add nothing."""
+        other = {"alice": "bob", "bob": "alice"}[sender]
+        derived = self.case[f"{sender}->{other}"]
+        plaintext = (
+            bytes([kind]) + (self.latest(other) if in_reply_to is None else in_reply_to) + body + b"\x80"
+        )
         plaintext += bytes(-len(plaintext) % 256)
-        nonce = count[sender].to_bytes(12, "big")
+        nonce = len(self.signed[sender]).to_bytes(12, "big")
         aes = AES.new(bytes.fromhex(derived["key"]), AES.MODE_GCM, nonce=nonce)
-        record = nonce + b"".join(aes.encrypt_and_digest(plaintext))
-        signed = f"secure-chat/1 signature {sender}->{other}".encode()
-        signed += bytes.fromhex(case["th"] + derived["commitment"]) + record
-        hashed = SHA256.new(signed)
-        record += pss.new(keys[sender], salt_bytes=32).sign(hashed)
-        parts.append(frame(sender[0].upper(), record.hex()))
-        latest[sender] = hashed.digest()
-        count[sender] += 1
-    return b"".join(parts)
+        encrypted = nonce + b"".join(aes.encrypt_and_digest(plaintext))
+        context = f"secure-chat/1 signature {sender}->{other}".encode()
+        self._hash = SHA256.new(context + bytes.fromhex(self.case["th"] + derived["commitment"]) + encrypted)
+        signature = pss.new(self._keys[sender], salt_bytes=32).sign(self._hash)
+        return frame(sender[0].upper(), (encrypted + signature).hex())
+
+    def say(self, sender: str, kind: int, body: bytes = b"") -> None:
+        self.data += self.record(sender, kind, body)
+        self.signed[sender].append(self._hash.digest())
+
+
+def begun(texts: list[str], case: dict[str, Any] = TALK) -> Writer:
+    """A transcript in which these texts are said in turn, without a goodbye."""
+    writer = Writer(case)
+    writer.say("alice", READY)
+    writer.say("bob", READY, bytes.fromhex(case["r"]))
+    for place, text in enumerate(texts):
+        writer.say("alice" if place % 2 == 0 else "bob", TEXT, text.encode())
+    return writer
+
+
+def conversation(texts: list[str], case: dict[str, Any] = TALK) -> bytes:
+    """... and then the next one leaves."""
+    writer = begun(texts, case)
+    writer.say("alice" if len(texts) % 2 == 0 else "bob", CLOSE)
+    return writer.data
 
 
 VERDICT = """return {
@@ -344,21 +374,47 @@ def test_the_program_and_the_page_say_the_same_of_damaged_files(
     monkeypatch.setattr(chat, "is_safe_prime", functools.cache(chat.is_safe_prime))
     data = conversation(TEXTS)
     files = [damaged(data, Random(seed)) for seed in range(300)]
-    said = []
-    for file in files:
-        try:
-            list(chat.verify_transcript(io.BytesIO(file)))
-            said.append(None)
-        except chat.ProtocolError as error:
-            said.append(str(error))
+    said = [reason(file) for file in files]
     assert len(set(said)) > 15
-    encoded = [base64.b64encode(file).decode() for file in files]
-    assert show(data).run(READ_ALL, encoded) == said
+    assert show(data).run(READ_ALL, [base64.b64encode(file).decode() for file in files]) == said
+
+
+def reason(data: bytes) -> str | None:
+    """Why the program refuses a transcript; None if it does not."""
+    try:
+        list(chat.verify_transcript(io.BytesIO(data)))
+    except chat.ProtocolError as error:
+        return str(error)
+    return None
+
+
+@needs_browser
+def test_the_program_and_the_page_say_the_same_of_every_record_in_every_state(
+    show: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every type, body and reply that is right or wrong, of both senders, at four places."""
+    monkeypatch.setattr(chat, "is_safe_prime", functools.cache(chat.is_safe_prime))
+    starts = [Writer(), *(begun(TEXTS[:count]) for count in range(3))]
+    starts[0].say("alice", READY)
+    files = []
+    for writer, (sender, other), kind in itertools.product(
+        starts, (("alice", "bob"), ("bob", "alice")), (READY, TEXT, CLOSE, 3)
+    ):
+        names = {writer.latest(who, back) for who in (sender, other) for back in (1, 2, 3)} | {bytes(32)}
+        for name in sorted(names):
+            files.append(writer.data + writer.record(sender, kind, b"", name))
+        for body in (bytes.fromhex(TALK["r"]), b"\xff", b"text"):
+            files.append(writer.data + writer.record(sender, kind, body))
+    said = [reason(file) for file in files]
+    assert None in said
+    assert len(set(said)) >= 8
+    browser = show(conversation(TEXTS))
+    assert browser.run(READ_ALL, [base64.b64encode(file).decode() for file in files]) == said
 
 
 # ------------------------------------------------------------------------------------- changing the bytes
 
-HELLO_BOB, HELLO_ALICE, Z, READY_ALICE, READY_BOB, FIRST, REPLY, SECOND = range(8)
+HELLO_BOB, HELLO_ALICE, Z, READY_ALICE, READY_BOB, FIRST, REPLY = range(7)
 
 CHANGE = """const [place, name, at, value] = given;
     const card = document.getElementById(`frame-${place}`);
