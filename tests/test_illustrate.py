@@ -689,6 +689,11 @@ def test_nothing_runs_over_the_edge(show: Any, width: int) -> None:
             .map((one) => one.outerHTML.slice(0, 200));
         return [document.documentElement.scrollWidth - wide, names.slice(0, 5)];""")
     assert over == [0, []]
+    left, right = (
+        browser.run("""const cards = ['frame-0', 'frame-1'].map((id) => document.getElementById(id));
+        return cards.map((card) => card.getBoundingClientRect().left);""")
+    )
+    assert (left < right) == (width > 600)  # each on the side of its sender, where there is room
 
 
 @needs_browser
