@@ -1982,6 +1982,8 @@ def converse(console: Console, channel: Channel) -> int:
                     console.notice(f"{error.told}: {error}")
                     continue
                 except ConnectionCut:  # a goodbye may have come before the cut
+                    if not channel.has_something:
+                        raise
                     unsent = int(not console.has_prompt)
                 else:
                     if text is not None:
