@@ -1650,6 +1650,7 @@ class Console:
         EOFError, and MessageError.
         """
         self.drop_typed()
+        self.set_quiet(self._edits)
         self.show_row(question)
         if self._edits:
             try:
