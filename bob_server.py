@@ -14,7 +14,8 @@ from __future__ import annotations
 import signal
 import sys
 
-if __name__ == "__main__":  # Ctrl-C during the imports ends the program without a traceback
+if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
+    # Ctrl-C during the imports ends the program without a traceback.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 import argparse
@@ -231,7 +232,8 @@ class Door:
             if isinstance(error, chat.TrustError):
                 line += (
                     f". It showed {error.presented}. If this was Alice, let her read to you the fingerprint "
-                    "on her screen, and restart with --peer SHA256:..."
+                    "on her screen, and restart with --peer SHA256:... (it takes the place of a pinned key; to "
+                    "keep both, add a line to known_peers). Yours, for her --peer, is shown at the start"
                 )
             elif isinstance(error, chat.ConnectionCut):
                 line += ", during the handshake; if this was Alice, her screen says why"
