@@ -65,7 +65,7 @@ from crypto_utils import (
     Transcript,
 )
 
-BUSY = "^Bob cannot talk now; try again later$"
+BUSY = "^whoever answered cannot talk now; try again later$"
 needs_proc = pytest.mark.skipif(
     not Path("/proc/self/fd").is_dir(), reason="no /proc to count another process's descriptors in"
 )
