@@ -326,9 +326,7 @@ def zero_q(key: RsaKey) -> bytes:
 
 DAMAGED = "is damaged, or no private key; restore it, or move it away for a new one$"
 UNSUITABLE = "is no private RSA key of 2048 to 4096 bits with exponent 65537$"
-NOT_SUPPORTED = (
-    r"in a form, or with a cipher, that is not supported\. Keep a copy; let OpenSSH convert it:\n  ssh-"
-)
+NOT_SUPPORTED = r"that is not supported\. Keep a copy; .*:\n  ssh-"
 BAD_IDENTITIES: dict[str, tuple[Callable[[RsaKey], bytes], str]] = {
     "empty": (lambda _: b"", DAMAGED),
     "garbage": (lambda _: b"not a key\n", DAMAGED),

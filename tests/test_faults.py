@@ -484,8 +484,10 @@ def test_who_leaves_is_told_when_the_goodbye_cannot_be_sent(bob: StartBob, start
     broken = patched(
         "def send(channel, record): raise chat.ConnectionCut('the connection broke')",
         "chat.Channel._send_goodbye = send",
+        *TELLING,
     )
     server, client = talk(bob("--once"), start, python=broken)
+    client.expect(WAITS, "stderr")
     client.process.terminate()
     assert client.wait() == 1
     client.expect("^The goodbye could not be sent: Bob sees that the line was cut", "stderr")
