@@ -16,6 +16,7 @@ import socket
 import stat
 import subprocess
 import sys
+import threading
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Callable
@@ -25,6 +26,7 @@ from conftest import (
     DEADLINE,
     GROUP,
     ROOT,
+    Background,
     Keys,
     Program,
     Start,
@@ -486,59 +488,35 @@ def test_a_passphrase_is_typed_at_a_terminal_alone_and_not_shown(
 # --------------------------------------------------------------------------------- two programs at once
 
 
-def race(code: str, *arguments: tuple[object, ...]) -> list[str]:
-    """Run the code once for each tuple of arguments, all let go when all are ready; return what they say."""
-    code = "import os, sys\nfrom pathlib import Path\nimport crypto_utils as chat\n" + code
-    commands = [[sys.executable, "-c", code, *map(str, words)] for words in arguments]
-    pipe = subprocess.PIPE
-    racers = [subprocess.Popen(command, cwd=ROOT, stdin=pipe, stdout=pipe, text=True) for command in commands]
-    try:
-        assert [racer.stdout and racer.stdout.readline() for racer in racers] == ["ready\n"] * len(racers)
-        for racer in racers:
-            assert racer.stdin
-            racer.stdin.write("go\n")
-            racer.stdin.flush()
-        said = [racer.communicate(timeout=DEADLINE)[0].strip() for racer in racers]
-        assert [racer.returncode for racer in racers] == [0] * len(racers)
-    finally:
-        for racer in racers:
-            racer.kill()
-            racer.communicate()
-    return said
+def test_programs_started_at_once_end_with_one_identity(
+    tmp_path: Path, keys: Keys, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    candidates, all_ready = iter(keys), threading.Barrier(len(keys))
+
+    def generate(*_: object, **__: object) -> RsaKey:
+        key = next(candidates)
+        all_ready.wait(DEADLINE)
+        return key
+
+    monkeypatch.setattr(chat.RSA, "generate", generate)
+    racers = [Background(KeyStore(tmp_path / "home").make_identity) for _ in keys]
+    made = [racer.result() for racer in racers]
+    assert made == [KeyStore(tmp_path / "home").load_identity(never)] * len(keys)
 
 
-def test_programs_started_at_once_end_with_one_identity(tmp_path: Path, keys: Keys) -> None:
-    code = """
-store, key = chat.KeyStore(Path(sys.argv[1])), chat.RSA.import_key(Path(sys.argv[2]).read_bytes())
-def generate(*_, **__):
-    print("ready", flush=True)
-    sys.stdin.readline()
-    return key
-chat.RSA.generate = generate
-assert store.load_identity(str) is None
-print(chat.fingerprint(store.make_identity()))
-"""
-    candidates = [tmp_path / name for name in Keys._fields]
-    for path, key in zip(candidates, keys):
-        path.write_bytes(pem_of(key))
-    said = race(code, *((tmp_path / "a" / "home", path) for path in candidates))
-    kept = KeyStore(tmp_path / "a" / "home").load_identity(never)
-    assert kept is not None
-    assert said == [fingerprint(kept)] * len(candidates)
+def test_no_pin_is_lost_when_many_are_made_at_once(tmp_path: Path, known: Path, keys: Keys) -> None:
+    all_ready = threading.Barrier(4)
 
+    def pin(who: int) -> None:
+        store = KeyStore(known.parent)
+        all_ready.wait(DEADLINE)
+        for number in range(6):
+            PinnedPeer(store, f"[{who}]:{number}").pin(keys.bob)
 
-@pytest.mark.exhaustive
-def test_no_pin_is_lost_when_many_are_made_at_once(store: KeyStore, known: Path, keys: Keys) -> None:
-    code = """
-store, key = chat.KeyStore(Path(sys.argv[1])), chat.RSA.import_key(sys.argv[2])
-print("ready", flush=True)
-sys.stdin.readline()
-for number in range(6):
-    chat.PinnedPeer(store, f"[{sys.argv[3]}]:{number}").pin(key)
-"""
-    race(code, *((store.folder, ssh_line(keys.bob), who) for who in range(4)))
-    lines = known.read_text().splitlines()
-    assert sorted(lines) == sorted(f"[{who}]:{n} {ssh_line(keys.bob)}" for who in range(4) for n in range(6))
+    for racer in [Background(lambda who=who: pin(who)) for who in range(4)]:
+        racer.result()
+    expected = (f"[{who}]:{n} {ssh_line(keys.bob)}" for who in range(4) for n in range(6))
+    assert sorted(known.read_text().splitlines()) == list(expected)
 
 
 # ------------------------------------------------------------------------------- old or new, but whole
@@ -635,8 +613,9 @@ def test_a_write_is_on_the_disk_before_it_takes_the_old_ones_place(
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 def test_a_crash_at_any_moment_leaves_the_old_file_or_the_new(store: KeyStore) -> None:
     code = """
-print("ready", flush=True)
-store, status, calls = chat.KeyStore(Path(sys.argv[1])), 1, 0
+import os, sys, pathlib
+import crypto_utils as chat
+store, status, calls = chat.KeyStore(pathlib.Path(sys.argv[1])), 1, 0
 while status:
     store.write("file", b"old" * 10_000)
     child = os.fork()
@@ -657,7 +636,7 @@ while status:
     assert content in (b"old" * 10_000, b"new" * 10_000)
     print(content[:3].decode(), end=" ")
 """
-    (said,) = race(code, (store.folder,))
+    said = run("env", f"PYTHONPATH={ROOT}", sys.executable, "-c", code, store.folder).strip()
     assert re.fullmatch("(old ){10,}(new ?){4,}", said), "old before it is replaced, new ever after"
     assert not list(store.folder.glob(".file.*")), "what a dead program left went with the next write"
 
@@ -665,8 +644,8 @@ while status:
 # --------------------------------------------------------------------------------------- the parameters
 
 
-def dh_pem(p: int, g: int, marker: str = "DH PARAMETERS") -> bytes:
-    return PEM.encode(DerSequence([p, g]).encode(), marker).encode()
+def dh_pem(*numbers: int, marker: str = "DH PARAMETERS") -> bytes:
+    return PEM.encode(DerSequence(numbers).encode(), marker).encode()
 
 
 def test_parameters_come_back_as_they_were_saved(store: KeyStore, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -683,10 +662,7 @@ def test_parameters_come_back_as_they_were_saved(store: KeyStore, monkeypatch: p
 FOREIGN: dict[str, tuple[bytes, int]] = {  # what is in the file, and the g that comes of it
     "as openssl dhparam writes it": (dh_pem(GROUP.p, 2), 2),
     "text around it": (b"    DH Parameters: (2048 bit)\n" + dh_pem(GROUP.p, 2) + CERTIFICATE, 2),
-    "with the length of an exponent": (
-        PEM.encode(DerSequence([GROUP.p, 2, 225]).encode(), "DH PARAMETERS").encode(),
-        2,
-    ),
+    "with the length of an exponent": (dh_pem(GROUP.p, 2, 225), 2),
     "a generator of all": (dh_pem(GROUP.p, GROUP.p - 2), 4),
 }
 
@@ -712,7 +688,7 @@ BAD_GROUPS: dict[str, tuple[bytes, str]] = {
     "garbage": (b"\x00\xff" * 99, "these are not DH PARAMETERS"),
     "cut": (PARAMETERS[:200], "these are not DH PARAMETERS"),
     "not_ascii": (PARAMETERS.replace(b"A", b"\xc3\xa4"), "these are not DH PARAMETERS|this is not DER"),
-    "another_type": (dh_pem(GROUP.p, GROUP.g, "X9.42 DH PARAMETERS"), "these are not DH PARAMETERS"),
+    "another_type": (dh_pem(GROUP.p, GROUP.g, marker="X9.42 DH PARAMETERS"), "these are not DH PARAMETERS"),
     "negative_p": (
         dh_pem(-GROUP.p, GROUP.g),
         "p is not a safe prime|p is even|p has .* bits|this is not DER",

@@ -9,9 +9,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import fcntl
-import heapq
 import os
-import random
 import select
 import signal
 import socket
@@ -20,7 +18,6 @@ import subprocess
 import sys
 import termios
 import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Callable, NamedTuple
@@ -608,14 +605,12 @@ def test_a_clock_that_jumps(bob: StartBob, start: Start) -> None:
 class Cable:
     """A cable between two network namespaces: two TUN devices, and a thread that carries packets.
 
-    It can be slow, lose packets, or be cut without anybody at its ends being told.
+    It can be cut without anybody at its ends being told.
     """
 
     ADDRESSES = ("192.0.2.1", "192.0.2.2")  # TEST-NET-1
 
     def __init__(self, namespaces: list[str]) -> None:
-        self.seconds = 0.0
-        self.loss = 0.0
         self.is_cut = False
         self.swallowed = threading.Semaphore(0)  # released for each packet that was lost
         self.prefixes = [("ip", "netns", "exec", name) for name in namespaces]
@@ -644,24 +639,17 @@ class Cable:
         return end
 
     def _carry(self) -> None:
-        chance = random.Random(1)
-        on_their_way: list[tuple[float, int, int, bytes]] = []
-        for count in range(10**9):
-            wait = max(0.0, on_their_way[0][0] - time.monotonic()) if on_their_way else None
-            ready, _, _ = select.select([*self._ends, self._stopped], [], [], wait)
+        while True:
+            ready, _, _ = select.select([*self._ends, self._stopped], [], [])
             if self._stopped in ready:
                 break
             for end in ready:
                 packet = os.read(end, 65536)
-                if self.is_cut or chance.random() < self.loss:
+                if self.is_cut:
                     self.swallowed.release()
                 else:
-                    other = self._ends[1 - self._ends.index(end)]
-                    heapq.heappush(on_their_way, (time.monotonic() + self.seconds, count, other, packet))
-            while on_their_way and on_their_way[0][0] <= time.monotonic():
-                _, _, end, packet = heapq.heappop(on_their_way)
-                with contextlib.suppress(OSError):
-                    os.write(end, packet)
+                    with contextlib.suppress(OSError):
+                        os.write(self._ends[1 - self._ends.index(end)], packet)
 
     def close(self) -> None:
         self._stop.close()
@@ -744,16 +732,3 @@ def test_a_cable_that_is_plugged_in_again(cable: Cable, bob: StartBob, start: St
     client.expect("^Bob: reply\n")
     client.end_input()
     assert (client.wait(), server.wait()) == (0, 0)
-
-
-@pytest.mark.exhaustive
-def test_a_slow_line_that_loses_packets(cable: Cable, bob: StartBob, start: Start, keys: Keys) -> None:
-    cable.seconds, cable.loss = 0.1, 0.07
-    server, client = talk_over(cable, bob, start, keys)
-    for _ in range(2):
-        one_round(server, client)
-    client.write(f"{LARGE[:10_000]}\n")
-    server.expect(f"^Alice: {LARGE[:10_000]}\n")
-    server.end_input()
-    assert (client.wait(), server.wait()) == (0, 0)
-    assert cable.swallowed.acquire(blocking=False), "no packet was lost"

@@ -5,16 +5,15 @@ Most is seen from outside: a real process over loopback, its threads, memory and
 
 from __future__ import annotations
 
+import asyncio
 import collections
 import contextlib
 import errno
-import heapq
 import itertools
 import json
 import os
 import queue
 import re
-import selectors
 import signal
 import socket
 import statistics
@@ -581,169 +580,118 @@ MEMORY = 32 * 1024  # KiB more than at rest, at most: stacks, hellos, and what t
 GROWTH = 4 * 1024  # KiB more after the whole of a long test than after its first part: it does not grow
 
 
-class OneOfMany:
-    """One of a crowd: it connects, does the one thing it does, and waits to be dropped."""
+class Meanwhile:
+    """Runs `_run` in an event loop of a thread of its own, until the end of a with statement."""
 
-    def __init__(self, kind: str, port: int, hello: bytes, source: str) -> None:
-        self.kind = kind
-        self.socket = socket.socket()
-        self.socket.setblocking(False)
-        self.socket.bind((source, 0))
-        self.socket.connect_ex(("127.0.0.1", port))
-        self.connected = False
-        self._drips = iter(hello)
-        self._hello = hello
+    def __init__(self) -> None:
+        self.ready = threading.Event()
+        self._thread = Background(lambda: asyncio.run(self._begin()))
 
-    def act(self) -> None:
-        """Do what it does once it is connected. May raise OSError."""
-        self.connected = True
-        if self.kind == "sends rubbish":
-            self.socket.send(b"\xff" * 100)
-        elif self.kind == "closes":
-            self.socket.shutdown(socket.SHUT_WR)
-        elif self.kind == "stops inside its hello":
-            self.socket.send(self._hello[: len(self._hello) // 2])
-        elif self.kind == "stops before READY":
-            self.socket.send(self._hello)
+    def __enter__(self) -> Meanwhile:
+        assert self.ready.wait(DEADLINE), vars(self)
+        return self
 
-    def drip(self) -> None:
-        with contextlib.suppress(OSError):
-            self.socket.send(bytes([next(self._drips)]))
+    def __exit__(self, *_: object) -> None:
+        self._loop.call_soon_threadsafe(self._stop.set)
+        self._thread.result()
+
+    async def _begin(self) -> None:
+        self._loop, self._stop = asyncio.get_running_loop(), asyncio.Event()
+        await self._run()
+
+    async def _run(self) -> None:
+        raise NotImplementedError
 
 
-class Crowd:
-    """Strangers at Bob's door, all in one thread: so many, each replaced as soon as he drops it.
+class Crowd(Meanwhile):
+    """Strangers at Bob's door: so many, of all kinds, each replaced as soon as he drops it.
 
     With a `rate`, so many new ones come in each second, silent, whether he has dropped others or not.
     """
 
-    def __init__(self, port: int, hello: bytes = b"", rate: float = 0.0, source: str = "127.0.0.1") -> None:
+    def __init__(self, port: int, hello: bytes = b"", rate: int = 0, source: str = "127.0.0.1") -> None:
         self.dropped: collections.Counter[str] = collections.Counter()
         self._port, self._hello, self._rate, self._source = port, hello, rate, source
-        self._selector = selectors.DefaultSelector()
-        self._stopped = threading.Event()
-        self._in_full_swing = threading.Event()
         self._begun = time.monotonic()
-        self._thread = Background(self._run)
-
-    def __enter__(self) -> Crowd:
-        """Wait until so many were dropped that all is in full swing."""
-        assert self._in_full_swing.wait(DEADLINE), f"only {self.dropped}"
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stopped.set()
-        self._thread.result()
+        super().__init__()
 
     @property
     def dropped_in_a_second(self) -> float:
         return sum(self.dropped.values()) / (time.monotonic() - self._begun)
 
-    def _come(self, kind: str) -> None:
-        stranger = OneOfMany(kind, self._port, self._hello, self._source)
-        self._selector.register(stranger.socket, selectors.EVENT_WRITE, stranger)
+    async def _run(self) -> None:
+        there = set()
+        for kind in itertools.cycle(KINDS):
+            if self._stop.is_set():
+                break
+            if len(there) < (AT_ONCE if self._rate else CROWD):
+                there.add(asyncio.ensure_future(self._come("says nothing" if self._rate else kind)))
+                await asyncio.sleep(1 / self._rate if self._rate else 0)
+            else:
+                await asyncio.wait(there, return_when=asyncio.FIRST_COMPLETED)
+            there = {one for one in there if not one.done()}
+            if sum(self.dropped.values()) >= CROWD:  # all is in full swing
+                self.ready.set()
+        for one in there:
+            one.cancel()
+        await asyncio.gather(*there, return_exceptions=True)
 
-    def _leave(self, stranger: OneOfMany) -> None:
-        self._selector.unregister(stranger.socket)
-        stranger.socket.close()
+    async def _come(self, kind: str) -> None:
+        """Be one of the crowd: connect, do the one thing that its kind does, and wait to be dropped."""
+        with contextlib.suppress(OSError):
+            at = ("127.0.0.1", self._port)
+            reader, writer = await asyncio.open_connection(*at, local_addr=(self._source, 0))
+            drip = None
+            try:
+                if kind == "sends rubbish":
+                    writer.write(b"\xff" * 100)
+                elif kind == "closes":
+                    writer.write_eof()
+                elif kind == "stops inside its hello":
+                    writer.write(self._hello[: len(self._hello) // 2])
+                elif kind == "stops before READY":
+                    writer.write(self._hello)
+                elif kind == "drips":
+                    drip = asyncio.ensure_future(self._drip(writer))
+                while await reader.read(65536):
+                    pass
+            finally:
+                self.dropped[kind] += 1
+                writer.close()
+                if drip:
+                    drip.cancel()
 
-    def _run(self) -> None:
-        try:
-            kinds = itertools.cycle(KINDS)
-            for kind in itertools.islice(kinds, 0 if self._rate else CROWD):
-                self._come(kind)
-            due, next_drip = self._begun, self._begun + 1
-            while not self._stopped.is_set():
-                for key, _ in self._selector.select(1 / self._rate if self._rate else 0.1):
-                    self._serve(key.data)
-                due = max(due, time.monotonic() - 0.1)  # what a busy machine missed is not made up for
-                while self._rate and due < time.monotonic() and len(self._there()) < AT_ONCE:
-                    due += 1 / self._rate
-                    self._come("says nothing")
-                if time.monotonic() > next_drip:
-                    next_drip += 1
-                    for stranger in self._there():
-                        if stranger.kind == "drips" and stranger.connected:
-                            stranger.drip()
-                if sum(self.dropped.values()) >= CROWD:
-                    self._in_full_swing.set()
-        finally:
-            for stranger in self._there():
-                self._leave(stranger)
-            self._selector.close()
-
-    def _there(self) -> list[OneOfMany]:
-        return [key.data for key in self._selector.get_map().values()]
-
-    def _serve(self, stranger: OneOfMany) -> None:
-        if not stranger.connected:
-            self._selector.modify(stranger.socket, selectors.EVENT_READ, stranger)
-            with contextlib.suppress(OSError):
-                stranger.act()
-        elif is_dropped(stranger.socket):
-            self._leave(stranger)
-            self.dropped[stranger.kind] += 1
-            if not self._rate:
-                self._come(stranger.kind)
+    async def _drip(self, writer: asyncio.StreamWriter) -> None:
+        for byte in self._hello:
+            writer.write(bytes([byte]))
+            await asyncio.sleep(1)
 
 
-class SlowLine:
+class SlowLine(Meanwhile):
     """Carries the bytes of any number of connections to a port, each way so many seconds late."""
 
-    def __init__(self, port: int | str, seconds: float) -> None:
-        self._listener = socket.create_server(("127.0.0.1", 0))
-        self.port = self._listener.getsockname()[1]
-        self._goal, self._seconds = ("127.0.0.1", int(port)), seconds
-        self._stop, self._stopped = socket.socketpair()
-        self._thread = Background(self._carry)
+    def __init__(self, port: int, seconds: float) -> None:
+        self._goal, self._seconds = port, seconds
+        super().__init__()
 
-    def __enter__(self) -> SlowLine:
-        return self
+    async def _run(self) -> None:
+        server = await asyncio.start_server(self._connect, "127.0.0.1", 0)
+        async with server:
+            self.port = server.sockets[0].getsockname()[1]
+            self.ready.set()
+            await self._stop.wait()
 
-    def __exit__(self, *_: object) -> None:
-        self._stop.close()
-        self._thread.result()
+    async def _connect(self, near: asyncio.StreamReader, to_near: asyncio.StreamWriter) -> None:
+        await asyncio.sleep(self._seconds)
+        far, to_far = await asyncio.open_connection("127.0.0.1", self._goal)
+        await asyncio.gather(self._carry(near, to_far), self._carry(far, to_near))
 
-    def _carry(self) -> None:
-        with contextlib.ExitStack() as stack:
-            stack.enter_context(self._listener)
-            stack.enter_context(self._stopped)
-            selector = stack.enter_context(selectors.DefaultSelector())
-            selector.register(self._listener, selectors.EVENT_READ)
-            selector.register(self._stopped, selectors.EVENT_READ)
-            late: list[tuple[float, int, Callable[[], object]]] = []
-            count = itertools.count()
-
-            def later(action: Callable[[], object]) -> None:
-                heapq.heappush(late, (time.monotonic() + self._seconds, next(count), action))
-
-            def connect(near: socket.socket) -> None:
-                far = stack.enter_context(socket.create_connection(self._goal))
-                selector.register(near, selectors.EVENT_READ, far)
-                selector.register(far, selectors.EVENT_READ, near)
-
-            def deliver(sink: socket.socket, data: bytes) -> None:
-                with contextlib.suppress(OSError):
-                    sink.sendall(data) if data else sink.shutdown(socket.SHUT_WR)
-
-            while True:
-                wait = max(0.0, late[0][0] - time.monotonic()) if late else None
-                for key, _ in selector.select(wait):
-                    if key.fileobj is self._stopped:
-                        return
-                    if key.fileobj is self._listener:
-                        near = stack.enter_context(self._listener.accept()[0])
-                        later(lambda near=near: connect(near))
-                        continue
-                    source, data = key.fileobj, b""
-                    assert isinstance(source, socket.socket)
-                    with contextlib.suppress(OSError):
-                        data = source.recv(65536)
-                    if not data:
-                        selector.unregister(source)
-                    later(lambda sink=key.data, data=data: deliver(sink, data))
-                while late and late[0][0] <= time.monotonic():
-                    heapq.heappop(late)[2]()
+    async def _carry(self, source: asyncio.StreamReader, sink: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(OSError):
+            while data := await source.read(65536):
+                self._loop.call_later(self._seconds, sink.write, data)
+        await asyncio.sleep(self._seconds)
+        sink.close()
 
 
 def measured(text: str) -> None:
@@ -802,7 +750,7 @@ def test_alice_on_a_slow_line_gets_past_silent_strangers_from_another_address(
     """With 150 ms each way, her handshake takes 0.6 s: 300 strangers come, and there is room for 64."""
     with (
         SlowLine(loaded_bob.port, 0.15) as line,
-        Crowd(loaded_bob.port, rate=500, source="127.0.0.2") as crowd,
+        Crowd(loaded_bob.port, rate=800, source="127.0.0.2") as crowd,
     ):
         pin_each_other(homes, str(line.port))
         times = [visit(loaded_bob, start, homes, line.port) for _ in range(count)]
