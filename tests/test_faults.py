@@ -542,8 +542,8 @@ def test_a_closed_terminal(bob: StartBob, start: Start, homes: Path, victim: Rol
     programs = {Role.BOB: server, Role.ALICE: client}
     said = (victim is Role.ALICE) == (at == "out of turn")
     if at == "at the question":
-        client.expect("Type the words")
-        server.expect("Type the words")
+        client.expect("reads to you: ")
+        server.expect("reads to you: ")
     else:
         client.expect("Alice: ")
         server.expect(WAITING)
@@ -553,6 +553,7 @@ def test_a_closed_terminal(bob: StartBob, start: Start, homes: Path, victim: Rol
             server.expect("Bob: ")
     hang_up_terminal(programs[victim])
     if at == "at the question":  # her goodbye is not opened while his question stands
+        server.expect("reads to you: ")  # it may be her first message
         server.write("no\r")
         server.expect("nothing is pinned")
         assert not list(homes.glob("*/known_peers"))
