@@ -895,6 +895,7 @@ class Channel:
         bobs, alices = words[:3], words[3:]
         self.own_words, self.other_words = (bobs, alices) if self.role is Role.BOB else (alices, bobs)
         self.transcript = transcript
+        self.peer_left = False  # with a goodbye
         self._sealer = sealer
         self._opener = opener
 
@@ -930,22 +931,22 @@ class Channel:
         record = self.frames.receive(RECORD_LIMIT)
         message = self._opener.open(record, self._sealer, self._keep)
         if message.type is RecordType.CLOSE:
-            self._sealer.closed = True
+            self._sealer.closed = self.peer_left = True
         return message
 
     def close(self, wait: float = GOODBYE_SECONDS) -> bool:
         """Say goodbye if that is still possible, and hang up, all within two times `wait` seconds.
 
-        Return whether the goodbye was sent.
+        Return whether both sides know that it is over.
         """
         self.frames.deadline = time.monotonic() + wait
-        sent = False
+        told = self.peer_left
         with contextlib.suppress(ConnectionCut):
             if not self._sealer.closed:
                 self._sealer.seal(RecordType.CLOSE, b"", self._opener, self._send_goodbye)
-                sent = True
+                told = True
         self.frames.hang_up(wait)
-        return sent
+        return told
 
     def _send(self, record: bytes) -> None:
         self.transcript.add(self.role.tag, record)
@@ -1108,20 +1109,19 @@ class KeyStore:
             return None
         pem = _private_key_block(data, path)
         passphrase = None
-        for _ in range(4):
+        for question in ("", "That was not it. ", "That was not it. ", None):
             try:
                 key = RSA.import_key(pem, passphrase)
                 break
             except (PassphraseRequiredError, IncorrectPassphraseError):
-                wrong = "" if passphrase is None else "That was not it. "
-                passphrase = os.fsencode(ask_passphrase(f"{wrong}Passphrase of {path}: "))
+                if question is None:
+                    raise FileError(f"that is not the passphrase of {path}") from None
+                passphrase = os.fsencode(ask_passphrase(f"{question}Passphrase of {path}: "))
             except UNPARSABLE:
                 raise FileError(
                     f"{path} is a key in a form, or with a cipher, that is not supported. Keep a copy; let "
                     f"OpenSSH convert it:\n  ssh-keygen -p -m PKCS8 -f {shlex.quote(str(path))}"
                 ) from None
-        else:
-            raise FileError(f"that is not the passphrase of {path}")
         if not (key.has_private() and key.size_in_bits() in RSA_BITS and key.e == RSA_EXPONENT):
             raise FileError(f"{path} is no private RSA key of 2048 to 4096 bits with exponent 65537")
         return key
@@ -1149,9 +1149,9 @@ class KeyStore:
             if pem == group.export():
                 check_group(group, rounds=0)
                 return group
+            check_group(Group(group.p, 4))
             if not group.contains(group.g):
                 group = Group(group.p, 4)
-            check_group(group)
         except (ValueError, ProtocolError) as error:
             reason = f"{path} holds no usable Diffie-Hellman parameters ({error}); move it away"
             raise FileError(reason) from None
@@ -1227,7 +1227,7 @@ def _insist(act: Callable[[], object]) -> None:
 def _private_key_block(data: bytes, path: Path) -> bytes:
     """Return the PEM block of a private key. What stands around it is passed over (RFC 7468, section 2)."""
     block = re.search(rb"-----BEGIN ([A-Z ]*PRIVATE KEY)-----\s(.*?)-----END \1-----", data, re.DOTALL)
-    with contextlib.suppress(ValueError):
+    with contextlib.suppress(ValueError, IndexError):
         if block and b":" in block[2]:  # the headers of an encrypted key
             return block[0]
         der = base64.b64decode(b"".join(block[2].split()), validate=True) if block else b""
@@ -1501,10 +1501,23 @@ def marked(mark: str, text: str, stream: TextIO) -> str:
 # Another module of that name (of PyPy, or for Windows) is not taken for readline.
 HAS_READLINE = False
 if sys.platform != "win32" and sys.implementation.name == "cpython":
-    with contextlib.suppress(ImportError):
+    # readline edits bytes, not letters, in a locale that is not installed or knows ASCII alone.
+    try:
+        knows_letters = locale.setlocale(locale.LC_CTYPE, "") not in ("C", "POSIX")
+    except locale.Error:
+        knows_letters = False
+    with contextlib.suppress(ImportError, locale.Error):
+        if not knows_letters:
+            os.environ["LC_ALL"] = "C.UTF-8"
+            locale.setlocale(locale.LC_CTYPE, "")
         import readline
 
         HAS_READLINE = True
+# Lines that are pasted together are one message, also if the paste is what the prompt waits for.
+PASTE_ON = PASTE_OFF = ""
+if HAS_READLINE and "libedit" not in (readline.__doc__ or "") and os.environ.get("TERM", "dumb") != "dumb":
+    readline.parse_and_bind("set enable-bracketed-paste on")
+    PASTE_ON, PASTE_OFF = "\x1b[?2004h", "\x1b[?2004l"
 QUIET = 0.3  # seconds without a key, after which what was typed ahead is over
 TERMINAL_LINE = 4095  # bytes that a terminal without readline hands over at most: the rest may be lost
 QUEUE_LIMIT = 100  # lines of other threads that wait for the screen
@@ -1633,17 +1646,23 @@ class Console:
         self.drop_typed()
         self.show_row(question)
         if self._edits:
-            key, _ = self._wait(keys=True, connection=connection)
+            try:
+                self.screen.write(PASTE_ON)
+                self.screen.flush()
+                key, _ = self._wait(keys=True, connection=connection)
+            finally:
+                self.write(PASTE_OFF, self.screen)
             if not key:
-                self.write("", self.screen)
                 return None
         self.set_quiet(False)
         try:
             if self._edits:
-                self.write("", self.screen)
                 self._row, self._editing = question, True
                 return input(question).rstrip("\n")  # a paste may end with one
             line = sys.stdin.readline()
+        except (EOFError, KeyboardInterrupt):
+            self.screen.write("\n")  # keep what stands in this row
+            raise
         finally:
             self._editing, self._row = False, ""
             self.set_quiet(True)
@@ -1848,6 +1867,8 @@ def hanging_up(console: Console, channel: Channel) -> Iterator[None]:
     except BaseException as reason:
         if not channel.close() and isinstance(reason, (PersonLeft, KeyboardInterrupt)):
             console.notice(f"The goodbye could not be sent: {console.peer} sees that the line was cut.")
+            if isinstance(reason, PersonLeft):
+                reason.status = 1
         raise
     finally:
         channel.frames.hang_up()
@@ -1990,20 +2011,24 @@ def peer_left(console: Console, channel: Channel, goodbye: Message) -> int:
 
 
 ADVICE = """\
-Nothing was signed, and no message was sent. Ask {name}, in person or by telephone, to read the fingerprint on \
-{name}'s own screen. If it is the one that was presented, start again with it:
+Nothing was signed, and no message was sent. Ask {name}, in person or by telephone, to read the fingerprint \
+on {name}'s own screen. If it is the one that was presented, start again with it:
   --peer SHA256:...
-That key then takes the place of a pinned one; to keep both, add a line to known_peers instead. If {name} reads \
-another one, somebody is in between: do not connect. ({name} may need yours; your program has shown it at its start.)"""
+That key then takes the place of a pinned one; to keep both, add a line to known_peers instead. If {name} \
+reads another one, somebody is in between: do not connect. ({name} may need yours: your program has shown it \
+at its start.)"""
 
 
 def explain(error: ChatError, name: str) -> str:
     """Return how a failure is told; for a key of `name` that is not trusted, with what a person can do."""
-    rows = [f"{error.told}: {error}." if str(error) else f"{error.told}."]
-    if isinstance(error, TrustError) and error.presented:
-        rows += [f"  {known}\n    ({where})" for known, where in error.expected]
-        rows += ["The key that was presented:", f"  {error.presented}", ADVICE.format(name=name)]
-    return "\n".join(rows)
+    text = f"{error.told}: {error}" if str(error) else error.told
+    if not text.endswith((".", "?", ")")) and "\n  " not in text:  # a command, or a fingerprint, ends it
+        text += "."
+    if not isinstance(error, TrustError) or not error.presented:
+        return text
+    expected = [f"  {known}\n    ({where})" for known, where in error.expected]
+    shown = ["The key that was presented:", f"  {error.presented}"]
+    return "\n".join([text, *expected, *shown, ADVICE.format(name=name)])
 
 
 # ------------------------------------------------------- from the command line to the exit status
@@ -2152,9 +2177,6 @@ def run_program(
         if getattr(sys, name) is None:  # the program was started with that stream closed
             setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_RDWR), mode))
         getattr(sys, name).reconfigure(errors="surrogateescape" if mode == "r" else "backslashreplace")
-    with contextlib.suppress(locale.Error):
-        if locale.setlocale(locale.LC_CTYPE, None) in ("C", "POSIX"):  # readline counts letters, not bytes
-            locale.setlocale(locale.LC_CTYPE, "C.UTF-8")
     console = Console(parser.get_default("role"))
     try:
         for number in (getattr(signal, name) for name in LEAVING_SIGNALS if hasattr(signal, name)):
@@ -2177,9 +2199,8 @@ def start(
     log.addHandler(StepHandler(console, whole=options.verbose > 1))
     log.setLevel(logging.INFO if options.verbose else logging.WARNING)
     try:
-        if HAS_READLINE and readline:
+        if HAS_READLINE:
             readline.parse_and_bind("set disable-completion on")
-            readline.parse_and_bind("set enable-bracketed-paste on")  # lines pasted together are one message
         status = (verify_file if options.verify else run)(console, options)
         sys.stdout.flush()
         return status
