@@ -109,7 +109,7 @@ def parse_address(text: str, port: int) -> tuple[str, int]:
         problem = f"is more than an address; leave out {text.rpartition('@')[0]}@"
     bracketed = re.fullmatch(r"\[([0-9a-fA-F:.]+(?:%[^][/\s]+)?)\](?::([0-9]{1,5}))?", text)
     named = re.fullmatch(r"([^][:,*?@%/\s]*[^][:,*?@%/\s0-9][^][:,*?@%/\s]*)(?::([0-9]{1,5}))?", text)
-    found = bracketed or named or re.fullmatch(r"([0-9a-fA-F]*:[0-9a-fA-F:.]+(?:%[^][/\s]+)?)()", text)
+    found = bracketed or named or re.fullmatch(r"((?:[0-9a-fA-F]*:){2}[0-9a-fA-F:.]*(?:%[^][/\s]+)?)()", text)
     if found is None or int(found[2] or port) > 65535:
         raise chat.UsageError(f"{text} {problem}")
     return found[1], int(found[2] or port)

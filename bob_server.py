@@ -232,7 +232,8 @@ class Door:
             if isinstance(error, chat.TrustError):
                 line += (
                     f". It showed {error.presented}. If this was Alice, let her read to you the fingerprint "
-                    "on her screen, and restart with --peer SHA256:..."
+                    "on her screen, and restart with --peer SHA256:... (which takes the place of a pinned key; to "
+                    "keep both, add a line to known_peers instead). Yours, for her --peer, is shown at the start"
                 )
             elif isinstance(error, chat.ConnectionCut):
                 line += ", during the handshake; if this was Alice, her screen says why"

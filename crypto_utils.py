@@ -892,6 +892,7 @@ class Channel:
         self.role = sealer.sender
         self.peer_key = opener.signer
         self.trust = trust  # what is known of the peer's key
+        self.words = words
         bobs, alices = words[:3], words[3:]
         self.own_words, self.other_words = (bobs, alices) if self.role is Role.BOB else (alices, bobs)
         self.transcript = transcript
@@ -1729,12 +1730,12 @@ class Console:
         """Let the terminal hand over single keys and show none, or put it back as it was found."""
         if quiet != self._quiet:
             self._quiet = quiet
-            self._set_terminal()
+            self._set_terminal(quiet)
 
-    def _set_terminal(self) -> None:
+    def _set_terminal(self, quiet: bool) -> None:
         if sys.platform != "win32" and self._as_found:
             mode = [*self._as_found[:6], [*self._as_found[6]]]
-            if self._quiet:
+            if quiet:
                 mode[3] &= ~(termios.ICANON | termios.ECHO)
                 mode[6][termios.VMIN], mode[6][termios.VTIME] = 1, 0
             with contextlib.suppress(termios.error):  # the terminal is gone
@@ -1791,11 +1792,9 @@ class Console:
     def on_continue(self, *_: object) -> None:
         """After Ctrl-Z and fg: the terminal as it was, and the prompt again."""
         if self._row and self.has_prompt:
-            typed = ""
-            if self._editing and HAS_READLINE:
-                typed = readline.get_line_buffer()
-            else:
-                self._set_terminal()
+            editing = self._editing and HAS_READLINE
+            self._set_terminal(self._quiet or editing)  # readline takes single keys too
+            typed = readline.get_line_buffer() if editing else ""
             self.screen.write(f"\r{self._row}{typed}")
             self.screen.flush()
 
@@ -1832,15 +1831,21 @@ class StepHandler(logging.Handler):
         return True
 
     def _rows(self, data: bytes, width: int) -> list[str]:
-        """Return hexadecimal rows of an even width; a text beside its bytes, a run of zeros counted."""
-        text = data.hex()
-        if len(data) > 8 and not data.strip(b"\0"):
-            return [f"{len(data)} zero bytes"]
-        if data.isascii() and data.decode("ascii").isprintable() and 0 < len(data) <= width // 4:
-            return [f'{text}  "{data.decode("ascii")}"']
-        if len(text) > width and not self._whole:
-            return [f"{text[: width - 16]}... ({len(data)} bytes)"]
-        return [text[at : at + width] for at in range(0, len(text), width)] or ["(empty)"]
+        """Return hexadecimal rows of an even width; a text below its bytes, a run of zeros counted."""
+        shown, zeros = data.rstrip(b"\0"), len(data) - len(data.rstrip(b"\0"))
+        if zeros <= 8:
+            shown, zeros = data, 0
+        whole = self._whole or 2 * len(shown) <= width
+        text = shown.hex() if whole else shown.hex()[: width - 16]
+        rows = [text[at : at + width] for at in range(0, len(text), width)]
+        if not whole:
+            rows[-1] += f"... ({len(data)} bytes)"
+        with contextlib.suppress(UnicodeDecodeError):
+            if shown and shown.decode().isprintable():
+                rows += [
+                    f'"{row}"' for row in screen_lines(shown.decode(), width - 2)[: None if whole else 1]
+                ]
+        return rows + [f"{zeros} zero bytes"] * bool(zeros) or ["(empty)"]
 
     @staticmethod
     def _parts(values: dict[str, Buffer | int]) -> Iterator[tuple[str, Buffer | int]]:
@@ -1895,7 +1900,7 @@ def meet(console: Console, channel: Channel, peer: PinnedPeer) -> None:
         console.notice(f"{told}\n  {fingerprint(key)}")
         console.notice(f"Read these words to {name}, by telephone or in person:  {own}")
         ask_for_words(console, channel)
-    trace("The words are made of th and r", words=" ".join(channel.own_words + channel.other_words).encode())
+    trace("The words are made of th and r", words=" ".join(channel.words).encode())
     if not trust.known:
         try:
             peer.pin(key)
