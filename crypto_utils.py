@@ -1120,8 +1120,9 @@ class KeyStore:
                 passphrase = os.fsencode(ask_passphrase(f"{question}Passphrase of {path}: "))
             except UNPARSABLE:
                 raise FileError(
-                    f"{path} is a key in a form, or with a cipher, that is not supported. Keep a copy; let "
-                    f"OpenSSH convert it:\n  ssh-keygen -p -m PKCS8 -f {shlex.quote(str(path))}"
+                    f"{path} is a key of a kind, in a form, or with a cipher that is not supported. Keep a "
+                    "copy; if it is an RSA key of two primes, this converts it:\n"
+                    f"  ssh-keygen -p -m PKCS8 -f {shlex.quote(str(path))}"
                 ) from None
         if not (key.has_private() and key.size_in_bits() in RSA_BITS and key.e == RSA_EXPONENT):
             raise FileError(f"{path} is no private RSA key of 2048 to 4096 bits with exponent 65537")
@@ -1156,7 +1157,8 @@ class KeyStore:
         except (ValueError, ProtocolError) as error:
             reason = f"{path} holds no usable Diffie-Hellman parameters ({error}); move it away"
             raise FileError(reason) from None
-        self.save_group(group)
+        with contextlib.suppress(FileError):  # then it is tested again the next time
+            self.save_group(group)
         return group
 
     def save_group(self, group: Group) -> None:
@@ -1175,7 +1177,11 @@ class KeyStore:
     def read(self, name: str, forbidden: int = 0o022) -> bytes | None:
         """Return a file's bytes, None if there is none. By default, nobody else may be able to write it."""
         path = self.folder / name
-        with disk("read", path), contextlib.suppress(FileNotFoundError), open_regular(path) as file:
+        with (
+            disk("read", path, "move it away"),
+            contextlib.suppress(FileNotFoundError),
+            open_regular(path) as file,
+        ):
             info = os.fstat(file.fileno())
             _check_owner(path, info, forbidden)
             if info.st_size > FILE_LIMIT:
@@ -1435,33 +1441,36 @@ def screen_lines(text: str, columns: int | None = None) -> list[str]:
         return lines
     columns, rows = max(columns, 8), []
     for line in lines:
-        line = line.expandtabs()
-        ends = list(itertools.accumulate(map(_width, line)))  # the column in which each character ends
-        at = begun = 0
-        while at + columns < len(line) or (ends and ends[-1] - begun > columns):
-            whole = end = bisect.bisect_right(ends, begun + columns, at)
-            if end == len(line):
+        line, plain = line.expandtabs(), line.isascii()
+        ends = [] if plain else list(itertools.accumulate(map(_width, line)))  # the columns of each prefix
+        at = 0
+        while True:
+            before = 0 if plain or at == 0 else ends[at - 1]
+            whole = end = at + columns if plain else bisect.bisect_right(ends, before + columns, at)
+            if end >= len(line):
                 break
-            while end > at and _belong_together(line[end - 1], line[end]):
+            while not plain and end > at and _belong_together(line[end - 1], line[end]):
                 end -= 1
-            end = line.rfind(" ", at, end + 1) + 1 or end
-            end = min(end, whole) if end > at else whole
+            end = line.rfind(" ", at, end) + 1 or (end if end > at else whole)
             rows.append(line[at:end])
-            at, begun = end, ends[end - 1]
+            at = end
         rows.append(line[at:])
     return rows
+
+
+# Two columns in Unicode 16 or in the C library, though not in the tables of each Python.
+_WIDE = "[\u2630-\u2637\u268a-\u268f\u3248-\u324f\u4dc0-\u4dff\U0001d300-\U0001d356\U0001d360-\U0001d376]"
 
 
 @functools.lru_cache(maxsize=4096)
 def _width(character: str) -> int:
     """Return how many columns a character takes at the most."""
-    if character.isascii():
-        return 1
     category, wide = unicodedata.category(character), unicodedata.east_asian_width(character)
-    if category in ("Mn", "Me", "Cf"):  # combining, or a joiner; but U+FE0F makes an emoji of what it follows
+    joins = character in "\u200c\u200d" or "\U000e0000" <= character <= "\U000e007f"
+    if category in ("Mn", "Me") or joins:  # but U+FE0F makes an emoji of what it follows
         return int(character == "\ufe0f")
-    ambiguous = locale.setlocale(locale.LC_CTYPE)[:2] in ("zh", "ja", "ko")
-    return 2 if wide in ("W", "F") or category == "Cn" or (ambiguous and wide == "A") else 1
+    ambiguous = wide == "A" and locale.setlocale(locale.LC_CTYPE)[:2] in ("zh", "ja", "ko")
+    return 2 if wide in ("W", "F") or category == "Cn" or ambiguous or re.match(_WIDE, character) else 1
 
 
 def _belong_together(before: str, after: str) -> bool:
@@ -1575,7 +1584,7 @@ class Console:
         self._row = ""  # a prompt, or progress, that stands in the last row of the screen
         self._typed = bytearray()  # read from a pipe, and not used yet
         self._ended = False  # whether the pipe has ended
-        self._leaving = False
+        self.leaving = False
         self._holds_signals = False
         self._quiet = False  # whether the terminal hands over single keys, and shows none
         if sys.platform != "win32":
@@ -1745,7 +1754,7 @@ class Console:
         self, keys: bool, connection: socket.socket | None = None, seconds: float | None = None
     ) -> tuple[bool, bool]:
         """Wait for a key, or for the connection; return which of them is there."""
-        if self._leaving:  # a signal whose exception was lost
+        if self.leaving:  # a signal whose exception was lost
             raise KeyboardInterrupt
         watched: list[socket.socket | TextIO] = [connection] if connection else []
         if sys.platform == "win32":
@@ -1782,10 +1791,10 @@ class Console:
 
     def on_signal(self, number: int, _: object) -> None:
         """Leave at the first signal; at the second, put the terminal back and end at once."""
-        if self._leaving:
+        if self.leaving:
             self.set_quiet(False)
             os._exit(128 + number)
-        self._leaving = True
+        self.leaving = True
         if not self._holds_signals:
             raise KeyboardInterrupt
 
@@ -1806,7 +1815,7 @@ class Console:
             yield
         finally:
             self._holds_signals = False
-        if self._leaving:
+        if self.leaving:
             raise KeyboardInterrupt
 
 
@@ -1827,7 +1836,8 @@ class StepHandler(logging.Handler):
                 f"  {name:11}  {part}" if n == 0 else f"  {'':11}  {part}"
                 for n, part in enumerate(self._rows(data, width))
             ]
-        self._console.tell("\n".join(rows))
+        if not self._console.leaving:  # a stopped screen must not hold up the goodbye
+            self._console.tell("\n".join(rows))
         return True
 
     def _rows(self, data: bytes, width: int) -> list[str]:
@@ -1923,7 +1933,6 @@ def ask_for_words(console: Console, channel: Channel) -> None:
     They are the yes. No record is opened while the question stands, but for a goodbye that Alice is told of.
     """
     name, wrong = console.peer, [""]
-    gone = NoConversation(f"{name} left before you answered; nothing is pinned")
     watched: socket.socket | None = channel.frames.socket
     while True:
         try:
@@ -1931,8 +1940,11 @@ def ask_for_words(console: Console, channel: Channel) -> None:
         except (EOFError, MessageError):
             raise KeyboardInterrupt from None
         if answer is None:
-            if channel.role is Role.ALICE or channel.frames.has_ended():
-                raise gone
+            if channel.role is Role.ALICE:
+                channel.receive()  # it is her turn: a goodbye, or else an error
+                raise NoConversation(f"{name} left before you answered; nothing is pinned")
+            if channel.frames.has_ended():
+                raise ConnectionCut(f"{name} was gone before you answered; nothing is pinned")
             watched = None  # her first message: it waits until the question is answered
             continue
         words = re.findall(r"[a-z]+", answer.lower())
@@ -2096,7 +2108,7 @@ def open_home(console: Console, options: argparse.Namespace) -> tuple[KeyStore, 
     if options.peer == fingerprint(identity):
         raise UsageError(f"this is your own fingerprint; ask {console.peer} for theirs")
     if options.transcript:
-        with disk("make", options.transcript):
+        with disk("make", options.transcript, "name another folder"):
             options.transcript.mkdir(mode=0o700, parents=True, exist_ok=True)
             if not os.access(options.transcript, os.W_OK):
                 raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
@@ -2189,6 +2201,11 @@ def run_program(
                 signal.signal(number, console.on_signal)
         if hasattr(signal, "SIGCONT"):
             signal.signal(signal.SIGCONT, console.on_continue)
+        for argument in sys.argv[1:]:
+            if re.match(r"[\u2010-\u2015\u2212]|.*\s--", argument):
+                parser.error(
+                    f"{printable(argument)}: a messenger changed a dash or a space; type it anew, with --"
+                )
         status = start(console, parser.parse_args(), run)
     except KeyboardInterrupt:
         status = 130
