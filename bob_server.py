@@ -229,9 +229,12 @@ class Door:
             frames.hang_up()
             line = f"{where}: {error.told}: {error}"
             if isinstance(error, chat.TrustError):
-                line = f"{where}: {chat.explain(error, 'Alice')}"
+                line += (
+                    f". It showed {error.presented}. If this was Alice, let her read to you the fingerprint "
+                    "on her screen, and restart with --peer SHA256:..."
+                )
             elif isinstance(error, chat.ConnectionCut):
-                line += ", during the handshake; if that was Alice, her screen says why"
+                line += ", during the handshake; if this was Alice, her screen says why"
             self._tell(line)
         except MemoryError:
             frames.hang_up()
@@ -301,11 +304,11 @@ def load_group(console: chat.Console, store: chat.KeyStore, bits: int | None) ->
     console.notice(f"Searching for Diffie-Hellman parameters ({size} bits); this is done once.")
     shown = begun
 
-    def progress(share: float) -> None:
+    def progress() -> None:
         nonlocal shown
         if time.monotonic() - shown > 0.5:
             shown = time.monotonic()
-            console.show_row(f"{shown - begun:.0f} s; {share:.0%} of searches end by now, some take a minute")
+            console.show_row(f"{shown - begun:.0f} s; it may take a minute.")
 
     try:
         group = chat.generate_group(size, progress)

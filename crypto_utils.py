@@ -322,19 +322,16 @@ def is_safe_prime(p: int, rounds: int = 64) -> bool:
     return p % 3 != 0 and is_power_one(4, q, p) and bool(miller_rabin_test(q, rounds))
 
 
-def generate_group(bits: int = 2048, progress: Callable[[float], None] = lambda _: None) -> Group:
+def generate_group(bits: int = 2048, progress: Callable[[], None] = lambda: None) -> Group:
     """Make new parameters: the first safe prime p of exactly `bits` bits after a random start; g = 2.
 
     Every p here is 24k - 1. Then q = 12k - 1, neither is divisible by 2 or 3, and 2 is a square mod p
     (p = 7 mod 8), so it has order q. A million numbers k from a random start are sieved of small factors
     of p and q. What is left is tested, one thread per core (the library's arithmetic releases the
-    interpreter lock). `progress` is called after every test with the share of all searches that end by then.
+    interpreter lock). `progress` is called after every test.
     """
     bound, run = 10_000_000 if bits < 2560 else 24_000_000, 1 << 20
     small_primes = _small_primes(bound)
-    # Mertens: of the numbers without factors below `bound`, one in ln(q) / (e^gamma ln(bound)) is prime.
-    chance = (1.781 * math.log(bound) / (bits * math.log(2))) ** 2
-    tested = 0
     pool = ThreadPoolExecutor(max_workers=os.cpu_count())
     try:
         while True:
@@ -342,8 +339,7 @@ def generate_group(bits: int = 2048, progress: Callable[[float], None] = lambda 
             candidates = (12 * (start + i) - 1 for i in _survivors(start, run, small_primes))
             survivors = [q for q in candidates if q.bit_length() == bits - 1]
             for q, passed in zip(survivors, pool.map(_passes_fermat, survivors)):
-                tested += 1
-                progress(1 - (1 - chance) ** tested)
+                progress()
                 if passed and is_safe_prime(2 * q + 1):
                     return Group(2 * q + 1, 2)
     finally:
@@ -486,11 +482,13 @@ class FrameSocket:
         with self._network():
             connected.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
             for option, value in TCP_OPTIONS.items():
-                if hasattr(socket, option):
+                with contextlib.suppress(AttributeError, OSError):  # not every system has each
                     connected.setsockopt(socket.IPPROTO_TCP, getattr(socket, option), value)
 
     def send(self, *payloads: bytes) -> None:
         """Send each payload as a frame, all in one write."""
+        if self.deadline is not None and time.monotonic() > self.deadline:
+            raise ConnectionCut("this machine was too slow for the handshake; connect again")
         unsent = memoryview(b"".join(map(frame, payloads)))
         while unsent:
             with self._network(PATIENCE):
@@ -546,9 +544,9 @@ class FrameSocket:
         """Bound what is done with the socket by the deadline, and by a limit in seconds; translate errors."""
         if self.deadline is not None:
             limit = min(limit or math.inf, self.deadline - time.monotonic())
-            if limit <= 0:  # our own computing, or a peer that sends byte by byte, has used it up
-                raise ConnectionCut("the time for this was over before it was done")
         try:
+            if limit is not None and limit <= 0:
+                raise socket.timeout
             self.socket.settimeout(limit)
             yield
         except socket.timeout:
@@ -1080,6 +1078,7 @@ def _read(file: BinaryIO, count: int) -> bytes:
 
 # How files are opened: not through a symbolic link, and without waiting for a pipe.
 _OPEN_FLAGS = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
+SLICE = 0.05  # seconds between two tries, where Windows does not let us wait
 ELSEWHERE = "name a folder on another disk with --home"
 
 
@@ -1194,7 +1193,7 @@ class KeyStore:
                     file.write(data)
                     file.flush()
                     os.fsync(file.fileno())
-                temporary.replace(path)
+                _insist(lambda: temporary.replace(path))
             except BaseException:
                 with contextlib.suppress(OSError):
                     temporary.unlink(missing_ok=True)
@@ -1206,10 +1205,23 @@ class KeyStore:
         path = self.folder / ".lock"
         with disk("lock", path, ELSEWHERE), open(path, "ab", opener=_private) as file:
             if sys.platform == "win32":
-                msvcrt.locking(file.fileno(), msvcrt.LK_LOCK, 1)
+                _insist(lambda: msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1))
             else:
                 fcntl.flock(file, fcntl.LOCK_EX)
             yield
+
+
+def _insist(act: Callable[[], object]) -> None:
+    """Try again for 10 s on Windows, which refuses where others wait: a lock, a file that is being read."""
+    end = time.monotonic() + 10
+    while True:
+        try:
+            act()
+            return
+        except OSError:
+            if sys.platform != "win32" or time.monotonic() > end:
+                raise
+            time.sleep(SLICE)
 
 
 def _private_key_block(data: bytes, path: Path) -> bytes:
@@ -1320,7 +1332,8 @@ class PinnedPeer:
             pinned = tuple(
                 (fingerprint(RSA.import_key(p.key)), f"{self.path}, line {p.number}") for p in mine
             )
-            raise TrustError(f"the key of {self.name} is not the pinned one", presented, pinned)
+            elsewhere = f", but the one you know as {', '.join(also)}" if also else ""
+            raise TrustError(f"the key of {self.name} is not the pinned one{elsewhere}", presented, pinned)
         elif not (known or self._can_ask):
             raise TrustError(f"the key of {self.name} is new, and there is no terminal to ask at", presented)
         return Trust(known, self.only is not None, also)
@@ -1493,8 +1506,6 @@ if sys.platform != "win32" and sys.implementation.name == "cpython":
 
         HAS_READLINE = True
 QUIET = 0.3  # seconds without a key, after which what was typed ahead is over
-SLICE = 0.05  # seconds between two looks where one cannot wait for two things, or for Ctrl-C (on Windows)
-LINE_LIMIT = TEXT_LIMIT + 2  # bytes of a line from a pipe: the longest text, and its end
 TERMINAL_LINE = 4095  # bytes that a terminal without readline hands over at most: the rest may be lost
 QUEUE_LIMIT = 100  # lines of other threads that wait for the screen
 LEAVING_SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP", "SIGQUIT", "SIGBREAK")
@@ -1502,8 +1513,10 @@ HELP = """\
 Type a line and press Enter to send it, when it is your turn.
   /words   show your three words
   /help    show this
-  /quit    leave, as Ctrl-D; Ctrl-C leaves at any moment
-To send a line that begins with /, put a space before it."""
+  /quit    leave, as END; Ctrl-C leaves at any moment
+To send a line that begins with /, put a space before it.""".replace(
+    "END", "Ctrl-Z and Enter" if sys.platform == "win32" else "Ctrl-D"
+)
 
 
 class UsageError(ChatError):
@@ -1729,17 +1742,15 @@ class Console:
     def _line_from_pipe(self, connection: socket.socket) -> str | None:
         """Return the next line of standard input; None if the connection has something first.
 
-        A line is returned whole, whatever interrupts the reading. (What is too long to be sent is returned
-        too long, but not to its end.) Raises EOFError.
+        A line is returned whole, whatever interrupts the reading. (On Windows one cannot wait for a pipe and
+        for the connection.) Raises EOFError.
         """
-        stdin = sys.stdin.fileno()
         while not (self._ended or b"\n" in self._typed):
-            if self._wait(keys=True, connection=connection)[1]:
+            if sys.platform != "win32" and self._wait(keys=True, connection=connection)[1]:
                 return None
-            data = os.read(stdin, 65536)
+            data = os.read(sys.stdin.fileno(), 65536)
             self._ended = not data
-            begin, newline, rest = data.partition(b"\n")
-            self._typed += begin[: max(0, LINE_LIMIT + 1 - len(self._typed))] + newline + rest
+            self._typed += data
         if self._wait(keys=False, connection=connection, seconds=0)[1]:
             return None
         if not self._typed:
@@ -1978,25 +1989,21 @@ def peer_left(console: Console, channel: Channel, goodbye: Message) -> int:
     return 0
 
 
+ADVICE = """\
+Nothing was signed, and no message was sent. Ask {name}, in person or by telephone, to read the fingerprint on \
+{name}'s own screen. If it is the one that was presented, start again with it:
+  --peer SHA256:...
+That key then takes the place of a pinned one; to keep both, add a line to known_peers instead. If {name} reads \
+another one, somebody is in between: do not connect. ({name} may need yours; your program has shown it at its start.)"""
+
+
 def explain(error: ChatError, name: str) -> str:
     """Return how a failure is told; for a key of `name` that is not trusted, with what a person can do."""
-    if not isinstance(error, TrustError) or not error.presented:
-        return f"{error.told}: {error}." if str(error) else f"{error.told}."
-    rows = [f"{error.told}: {error}."]
-    for known, where in error.expected:
-        rows += [f"  {known}", f"    ({where})"]
-    return "\n".join(
-        [
-            *rows,
-            "The key that was presented instead:" if error.expected else "The key that was presented:",
-            f"  {error.presented}",
-            f"Nothing was signed, and no message was sent. Ask {name}, in person or by telephone, to read "
-            f"the fingerprint on {name}'s own screen. If it is the one that was presented, start again with it:",
-            "  --peer SHA256:...",
-            "That key then takes the place of a pinned one. If it is another fingerprint, somebody is in "
-            f"between: do not connect. ({name} may need yours; it stands where your program started, above.)",
-        ]
-    )
+    rows = [f"{error.told}: {error}." if str(error) else f"{error.told}."]
+    if isinstance(error, TrustError) and error.presented:
+        rows += [f"  {known}\n    ({where})" for known, where in error.expected]
+        rows += ["The key that was presented:", f"  {error.presented}", ADVICE.format(name=name)]
+    return "\n".join(rows)
 
 
 # ------------------------------------------------------- from the command line to the exit status
