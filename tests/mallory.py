@@ -105,6 +105,10 @@ class Last(bytes):
     """The last bytes that Mallory lets through: then she cuts the wire."""
 
 
+class Held(bytes):
+    """Bytes after which Mallory holds the line open, even if their sender hangs up."""
+
+
 class Slowly(bytes):
     """Bytes that Mallory lets through one at a time."""
 
@@ -138,7 +142,7 @@ class Wire:
             thread.start()
 
     def _carry(self, sender: chat.Role) -> None:
-        source, sink = self._ends[sender], self._ends[sender.peer]
+        source, sink, held = self._ends[sender], self._ends[sender.peer], False
         with contextlib.suppress(OSError):
             while True:
                 data = self._frame(source)
@@ -153,10 +157,12 @@ class Wire:
                         time.sleep(SLOW_SECONDS)
                 else:
                     sink.sendall(passed_on)
+                held = held or isinstance(passed_on, Held)
                 if isinstance(passed_on, Last):
                     self._end(source)
                     break
-        self._end(sink)
+        if not held:
+            self._end(sink)
 
     @staticmethod
     def _end(connected: socket.socket) -> None:
@@ -640,7 +646,7 @@ ATTACKS = {
             once(
                 ALICE,
                 READY,
-                lambda _: (1 << 26).to_bytes(4, "big"),
+                lambda _: Held((1 << 26).to_bytes(4, "big")),
                 "In the place of Alice's READY, I announce 64 MiB, and send nothing.",
             ),
             (
@@ -969,9 +975,8 @@ def how_to_begin(
         lines += [f"The attack: {attack.sentence}"]
     if COPY:
         lines += [
-            f"These commands start a broken copy of the programs, which does not check: {', '.join(without)}. "
-            "How that was done stands at the end of its crypto_utils.py. It is removed when I end, and so "
-            f"is its home folder, with copies of the keys in {home}."
+            "These commands start a broken copy of the programs. What it does not check: "
+            f"{', '.join(without)}. It has copies of the keys in {home}, and is removed when I end."
         ]
     lines += ["Bob, in a second terminal (end another Bob who is there):" if here else f"Bob, at {bob[0]}:"]
     lines += [f"  python3 {programs}bob_server.py{option}{at}"]
@@ -990,12 +995,10 @@ def how_to_begin(
     else:
         if attack.needs_recording:
             lines += ["First let them talk and leave (/quit); I only listen. Then start Alice again."]
+        what_follows = "Bob answers, and Alice leaves (/quit)"
         if attack.leaves_early:
-            lines += [
-                f"Alice says something (for example: {SAMPLE}), and leaves (Ctrl-C) before Bob answers."
-            ]
-        else:
-            lines += [f"Alice says something (for example: {SAMPLE}), Bob answers, and Alice leaves (/quit)."]
+            what_follows = "and leaves (Ctrl-C) before Bob answers"
+        lines += [f"Alice says something (for example: {SAMPLE}), {what_follows}."]
     return "\n".join(lines)
 
 
@@ -1003,9 +1006,9 @@ def copy_home(home: Path, copy: Path, attack: Attack | None) -> None:
     """Give a broken copy the keys and the parameters, and what is pinned unless they are to meet anew."""
     for name in ("bob", "alice"):
         if (home / name).is_dir():
-            forgotten = ["known_peers"] if attack and attack.first_meeting else []
-            shutil.copytree(home / name, copy / name, ignore=lambda _, __: forgotten)
-    copy.mkdir(mode=0o700, exist_ok=True)
+            shutil.copytree(home / name, copy / name)
+            if attack and attack.first_meeting:
+                (copy / name / "known_peers").unlink(missing_ok=True)
 
 
 def connections(

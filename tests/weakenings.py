@@ -952,7 +952,8 @@ LIST = [
         def make(role, identity, group, random=secrets.token_bytes, original=Offer.make):
             exponent = group.private_exponent(random)
             public_value = modexp(group.g, exponent, group.p)
-            values = [SHA256.new(public_value).digest() if role is Role.BOB else random(NONCE_BYTES), exponent]
+            r = SHA256.new(public_value).digest()
+            values = [r if role is Role.BOB else random(NONCE_BYTES), exponent]
             return original(role, identity, group, lambda _: values.pop())
         Offer.make = make
         """,
@@ -1001,7 +1002,11 @@ LIST = [
         Weakening(
             f"{who}'s --peer ignored",
             TRUST + test,
-            "chat.PinnedPeer = lambda store, name, only, ask, original=chat.PinnedPeer: original(store, name, None, ask)",
+            """
+            def without_peer(store, name, only, can_ask, original=chat.PinnedPeer):
+                return original(store, name, None, can_ask)
+            chat.PinnedPeer = without_peer
+            """,
             file=file,
         )
         for who, file, test in (
