@@ -963,8 +963,8 @@ def how_to_begin(
     attack: Attack | None, port: int, bob: tuple[str, int], without: tuple[str, ...], home: str
 ) -> str:
     """Return the commands to run, and what to do then."""
-    programs, option = (f"{COPY}/", "") if COPY else ("", f" --home {shlex.quote(home)}")
-    option = option.replace("'~/", "~/'") if home.startswith("~/") else option
+    folder = f"~/{shlex.quote(home[2:])}" if home.startswith("~/") else shlex.quote(home)
+    programs, option = (f"{COPY}/", "") if COPY else ("", f" --home {folder}")
     here = bob[0] in ("127.0.0.1", "localhost", "::1")
     at = "" if bob[1] == chat.PORT else f" --port {bob[1]}"
     alice = f"  python3 {programs}alice_client.py{option} 127.0.0.1:{port}"
@@ -978,7 +978,10 @@ def how_to_begin(
             "These commands start a broken copy of the programs. What it does not check: "
             f"{', '.join(without)}. It has copies of the keys in {home}, and is removed when I end."
         ]
-    lines += ["Bob, in a second terminal (end another Bob who is there):" if here else f"Bob, at {bob[0]}:"]
+        if not (COPY / "home" / "bob").is_dir():
+            lines += [f"There are none in {home} yet: it makes its own, which takes some seconds."]
+    if_there = "end one who is there first, with Ctrl-C" if COPY else "if he is not there yet"
+    lines += [f"Bob, in a second terminal ({if_there}):" if here else f"Bob, at {bob[0]}:"]
     lines += [f"  python3 {programs}bob_server.py{option}{at}"]
     lines += ["Alice, in a third one (the command on Bob's screen leads past me):", alice]
     if attack and attack.needs_peer:

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import contextlib
 import re
+import shlex
 import signal
 import socket
 import subprocess
@@ -14,8 +15,8 @@ from pathlib import Path
 from typing import Callable, NamedTuple
 
 import pytest
-from conftest import AT_TERMINAL, ROOT, Keys, Program, Start, pin_each_other
-from mallory import ATTACKS, BOB, EARLIER, LATE, REPLY, REQUEST, Attack, Check
+from conftest import AT_TERMINAL, DEADLINE, ROOT, Keys, Program, Start, exhaustive, pin_each_other
+from mallory import ATTACKS, BOB, EARLIER, LATE, REPLY, REQUEST, WORDS, Attack, Check
 
 import crypto_utils as chat
 
@@ -43,14 +44,20 @@ def asks(attack: Attack, without: tuple[str, ...]) -> bool:
     return attack.first_meeting or "pin" in without
 
 
+def a_port() -> socket.socket:
+    """Return a socket that is bound and does not listen, so that a program can have its port, and nobody else."""
+    reserved = socket.socket()
+    reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    reserved.bind(("127.0.0.1", 0))
+    return reserved
+
+
 @pytest.fixture
 def scene(start: Start, homes: Path, keys: Keys) -> Callable[..., Scene]:
     """Return a function that prepares an attack on programs without some checks."""
 
     def run(attack: Attack | None, without: tuple[str, ...] = ()) -> Scene:
-        with socket.socket() as reserved:  # bound, not listening: Bob's port, before his copy is there
-            reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            reserved.bind(("127.0.0.1", 0))
+        with a_port() as reserved:  # before Bob's copy is there
             bobs_port = str(reserved.getsockname()[1])
             options = ["--listen", "0", "--bob", f"127.0.0.1:{bobs_port}", "--home", str(homes)]
             options += ["--without", ",".join(without)] if without else []
@@ -117,6 +124,12 @@ def typed(program: Program, name: str, words: str) -> None:
     program.write(f"{words}\r")
 
 
+def types(program: Program, name: str, text: str) -> None:
+    """Type a line at the prompt."""
+    program.expect(f"{name}: ")
+    program.write(f"{text}\r")
+
+
 def words_of(program: Program) -> str:
     """Return the three words that stand on a screen."""
     return program.expect(r"(?:in person|read them out):\s+([a-z]+ [a-z]+ [a-z]+)\s")[1]
@@ -135,13 +148,11 @@ def attacked_at_terminals(scene: Scene, attack: Attack, check: Check | None) -> 
     for program, (name, words) in asked.items():
         typed(program, name, words)
     if check is None:
-        for program, peer, text in ((alice, bob, REQUEST), (bob, alice, REPLY)):
-            name = "Alice" if program is alice else "Bob"
-            program.expect(f"{name}: ")
-            program.write(f"{text}\r")
-            peer.expect(rf"{name} [✓+] {text}")
-        alice.expect("Alice: ")
-        alice.write("/quit\r")
+        types(alice, "Alice", REQUEST)
+        bob.expect(rf"Alice [✓+] {REQUEST}")
+        types(bob, "Bob", REPLY)
+        alice.expect(rf"Bob [✓+] {REPLY}")
+        types(alice, "Alice", "/quit")
         return alice
     for program in asked:
         program.expect(re.escape(check.reason))
@@ -230,6 +241,135 @@ def test_an_attack_is_refused_by_one_check_after_the_other_and_then_succeeds(
     scene: Callable[..., Scene], name: str, n: int
 ) -> None:
     check_stage(scene, name, n)
+
+
+@pytest.mark.parametrize("prepared", [True, *exhaustive(False)], ids=["keys are there", "from nothing"])
+def test_the_exercises_of_the_readme_one_after_the_other(
+    start: Start, homes: Path, tmp_path: Path, prepared: bool
+) -> None:
+    """As they stand there, but for the ports. Nothing but ~/lesson is made or changed."""
+    home = tmp_path / "home"
+    home.mkdir()
+    if prepared:
+        (home / "lesson").mkdir(mode=0o700)
+        for name in ("bob", "alice"):
+            (homes / name).rename(home / "lesson" / name)
+    _, _, section = (ROOT / "README.md").read_text(encoding="utf-8").partition("\n## Meet Mallory\n")
+    commands = iter(re.findall("^    (python3 .*)$", section.partition("\n## ")[0], re.MULTILINE))
+    with contextlib.ExitStack() as reserved:
+        listen, bobs = (str(reserved.enter_context(a_port()).getsockname()[1]) for _ in range(2))
+
+        def run(command: str, **options: object) -> Program:
+            _, script, *arguments = shlex.split(command.replace("65433", listen).replace("65434", bobs))
+            return start(script, *arguments, HOME=str(home), SECURE_CHAT_HOME="", **options)
+
+        def mallory() -> Program:
+            program = run(f"{next(commands)} --listen 65433 --bob 127.0.0.1:65434")
+            program.expect("Listening")
+            return program
+
+        def bob(command: str) -> Program:
+            program = run(command, **TERMINAL)
+            program.expect("Waiting for Alice", patience=5 * DEADLINE)  # parameters are found by chance
+            return program
+
+        def broken_copies(program: Program) -> tuple[Program, Program]:
+            his = bob(program.expect(r"^  (python3 \S+/bob_server\.py .*)$")[1])
+            return his, run(program.expect(r"^  (python3 \S+/alice_client\.py .*)$")[1], **TERMINAL)
+
+        def leaves(program: Program) -> None:
+            program.write("\x03")
+            assert program.wait() == 130
+
+        # 1. Listen.
+        she, his = mallory(), bob(next(commands))
+        hers = run(next(commands), **TERMINAL)
+        words = words_of(his)
+        typed(his, "Alice", words_of(hers))
+        typed(hers, "Bob", words)
+        types(hers, "Alice", "hello Bob")
+        types(his, "Bob", "hello Alice")
+        hers.expect("Bob [✓+] hello Alice")
+        types(hers, "Alice", "/quit")
+        assert hers.wait() == 0
+        she.expect("I wait for the next one; Ctrl-C ends")
+        she.process.send_signal(signal.SIGINT)
+        assert she.wait() == 0
+        assert "hello" not in she.stdout.replace("hello, ", "")
+        # 2. Change one bit.
+        she, hers = mallory(), run(next(commands), **TERMINAL)
+        types(hers, "Alice", "pay 100 to Carol")
+        his.expect("Broken off: the record's signature is not valid")
+        assert (she.wait(), hers.wait()) == (0, 1)
+        leaves(his)
+        # 3. Take the checks away.
+        she = mallory()
+        his, hers = broken_copies(she)
+        types(hers, "Alice", "pay 100 to Carol")
+        his.expect("Alice [✓+] pay 900 to Carol")
+        types(his, "Bob", "done")
+        hers.expect("the record replies to another record than the last one")
+        assert (she.wait(), hers.wait()) == (0, 3)
+        leaves(his)
+        she = mallory()
+        his, hers = broken_copies(she)
+        types(hers, "Alice", "pay 100 to Carol")
+        his.expect("Alice [✓+] pay 900 to Carol")
+        types(his, "Bob", "done")
+        hers.expect("Bob [✓+] done")
+        types(hers, "Alice", "/quit")
+        assert (she.wait(), hers.wait()) == (0, 0)
+        leaves(his)
+        # 4. Be in the middle.
+        she, his = mallory(), bob(next(commands))
+        hers = run(next(commands), **TERMINAL)
+        hers.expect("is not the pinned one")
+        assert (she.wait(), hers.wait()) == (0, 3)
+        leaves(his)
+        she = mallory()
+        his, hers = broken_copies(she)
+        words = words_of(his)
+        typed(his, "Alice", words_of(hers))
+        typed(hers, "Bob", words)
+        his.expect(WORDS)
+        hers.expect(WORDS)
+        typed(hers, "Bob", "no")
+        assert (she.wait(), hers.wait()) == (0, 3)
+        his.expect("nothing is pinned")
+        leaves(his)
+        she = mallory()
+        his, hers = broken_copies(she)
+        typed(his, "Alice", "any three words")
+        typed(hers, "Bob", "will do here")
+        types(hers, "Alice", "pay 100 to Carol")
+        types(his, "Bob", "done")
+        she.expect("I can read it. Alice: pay 100 to Carol")
+        she.expect("I can read it. Bob: done")
+        types(hers, "Alice", "/quit")
+        assert (she.wait(), hers.wait()) == (0, 0)
+        leaves(his)
+        # 5. All the others.
+        assert run(next(commands)).wait() == 0
+        assert next(commands, None) is None
+    assert [path.name for path in home.iterdir()] == ["lesson"]
+
+
+def test_a_reader_of_the_list_may_leave(start: Start) -> None:
+    listing = start("tests/mallory.py", "--list")
+    listing.forget_stdout()
+    assert listing.wait() == 0
+    assert listing.stderr == ""
+
+
+def test_a_broken_copy_is_gone_however_she_ends(start: Start, homes: Path) -> None:
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        mallory = start("tests/mallory.py", "--listen", "0", "--home", str(homes), "--without", "tag", "tag")
+        copy = Path(mallory.expect(r"^  python3 (\S+)/bob_server\.py")[1])
+        assert (copy / "home" / "bob" / "identity.pem").exists()
+        mallory.expect("Alice says something")
+        mallory.process.send_signal(number)
+        assert mallory.wait() == 1
+        assert not copy.exists()
 
 
 def test_the_list_names_every_attack_and_every_check_within_80_columns() -> None:
