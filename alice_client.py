@@ -14,7 +14,8 @@ from __future__ import annotations
 import signal
 import sys
 
-if __name__ == "__main__":  # Ctrl-C during the imports ends the program without a traceback
+if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
+    # Ctrl-C during the imports ends the program without a traceback.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 import argparse
@@ -108,7 +109,7 @@ def parse_address(text: str, port: int) -> tuple[str, int]:
         problem = f"is more than an address; leave out {text.rpartition('@')[0]}@"
     bracketed = re.fullmatch(r"\[([0-9a-fA-F:.]+(?:%[^][/\s]+)?)\](?::([0-9]{1,5}))?", text)
     named = re.fullmatch(r"([^][:,*?@%/\s]*[^][:,*?@%/\s0-9][^][:,*?@%/\s]*)(?::([0-9]{1,5}))?", text)
-    found = bracketed or named or re.fullmatch(r"([0-9a-fA-F]*:[0-9a-fA-F:.]+(?:%[^][/\s]+)?)()", text)
+    found = bracketed or named or re.fullmatch(r"((?:[0-9a-fA-F]*:){2}[0-9a-fA-F:.]*(?:%[^][/\s]+)?)()", text)
     if found is None or int(found[2] or port) > 65535:
         raise chat.UsageError(f"{text} {problem}")
     return found[1], int(found[2] or port)

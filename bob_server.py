@@ -14,7 +14,8 @@ from __future__ import annotations
 import signal
 import sys
 
-if __name__ == "__main__":  # Ctrl-C during the imports ends the program without a traceback
+if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
+    # Ctrl-C during the imports ends the program without a traceback.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 import argparse
@@ -230,8 +231,9 @@ class Door:
             line = f"{where}: {error.told}: {error}"
             if isinstance(error, chat.TrustError):
                 line += (
-                    f". It showed {error.presented}. If this was Alice, let her read to you the fingerprint "
-                    "on her screen, and restart with --peer SHA256:..."
+                    f". It showed {error.presented}. If this was Alice, let her read you the fingerprint "
+                    "on her screen, and restart with --peer SHA256:... (in the place of a pinned key; to "
+                    "keep both, add a line to known_peers). Yours, for her --peer, is shown at the start"
                 )
             elif isinstance(error, chat.ConnectionCut):
                 line += ", during the handshake; if this was Alice, her screen says why"

@@ -892,9 +892,11 @@ class Channel:
         self.role = sealer.sender
         self.peer_key = opener.signer
         self.trust = trust  # what is known of the peer's key
+        self.words = words
         bobs, alices = words[:3], words[3:]
         self.own_words, self.other_words = (bobs, alices) if self.role is Role.BOB else (alices, bobs)
         self.transcript = transcript
+        self.peer_left = False  # with a goodbye
         self._sealer = sealer
         self._opener = opener
 
@@ -930,22 +932,22 @@ class Channel:
         record = self.frames.receive(RECORD_LIMIT)
         message = self._opener.open(record, self._sealer, self._keep)
         if message.type is RecordType.CLOSE:
-            self._sealer.closed = True
+            self._sealer.closed = self.peer_left = True
         return message
 
     def close(self, wait: float = GOODBYE_SECONDS) -> bool:
         """Say goodbye if that is still possible, and hang up, all within two times `wait` seconds.
 
-        Return whether the goodbye was sent.
+        Return whether both sides know that it is over.
         """
         self.frames.deadline = time.monotonic() + wait
-        sent = False
+        told = self.peer_left
         with contextlib.suppress(ConnectionCut):
             if not self._sealer.closed:
                 self._sealer.seal(RecordType.CLOSE, b"", self._opener, self._send_goodbye)
-                sent = True
+                told = True
         self.frames.hang_up(wait)
-        return sent
+        return told
 
     def _send(self, record: bytes) -> None:
         self.transcript.add(self.role.tag, record)
@@ -1108,20 +1110,20 @@ class KeyStore:
             return None
         pem = _private_key_block(data, path)
         passphrase = None
-        for _ in range(4):
+        for question in ("", "That was not it. ", "That was not it. ", None):
             try:
                 key = RSA.import_key(pem, passphrase)
                 break
             except (PassphraseRequiredError, IncorrectPassphraseError):
-                wrong = "" if passphrase is None else "That was not it. "
-                passphrase = os.fsencode(ask_passphrase(f"{wrong}Passphrase of {path}: "))
+                if question is None:
+                    raise FileError(f"that is not the passphrase of {path}") from None
+                passphrase = os.fsencode(ask_passphrase(f"{question}Passphrase of {path}: "))
             except UNPARSABLE:
                 raise FileError(
-                    f"{path} is a key in a form, or with a cipher, that is not supported. Keep a copy; let "
-                    f"OpenSSH convert it:\n  ssh-keygen -p -m PKCS8 -f {shlex.quote(str(path))}"
+                    f"{path} is a key of a kind, in a form, or with a cipher that is not supported. Keep a "
+                    "copy; if it is an RSA key of two primes, this converts it:\n"
+                    f"  ssh-keygen -p -m PKCS8 -f {shlex.quote(str(path))}"
                 ) from None
-        else:
-            raise FileError(f"that is not the passphrase of {path}")
         if not (key.has_private() and key.size_in_bits() in RSA_BITS and key.e == RSA_EXPONENT):
             raise FileError(f"{path} is no private RSA key of 2048 to 4096 bits with exponent 65537")
         return key
@@ -1149,13 +1151,14 @@ class KeyStore:
             if pem == group.export():
                 check_group(group, rounds=0)
                 return group
+            check_group(Group(group.p, 4))
             if not group.contains(group.g):
                 group = Group(group.p, 4)
-            check_group(group)
         except (ValueError, ProtocolError) as error:
             reason = f"{path} holds no usable Diffie-Hellman parameters ({error}); move it away"
             raise FileError(reason) from None
-        self.save_group(group)
+        with contextlib.suppress(FileError):  # then it is tested again the next time
+            self.save_group(group)
         return group
 
     def save_group(self, group: Group) -> None:
@@ -1174,7 +1177,11 @@ class KeyStore:
     def read(self, name: str, forbidden: int = 0o022) -> bytes | None:
         """Return a file's bytes, None if there is none. By default, nobody else may be able to write it."""
         path = self.folder / name
-        with disk("read", path), contextlib.suppress(FileNotFoundError), open_regular(path) as file:
+        with (
+            disk("read", path, "move it away"),
+            contextlib.suppress(FileNotFoundError),
+            open_regular(path) as file,
+        ):
             info = os.fstat(file.fileno())
             _check_owner(path, info, forbidden)
             if info.st_size > FILE_LIMIT:
@@ -1227,7 +1234,7 @@ def _insist(act: Callable[[], object]) -> None:
 def _private_key_block(data: bytes, path: Path) -> bytes:
     """Return the PEM block of a private key. What stands around it is passed over (RFC 7468, section 2)."""
     block = re.search(rb"-----BEGIN ([A-Z ]*PRIVATE KEY)-----\s(.*?)-----END \1-----", data, re.DOTALL)
-    with contextlib.suppress(ValueError):
+    with contextlib.suppress(ValueError, IndexError):
         if block and b":" in block[2]:  # the headers of an encrypted key
             return block[0]
         der = base64.b64decode(b"".join(block[2].split()), validate=True) if block else b""
@@ -1434,19 +1441,19 @@ def screen_lines(text: str, columns: int | None = None) -> list[str]:
         return lines
     columns, rows = max(columns, 8), []
     for line in lines:
-        line = line.expandtabs()
-        ends = list(itertools.accumulate(map(_width, line)))  # the column in which each character ends
-        at = begun = 0
-        while at + columns < len(line) or (ends and ends[-1] - begun > columns):
-            whole = end = bisect.bisect_right(ends, begun + columns, at)
-            if end == len(line):
+        line, plain = line.expandtabs(), line.isascii()
+        ends = [] if plain else list(itertools.accumulate(map(_width, line)))  # the columns of each prefix
+        at = 0
+        while True:
+            before = 0 if plain or at == 0 else ends[at - 1]
+            whole = end = at + columns if plain else bisect.bisect_right(ends, before + columns, at)
+            if end >= len(line):
                 break
-            while end > at and _belong_together(line[end - 1], line[end]):
+            while not plain and end > at and _belong_together(line[end - 1], line[end]):
                 end -= 1
-            end = line.rfind(" ", at, end + 1) + 1 or end
-            end = min(end, whole) if end > at else whole
+            end = line.rfind(" ", at, end) + 1 or (end if end > at else whole)
             rows.append(line[at:end])
-            at, begun = end, ends[end - 1]
+            at = end
         rows.append(line[at:])
     return rows
 
@@ -1501,10 +1508,23 @@ def marked(mark: str, text: str, stream: TextIO) -> str:
 # Another module of that name (of PyPy, or for Windows) is not taken for readline.
 HAS_READLINE = False
 if sys.platform != "win32" and sys.implementation.name == "cpython":
-    with contextlib.suppress(ImportError):
+    # readline edits bytes, not letters, in a locale that is not installed or knows ASCII alone.
+    try:
+        knows_letters = locale.setlocale(locale.LC_CTYPE, "") not in ("C", "POSIX")
+    except locale.Error:
+        knows_letters = False
+    with contextlib.suppress(ImportError, locale.Error):
+        if not knows_letters:
+            os.environ["LC_ALL"] = "C.UTF-8"
+            locale.setlocale(locale.LC_CTYPE, "")
         import readline
 
         HAS_READLINE = True
+# Lines that are pasted together are one message, also if the paste is what the prompt waits for.
+PASTE_ON = PASTE_OFF = ""
+if HAS_READLINE and "libedit" not in (readline.__doc__ or "") and os.environ.get("TERM", "dumb") != "dumb":
+    readline.parse_and_bind("set enable-bracketed-paste on")
+    PASTE_ON, PASTE_OFF = "\x1b[?2004h", "\x1b[?2004l"
 QUIET = 0.3  # seconds without a key, after which what was typed ahead is over
 TERMINAL_LINE = 4095  # bytes that a terminal without readline hands over at most: the rest may be lost
 QUEUE_LIMIT = 100  # lines of other threads that wait for the screen
@@ -1633,17 +1653,23 @@ class Console:
         self.drop_typed()
         self.show_row(question)
         if self._edits:
-            key, _ = self._wait(keys=True, connection=connection)
+            try:
+                self.screen.write(PASTE_ON)
+                self.screen.flush()
+                key, _ = self._wait(keys=True, connection=connection)
+            finally:
+                self.write(PASTE_OFF, self.screen)
             if not key:
-                self.write("", self.screen)
                 return None
         self.set_quiet(False)
         try:
             if self._edits:
-                self.write("", self.screen)
                 self._row, self._editing = question, True
                 return input(question).rstrip("\n")  # a paste may end with one
             line = sys.stdin.readline()
+        except (EOFError, KeyboardInterrupt):
+            self.screen.write("\n")  # keep what stands in this row
+            raise
         finally:
             self._editing, self._row = False, ""
             self.set_quiet(True)
@@ -1710,12 +1736,12 @@ class Console:
         """Let the terminal hand over single keys and show none, or put it back as it was found."""
         if quiet != self._quiet:
             self._quiet = quiet
-            self._set_terminal()
+            self._set_terminal(quiet)
 
-    def _set_terminal(self) -> None:
+    def _set_terminal(self, quiet: bool) -> None:
         if sys.platform != "win32" and self._as_found:
             mode = [*self._as_found[:6], [*self._as_found[6]]]
-            if self._quiet:
+            if quiet:
                 mode[3] &= ~(termios.ICANON | termios.ECHO)
                 mode[6][termios.VMIN], mode[6][termios.VTIME] = 1, 0
             with contextlib.suppress(termios.error):  # the terminal is gone
@@ -1772,11 +1798,9 @@ class Console:
     def on_continue(self, *_: object) -> None:
         """After Ctrl-Z and fg: the terminal as it was, and the prompt again."""
         if self._row and self.has_prompt:
-            typed = ""
-            if self._editing and HAS_READLINE:
-                typed = readline.get_line_buffer()
-            else:
-                self._set_terminal()
+            editing = self._editing and HAS_READLINE
+            self._set_terminal(self._quiet or editing)  # readline takes single keys too
+            typed = readline.get_line_buffer() if editing else ""
             self.screen.write(f"\r{self._row}{typed}")
             self.screen.flush()
 
@@ -1813,15 +1837,21 @@ class StepHandler(logging.Handler):
         return True
 
     def _rows(self, data: bytes, width: int) -> list[str]:
-        """Return hexadecimal rows of an even width; a text beside its bytes, a run of zeros counted."""
-        text = data.hex()
-        if len(data) > 8 and not data.strip(b"\0"):
-            return [f"{len(data)} zero bytes"]
-        if data.isascii() and data.decode("ascii").isprintable() and 0 < len(data) <= width // 4:
-            return [f'{text}  "{data.decode("ascii")}"']
-        if len(text) > width and not self._whole:
-            return [f"{text[: width - 16]}... ({len(data)} bytes)"]
-        return [text[at : at + width] for at in range(0, len(text), width)] or ["(empty)"]
+        """Return hexadecimal rows of an even width; a text below its bytes, a run of zeros counted."""
+        shown, zeros = data.rstrip(b"\0"), len(data) - len(data.rstrip(b"\0"))
+        if zeros <= 8:
+            shown, zeros = data, 0
+        whole = self._whole or 2 * len(shown) <= width
+        text = shown.hex() if whole else shown.hex()[: width - 16]
+        rows = [text[at : at + width] for at in range(0, len(text), width)]
+        if not whole:
+            rows[-1] += f"... ({len(data)} bytes)"
+        with contextlib.suppress(UnicodeDecodeError):
+            if shown and shown.decode().isprintable():
+                rows += [
+                    f'"{row}"' for row in screen_lines(shown.decode(), width - 2)[: None if whole else 1]
+                ]
+        return rows + [f"{zeros} zero bytes"] * bool(zeros) or ["(empty)"]
 
     @staticmethod
     def _parts(values: dict[str, Buffer | int]) -> Iterator[tuple[str, Buffer | int]]:
@@ -1848,6 +1878,8 @@ def hanging_up(console: Console, channel: Channel) -> Iterator[None]:
     except BaseException as reason:
         if not channel.close() and isinstance(reason, (PersonLeft, KeyboardInterrupt)):
             console.notice(f"The goodbye could not be sent: {console.peer} sees that the line was cut.")
+            if isinstance(reason, PersonLeft):
+                reason.status = 1
         raise
     finally:
         channel.frames.hang_up()
@@ -1874,7 +1906,7 @@ def meet(console: Console, channel: Channel, peer: PinnedPeer) -> None:
         console.notice(f"{told}\n  {fingerprint(key)}")
         console.notice(f"Read these words to {name}, by telephone or in person:  {own}")
         ask_for_words(console, channel)
-    trace("The words are made of th and r", words=" ".join(channel.own_words + channel.other_words).encode())
+    trace("The words are made of th and r", words=" ".join(channel.words).encode())
     if not trust.known:
         try:
             peer.pin(key)
@@ -1897,7 +1929,6 @@ def ask_for_words(console: Console, channel: Channel) -> None:
     They are the yes. No record is opened while the question stands, but for a goodbye that Alice is told of.
     """
     name, wrong = console.peer, [""]
-    gone = NoConversation(f"{name} left before you answered; nothing is pinned")
     watched: socket.socket | None = channel.frames.socket
     while True:
         try:
@@ -1905,8 +1936,11 @@ def ask_for_words(console: Console, channel: Channel) -> None:
         except (EOFError, MessageError):
             raise KeyboardInterrupt from None
         if answer is None:
-            if channel.role is Role.ALICE or channel.frames.has_ended():
-                raise gone
+            if channel.role is Role.ALICE:
+                channel.receive()  # it is her turn: a goodbye, or else an error
+                raise NoConversation(f"{name} left before you answered; nothing is pinned")
+            if channel.frames.has_ended():
+                raise ConnectionCut(f"{name} was gone before you answered; nothing is pinned")
             watched = None  # her first message: it waits until the question is answered
             continue
         words = re.findall(r"[a-z]+", answer.lower())
@@ -1990,20 +2024,24 @@ def peer_left(console: Console, channel: Channel, goodbye: Message) -> int:
 
 
 ADVICE = """\
-Nothing was signed, and no message was sent. Ask {name}, in person or by telephone, to read the fingerprint on \
-{name}'s own screen. If it is the one that was presented, start again with it:
+Nothing was signed, and no message was sent. Ask {name}, in person or by telephone, to read the fingerprint \
+on {name}'s own screen. If it is the one that was presented, start again with it:
   --peer SHA256:...
-That key then takes the place of a pinned one; to keep both, add a line to known_peers instead. If {name} reads \
-another one, somebody is in between: do not connect. ({name} may need yours; your program has shown it at its start.)"""
+That key then takes the place of a pinned one; to keep both, add a line to known_peers instead. If {name} \
+reads another one, somebody is in between: do not connect. ({name} may need yours: your program has shown it \
+at its start.)"""
 
 
 def explain(error: ChatError, name: str) -> str:
     """Return how a failure is told; for a key of `name` that is not trusted, with what a person can do."""
-    rows = [f"{error.told}: {error}." if str(error) else f"{error.told}."]
-    if isinstance(error, TrustError) and error.presented:
-        rows += [f"  {known}\n    ({where})" for known, where in error.expected]
-        rows += ["The key that was presented:", f"  {error.presented}", ADVICE.format(name=name)]
-    return "\n".join(rows)
+    text = f"{error.told}: {error}" if str(error) else error.told
+    if not text.endswith((".", "?", ")")) and "\n  " not in text:  # a command, or a fingerprint, ends it
+        text += "."
+    if not isinstance(error, TrustError) or not error.presented:
+        return text
+    expected = [f"  {known}\n    ({where})" for known, where in error.expected]
+    shown = ["The key that was presented:", f"  {error.presented}"]
+    return "\n".join([text, *expected, *shown, ADVICE.format(name=name)])
 
 
 # ------------------------------------------------------- from the command line to the exit status
@@ -2066,7 +2104,7 @@ def open_home(console: Console, options: argparse.Namespace) -> tuple[KeyStore, 
     if options.peer == fingerprint(identity):
         raise UsageError(f"this is your own fingerprint; ask {console.peer} for theirs")
     if options.transcript:
-        with disk("make", options.transcript):
+        with disk("make", options.transcript, "name another folder"):
             options.transcript.mkdir(mode=0o700, parents=True, exist_ok=True)
             if not os.access(options.transcript, os.W_OK):
                 raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
@@ -2152,9 +2190,6 @@ def run_program(
         if getattr(sys, name) is None:  # the program was started with that stream closed
             setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_RDWR), mode))
         getattr(sys, name).reconfigure(errors="surrogateescape" if mode == "r" else "backslashreplace")
-    with contextlib.suppress(locale.Error):
-        if locale.setlocale(locale.LC_CTYPE, None) in ("C", "POSIX"):  # readline counts letters, not bytes
-            locale.setlocale(locale.LC_CTYPE, "C.UTF-8")
     console = Console(parser.get_default("role"))
     try:
         for number in (getattr(signal, name) for name in LEAVING_SIGNALS if hasattr(signal, name)):
@@ -2162,6 +2197,11 @@ def run_program(
                 signal.signal(number, console.on_signal)
         if hasattr(signal, "SIGCONT"):
             signal.signal(signal.SIGCONT, console.on_continue)
+        for argument in sys.argv[1:]:
+            if re.match(r"[\u2010-\u2015\u2212]|.*\s--", argument):
+                parser.error(
+                    f"{printable(argument)}: a messenger changed a dash or a space; type it anew, with --"
+                )
         status = start(console, parser.parse_args(), run)
     except KeyboardInterrupt:
         status = 130
@@ -2177,9 +2217,8 @@ def start(
     log.addHandler(StepHandler(console, whole=options.verbose > 1))
     log.setLevel(logging.INFO if options.verbose else logging.WARNING)
     try:
-        if HAS_READLINE and readline:
+        if HAS_READLINE:
             readline.parse_and_bind("set disable-completion on")
-            readline.parse_and_bind("set enable-bracketed-paste on")  # lines pasted together are one message
         status = (verify_file if options.verify else run)(console, options)
         sys.stdout.flush()
         return status

@@ -26,7 +26,7 @@ def test_every_edit_of_every_variant_occurs_exactly_once_in_the_model(model: Mod
 
 
 def test_an_edit_that_no_longer_applies_is_reported(model: ModuleType) -> None:
-    model.VARIANTS.append(model.broken("stale", "words", ("this is not in the model", "")))
+    model.VARIANTS.append(model.broken("stale", "words-bob", ("this is not in the model", "")))
     assert len(model.stale_edits()) == 1
     assert "0 places, not one" in model.stale_edits()[0]
 

@@ -103,7 +103,7 @@ PUBLISHED = (
     ),
     Z_IS_SECRET,
 )
-# The attacker chooses every text and every reason.
+# The attacker chooses every text.
 CHOSEN_TEXTS = (
     *(
         before(f"event AliceSays(alice, pinned, th, ({h}, m{n}));\n", f"in(net, m{n}: bitstring)[precise];")
@@ -113,8 +113,6 @@ CHOSEN_TEXTS = (
         before(f"let h{n} = (({h}, m{n}), r{n}) in\n  event BobSays", f"in(net, r{n}: bitstring)[precise];")
         for n, h in HISTORIES
     ),
-    before("event AliceLeaves(public(me)", "in(net, reason: bitstring)[precise];"),
-    before("event BobLeaves(public(me)", "in(net, reason: bitstring)[precise];"),
 )
 # Public values whose exponent nobody has drawn: g, and the g^xy of others.
 MORE_VALUES = (
@@ -125,6 +123,21 @@ MORE_VALUES = (
   otherwise forall p: bitstring; contains(p, g(p)) = true.""",
     ),
 )
+# A half of the words is short: if she knows all else that goes into it, she finds an r, or a nonce for
+# Alice's hello, with which it is the half that she wants. (One half: neither side compares both.)
+TRIED = "".join(
+    f"""fun {half}_hashed(bitstring): bitstring.
+fun r_for_{half}(bitstring, bitstring): bitstring.
+fun nonce_for_{half}(bitstring, bitstring, bitstring, bitstring, bitstring): bitstring.
+fun {half}(bitstring): bitstring
+  reduc forall th: bitstring, w: bitstring; {half}(sha256((words, th, r_for_{half}(th, w)))) = w
+  otherwise forall b: bitstring, A: bitstring, alice: bitstring, r: bitstring, w: bitstring;
+    {half}(sha256((words, sha256((b, (hello, nonce_for_{half}(b, A, alice, r, w), A, alice))), r))) = w
+  otherwise forall h: bitstring; {half}(h) = {half}_hashed(h).
+"""
+    for half in ("bobs_half", "alices_half")
+)
+TRIES = (("fun bobs_half(bitstring): bitstring.\nfun alices_half(bitstring): bitstring.\n", TRIED),)
 
 # What is taken away.
 
@@ -142,11 +155,11 @@ NO_PIN_FOR_ALICE = ("  if is_pinned(bob, pinned) then\n", "")
 NO_PIN_FOR_BOB = ("  if is_pinned(alice, pinned) then\n", "")
 ALICE_TAKES_HER_OWN_KEY = ("  if is_not(bob, alice) then\n", "")
 BOB_TAKES_HIS_OWN_KEY = ("  if is_not(alice, bob) then\n  if is_pinned", "  if is_pinned")
-BOB_IS_READY_FIRST = (
+BOB_SIGNS_FIRST = (
     "  if is_valid(alice, a0, s) then\n"
     "  let (=EMPTY) = opened(Ka, n, READY, NOTHING, c) in\n"
-    "  event BobReady",
-    "  event BobReady",
+    "  if plan = busy then",
+    "  if plan = busy then",
 )
 NO_NONCES = (
     ("new nonce_a: bitstring;", "let nonce_a = NOTHING in"),
@@ -198,8 +211,32 @@ NO_IN_REPLY_TO = (
 )
 NO_TYPE = ("let (=record_type, =in_reply_to, text", "let (_: bitstring, =in_reply_to, text")
 BOB_LISTENS_AFTER_GOODBYE = (
-    "  if plan = leave1 then bob_leaves(me, pinned, th, Cb, Kb, n1, a0, EMPTY, reason) else\n",
-    "  (if plan = leave1 then bob_leaves(me, pinned, th, Cb, Kb, n1, a0, EMPTY, reason)) |\n",
+    "  if plan = leave1 then bob_leaves(me, pinned, th, Cb, Kb, n1, a0, EMPTY) else\n",
+    "  (if plan = leave1 then bob_leaves(me, pinned, th, Cb, Kb, n1, a0, EMPTY)) |\n",
+)
+A_REFUSAL_IS_A_READY = (
+    "  let r = opened(Kb, n, READY, a0, c) in\n  if fits(nonce_b, r) then\n  event AliceDone",
+    "  let (=EMPTY) = opened(Kb, n, CLOSE, a0, c) in let r = NOTHING in\n  event AliceDone",
+)
+A_REFUSAL_IS_EVIDENCE = (
+    "  let r = opened(Kb, n, READY, a0, c) in\n  if fits(nonce_b, r) then\n  event JudgeReady",
+    "  let (=EMPTY) = opened(Kb, n, CLOSE, a0, c) in\n  event JudgeReady",
+)
+REFUSAL_UNCHECKED = (
+    "( let (=EMPTY) = opened(Kb, n, CLOSE, a0, c) in event AliceIsRefused(",
+    "( let _: bitstring = opened(Kb, n, CLOSE, a0, c) in event AliceIsRefused(",
+)
+BOB_GOES_ON_AFTER_REFUSAL = (
+    "    out(net, (n0, c, sign(me, signed(bob_to_alice, th, Cb, n0, c)))) ) else\n",
+    "    out(net, (n0, c, sign(me, signed(bob_to_alice, th, Cb, n0, c)))) ) |\n",
+)
+NOBODY_READS = (
+    ("    get voice(=friend, =bobs_half(h)) in event", "    event"),
+    ("    get voice(=friend, =alices_half(h)) in event", "    event"),
+)
+ANYBODY_SPEAKS = (
+    "  !judge | !reader |\n",
+    "  !judge | !reader | !(in(net, (who: bitstring, half: bitstring)); insert voice(who, half)) |\n",
 )
 NO_COMMITMENT = ("sha256((signature, direction, th, C, n, c))", "sha256((signature, direction, th, n, c))")
 NO_NUMBERS = (
@@ -216,25 +253,27 @@ ALL_BUT_INJECTIVE = (
     "own-key-*",
     "misbinding",
     "shared-secret",
-    "words",
-    "words-late",
+    "refusal-alone",
+    "words-late-*",
     "commitment",
     "secrecy-*",
     "goodbye-*-*",
     "evidence-*",
     "one-text",
 )
-# Numbers tell whether somebody who left had answered first: without them, what is said of a goodbye is wrong.
+# Numbers tell whether somebody who left had answered first, or had been ready: without them, what is said of
+# goodbyes and refusals is wrong.
 WITHOUT_NUMBERS = (
-    *(claim for claim in ALL_BUT_INJECTIVE if claim not in ("goodbye-*-*", "evidence-*")),
+    *(claim for claim in ALL_BUT_INJECTIVE if claim not in ("refusal-alone", "goodbye-*-*", "evidence-*")),
     "goodbye-*-unheard",
-    "goodbye-bob-unready",
+    "evidence-ready-*",
     "evidence-alice",
     "evidence-bob",
     "evidence-unheard-*",
     "evidence-one-*",
 )
-AGREEMENT = ("handshake-*", "record-*", "goodbye-*")
+AGREEMENT = ("handshake-*", "refusal-*", "record-*", "goodbye-*")
+WORDS = ("words-alice", "words-bob")
 
 VARIANTS = [
     setting("the protocol", "*"),
@@ -247,7 +286,15 @@ VARIANTS = [
         "evidence-*",
         edits=(N_1, *CHOSEN_TEXTS),
     ),
-    setting("... g and g^xy as public values", *ALL_BUT_INJECTIVE, "handshake-*", edits=(N_1, *MORE_VALUES)),
+    setting(
+        "... g and g^xy as public values",
+        *ALL_BUT_INJECTIVE,
+        "handshake-*",
+        "refusal-*",
+        *WORDS,
+        edits=(N_1, *MORE_VALUES),
+    ),
+    setting("... a half of the words is tried", *WORDS, "commitment", "reach-words", edits=(N_1, *TRIES)),
     # ----------------------------------------------------------------------------- the handshake
     broken("no RSA keys in the transcript hash", "misbinding", N_1, NO_RSA_KEYS_HASHED),
     broken("no transcript hash in keys and signatures", "handshake-alice", N_1, *NO_TH),
@@ -255,19 +302,46 @@ VARIANTS = [
     broken("Bob does not check the pin", "handshake-bob", N_1, NO_PIN_FOR_BOB),
     broken("Alice takes her own key for Bob's", "own-key-alice", N_1, ALICE_TAKES_HER_OWN_KEY),
     broken("Bob takes his own key for Alice's", "own-key-bob", N_1, BOB_TAKES_HIS_OWN_KEY),
-    broken("Bob signs READY before hers is verified", "handshake-bob", N_1, BOB_IS_READY_FIRST),
+    broken("Bob signs READY before hers is verified", "handshake-bob", N_1, BOB_SIGNS_FIRST),
     broken("no nonces, and the same exponent every time", "handshake-bob", N_1, *NO_NONCES, *ONE_EXPONENT),
     broken("public values are not checked", "shared-secret", N_1, *VALUES_UNCHECKED),
     broken("exponents are stored", "secrecy-alice", N_1, *STORED_EXPONENTS),
     broken("exponents are stored", "secrecy-bob", N_1, *STORED_EXPONENTS),
     broken("no Z in the encryption key", "secrecy-alice", N_1, NO_Z),
-    broken("no Z in the encryption key", "secrecy-reason-bob", N_1, NO_Z),
+    broken("no Z in the encryption key", "secrecy-bob", N_1, NO_Z),
+    # ------------------------------------------------------------------------------- Bob is busy
+    broken("Alice does not check the pin", "refusal-alice", N_1, NO_PIN_FOR_ALICE),
+    broken("signatures are not verified", "refusal-alice", N_1, NOT_VERIFIED),
+    broken("no transcript hash in keys and signatures", "refusal-alice", N_1, *NO_TH),
+    broken("numbers are neither signed nor checked", "refusal-alice", N_1, *NO_NUMBERS),
+    broken("numbers are neither signed nor checked", "refusal-alone", N_1, *NO_NUMBERS),
+    broken("neither type nor body of a refusal is checked", "refusal-alice", N_1, NO_TYPE, REFUSAL_UNCHECKED),
+    broken("Alice takes a refusal for a READY", "handshake-alice", N_1, A_REFUSAL_IS_A_READY),
+    broken("Bob goes on after his refusal", "refusal-alone", N_1, BOB_GOES_ON_AFTER_REFUSAL),
+    broken("Bob refuses before hers is verified", "refusal-bob", N_1, BOB_SIGNS_FIRST),
+    broken("signatures are not verified", "evidence-ready-alice", N_1, NOT_VERIFIED),
+    broken("the judge takes a refusal for a READY", "evidence-ready-bob", N_1, A_REFUSAL_IS_EVIDENCE),
     # ------------------------------------------------------------------------------------- words
-    broken("no transcript hash in the words", "words", N_1, NO_TH_IN_WORDS, *NO_NONCES),
+    broken("the words are shown, and nobody reads", "words-alice", N_1, *NOBODY_READS),
+    broken("the words are shown, and nobody reads", "words-bob", N_1, *NOBODY_READS),
+    broken("the words are compared in a chat", "words-alice", N_1, ANYBODY_SPEAKS),
+    broken("the words are compared in a chat", "words-bob", N_1, ANYBODY_SPEAKS),
+    broken("no transcript hash in the words", "words-alice", N_1, NO_TH_IN_WORDS),
+    broken("no transcript hash in the words", "words-bob", N_1, NO_TH_IN_WORDS),
     broken("Alice does not check r", "commitment", N_1, R_UNCHECKED),
-    broken("nonce_B is r itself", "words-late", N_1, NO_COMMITMENT_TO_R),
-    broken("no r in the words", "words-late", N_1, NO_R_IN_WORDS),
-    broken("no nonces", "words-late", N_1, *NO_NONCES),
+    broken("Alice does not check r, and a half is tried", "words-alice", N_1, R_UNCHECKED, *TRIES),
+    broken("Alice does not check r, and a half is tried", "words-bob", N_1, R_UNCHECKED, *TRIES),
+    broken("nonce_B is r itself, and a half is tried", "words-alice", N_1, NO_COMMITMENT_TO_R, *TRIES),
+    broken("nonce_B is r itself, and a half is tried", "words-bob", N_1, NO_COMMITMENT_TO_R, *TRIES),
+    *(
+        broken(name, claim, N_1, *edits)
+        for claim in ("words-late-bobs", "words-late-alices")
+        for name, edits in (
+            ("nonce_B is r itself", (NO_COMMITMENT_TO_R,)),
+            ("no r in the words", (NO_R_IN_WORDS,)),
+            ("no nonces", NO_NONCES),
+        )
+    ),
     # ----------------------------------------------------------------------------------- records
     broken("signatures are not verified", "handshake-bob", N_1, NOT_VERIFIED),
     broken("signatures are not verified", "secrecy-alice", N_1, NOT_VERIFIED),
@@ -300,9 +374,11 @@ VARIANTS = [
     spare("numbers are neither signed nor checked", ("record-*",), N_2, *NO_NUMBERS),
     spare("no transcript hash in signatures", (*ALL_BUT_INJECTIVE, "handshake-*"), N_1, NO_TH_SIGNED),
     spare(
-        "no nonces", (*(c for c in ALL_BUT_INJECTIVE if c != "words-late"), "handshake-*"), N_1, *NO_NONCES
+        "no nonces", (*(c for c in ALL_BUT_INJECTIVE if c != "words-late-*"), "handshake-*"), N_1, *NO_NONCES
     ),
     spare("no C in signatures, two-faced ciphertexts", ("evidence-*",), N_1, NO_COMMITMENT, *TWO_FACED),
+    spare("the type is not checked", ("refusal-*",), N_1, NO_TYPE),
+    spare("no in_reply_to", ("refusal-*",), N_1, *NO_IN_REPLY_TO),
 ]
 
 
