@@ -45,7 +45,7 @@ def asks(attack: Attack, without: tuple[str, ...]) -> bool:
 
 
 def a_port() -> socket.socket:
-    """Return a socket that is bound and does not listen, so that a program can have its port, and nobody else."""
+    """Return a socket that is bound and does not listen: a program can have its port, and nobody else."""
     reserved = socket.socket()
     reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     reserved.bind(("127.0.0.1", 0))
@@ -333,9 +333,9 @@ def test_the_exercises_of_the_readme_one_after_the_other(
         typed(hers, "Bob", words)
         his.expect(WORDS)
         hers.expect(WORDS)
-        typed(hers, "Bob", "no")
-        assert (she.wait(), hers.wait()) == (0, 3)
+        typed(his, "Alice", "no")
         his.expect("nothing is pinned")
+        assert (she.wait(), hers.wait()) == (0, 1)
         leaves(his)
         she = mallory()
         his, hers = broken_copies(she)

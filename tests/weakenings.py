@@ -349,7 +349,7 @@ LIST = [
     ),
     Weakening(
         "exponent of 32 random bits, by default",
-        HANDSHAKE + "SHORT_EXPONENT",
+        SEEDED,
         """
         def private_exponent(self, random=secrets.token_bytes, original=Group.private_exponent):
             exponent = original(self, random)
@@ -359,7 +359,7 @@ LIST = [
     ),
     Weakening(
         "bases that anybody knows",
-        PRIMITIVES + "BASES",
+        PRIMITIVES + "the_bases_of_miller_rabin_are_drawn_from_the_whole_range",
         """
         def miller_rabin_test(candidate, rounds, original=miller_rabin_test):
             return original(candidate, rounds, __import__("random").Random(0).randbytes)
@@ -708,7 +708,7 @@ LIST = [
     unchecked("reply", FORGED + "[Role.ALICE-in reply to the one before]", "the record replies to another"),
     Weakening(
         "empty-close",  # a CLOSE may have any body
-        RECORDS + "EMPTY_CLOSE",
+        FORGED + "[Role.BOB-a CLOSE with a body]",
         """
         def parse(self, plaintext, original=Opener._parse):
             try:
@@ -727,7 +727,7 @@ LIST = [
     ),
     edited(
         "a CLOSE that names zeros",
-        FORGED + "[Role.BOB-NAMES_ZEROS]",
+        FORGED + "[Role.ALICE-a CLOSE that names 32 zero bytes]",
         (" and other.before != NOTHING\n", "\n"),
     ),
     edited(
@@ -737,7 +737,7 @@ LIST = [
     ),
     edited(
         "a CLOSE that crossed a record",
-        RECORDS + "a_goodbye_that_crossed_a_record_tells_so[Role.BOB]",
+        RECORDS + "every_record_in_every_state",
         ("not crossed or (may_cross and message.in_reply_to == other.before)", "not crossed"),
     ),
     after_success(
@@ -912,14 +912,14 @@ LIST = [
     ),
     edited(
         "Bob's CLOSE at record 0 taken for READY",
-        HANDSHAKE + "CLOSE_AT_ZERO",
+        HANDSHAKE + "a_busy_bob_says_so_in_the_place_of_ready[Bob]",
         ("    if message.type is RecordType.CLOSE:\n", "    if False:\n"),
         ("    chat.check_commitment(settled.nonce_b, message.body)\n", ""),
         file=ALICE,
     ),
     edited(
         "a guest let in without the place",
-        HANDSHAKE + "WITHOUT_PLACE",
+        HANDSHAKE + "a_busy_bob_says_so_in_the_place_of_ready[Bob]",
         (
             "    if not place.acquire(blocking=False):\n",
             "    if not place.acquire(blocking=False) and False:\n",
@@ -939,7 +939,7 @@ LIST = [
     ),
     Weakening(
         "commitment compared in four bytes",
-        PRIMITIVES + "COMMIT4",
+        PRIMITIVES + "the_commitment_is_the_hash_of_the_specification_and_fits_one_r",
         """
         def check_commitment(nonce_b, r):
             require(commit(r)[:4] == nonce_b[:4], "Bob's r does not fit his nonce")
@@ -947,7 +947,7 @@ LIST = [
     ),
     Weakening(
         "r that anybody can compute",
-        HANDSHAKE + "R_OF_B",
+        SEEDED,
         """
         def make(role, identity, group, random=secrets.token_bytes, original=Offer.make):
             exponent = group.private_exponent(random)
@@ -1170,7 +1170,7 @@ LIST = [
     ),
     edited(
         "q not tested in a transcript",
-        TRANSCRIPT + "Q",
+        TRANSCRIPT + "a_group_is_tested_in_full_whoever_vouches_for_it",
         ("    check_group(bob.group)\n", "    check_group(bob.group, rounds=0)\n"),
     ),
     Weakening(
