@@ -51,8 +51,8 @@ def handshake(
 ) -> chat.Channel | None:
     """Bob's side. He signs nothing until Alice's key may be trusted and her READY has been opened.
 
-    Whoever gets this far takes the one `place`; without it, Bob is busy, and there is no channel. Raises
-    ProtocolError, TrustError, ConnectionCut, and FileError for known_peers.
+    Whoever gets this far takes the one `place`; without it, Bob is busy, and there is no channel (the caller
+    hangs up). Raises ProtocolError, TrustError, ConnectionCut, and FileError for known_peers.
     """
     mine = chat.Offer.make(Role.BOB, identity, group)
     frames.send(mine.hello)  # hello_bob -->
@@ -68,7 +68,6 @@ def handshake(
     opener.open(hers, sealer)
     if not place.acquire(blocking=False):
         sealer.seal(RecordType.CLOSE, b"", opener, frames.send)  # CLOSE -->
-        frames.hang_up(chat.GOODBYE_SECONDS)
         return None
     try:
         his = sealer.seal(RecordType.READY, mine.r, opener, frames.send)  # READY -->
@@ -223,7 +222,9 @@ class Door:
         try:
             channel = self._handshake(frames)
             if channel is None:
-                self._tell(f"Another Alice called from {where}; you were busy.")
+                with self._lock:
+                    self._others += 1
+                frames.hang_up(chat.GOODBYE_SECONDS)
             else:
                 self._console.queue.put(channel)
         except chat.ChatError as error:

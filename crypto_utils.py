@@ -1458,16 +1458,19 @@ def screen_lines(text: str, columns: int | None = None) -> list[str]:
     return rows
 
 
+# Two columns in Unicode 16 or in the C library, though not in the tables of each Python.
+_WIDE = "[\u2630-\u2637\u268a-\u268f\u3248-\u324f\u4dc0-\u4dff\U0001d300-\U0001d356\U0001d360-\U0001d376]"
+
+
 @functools.lru_cache(maxsize=4096)
 def _width(character: str) -> int:
     """Return how many columns a character takes at the most."""
-    if character.isascii():
-        return 1
     category, wide = unicodedata.category(character), unicodedata.east_asian_width(character)
-    if category in ("Mn", "Me", "Cf"):  # combining, or a joiner; but U+FE0F makes an emoji of what it follows
+    joins = character in "\u200c\u200d" or "\U000e0000" <= character <= "\U000e007f"
+    if category in ("Mn", "Me") or joins:  # but U+FE0F makes an emoji of what it follows
         return int(character == "\ufe0f")
-    ambiguous = locale.setlocale(locale.LC_CTYPE)[:2] in ("zh", "ja", "ko")
-    return 2 if wide in ("W", "F") or category == "Cn" or (ambiguous and wide == "A") else 1
+    ambiguous = wide == "A" and locale.setlocale(locale.LC_CTYPE)[:2] in ("zh", "ja", "ko")
+    return 2 if wide in ("W", "F") or category == "Cn" or ambiguous or re.match(_WIDE, character) else 1
 
 
 def _belong_together(before: str, after: str) -> bool:
@@ -1581,7 +1584,7 @@ class Console:
         self._row = ""  # a prompt, or progress, that stands in the last row of the screen
         self._typed = bytearray()  # read from a pipe, and not used yet
         self._ended = False  # whether the pipe has ended
-        self._leaving = False
+        self.leaving = False
         self._holds_signals = False
         self._quiet = False  # whether the terminal hands over single keys, and shows none
         if sys.platform != "win32":
@@ -1751,7 +1754,7 @@ class Console:
         self, keys: bool, connection: socket.socket | None = None, seconds: float | None = None
     ) -> tuple[bool, bool]:
         """Wait for a key, or for the connection; return which of them is there."""
-        if self._leaving:  # a signal whose exception was lost
+        if self.leaving:  # a signal whose exception was lost
             raise KeyboardInterrupt
         watched: list[socket.socket | TextIO] = [connection] if connection else []
         if sys.platform == "win32":
@@ -1788,10 +1791,10 @@ class Console:
 
     def on_signal(self, number: int, _: object) -> None:
         """Leave at the first signal; at the second, put the terminal back and end at once."""
-        if self._leaving:
+        if self.leaving:
             self.set_quiet(False)
             os._exit(128 + number)
-        self._leaving = True
+        self.leaving = True
         if not self._holds_signals:
             raise KeyboardInterrupt
 
@@ -1812,7 +1815,7 @@ class Console:
             yield
         finally:
             self._holds_signals = False
-        if self._leaving:
+        if self.leaving:
             raise KeyboardInterrupt
 
 
@@ -1833,7 +1836,8 @@ class StepHandler(logging.Handler):
                 f"  {name:11}  {part}" if n == 0 else f"  {'':11}  {part}"
                 for n, part in enumerate(self._rows(data, width))
             ]
-        self._console.tell("\n".join(rows))
+        if not self._console.leaving:  # a stopped screen must not hold up the goodbye
+            self._console.tell("\n".join(rows))
         return True
 
     def _rows(self, data: bytes, width: int) -> list[str]:
