@@ -1048,7 +1048,7 @@ LIST = [
     ),
     Weakening(
         "pinned before the question",
-        TRUST + "alice_says_no[no\\r]",
+        TRUST + "alice_says_no[no\\r-]",
         """
         def meet(console, channel, peer, original=meet):
             if not channel.trust.known:
@@ -1057,11 +1057,13 @@ LIST = [
         """,
     ),
     Weakening(
-        "pinned without a person", TRUST + "alice_says_no[no\\r]", "def ask_for_words(console, channel): pass"
+        "pinned without a person",
+        TRUST + "a_stranger_who_is_gone_at_once_is_never_pinned",
+        "def ask_for_words(console, channel): pass",
     ),
     Weakening(
         "a new key accepted on pipes",
-        TRUST + "ON_PIPES",
+        TRUST + "a_new_key_with_nobody_to_ask_is_refused_on_both_sides",
         """
         def initialize(self, store, name, only=None, can_ask=True, original=PinnedPeer.__init__):
             original(self, store, name, only)
@@ -1079,7 +1081,7 @@ LIST = [
     ),
     Weakening(
         "a record opened while the question stands",
-        TRUST + "bob_says_no_to_an_alice_who_has_spoken[no\\r]",
+        TRUST + "bob_says_no_to_an_alice_who_has_spoken",
         """
         def ask_for_words(console, channel, original=ask_for_words):
             try:
@@ -1092,12 +1094,12 @@ LIST = [
     ),
     edited(
         "words",  # any three are taken for the other side's
-        TRUST + "ANY_WORDS",
+        TRUST + "who_types_other_words_is_told_so_and_never_a_right_one",
         ("        if words == channel.other_words:\n", "        if len(words) == 3:\n"),
     ),
     edited(
         "two of three words compared",
-        TRUST + "TWO_WORDS",
+        TRUST + "who_types_other_words_is_told_so_and_never_a_right_one",
         (
             "        if words == channel.other_words:\n",
             "        if len(words) == 3 and words[:2] == channel.other_words[:2]:\n",
@@ -1105,7 +1107,7 @@ LIST = [
     ),
     edited(
         "a yes taken for the words",
-        TRUST + "YES",
+        TRUST + "who_types_other_words_is_told_so_and_never_a_right_one",
         (
             "        if words == channel.other_words:\n",
             '        if words in (channel.other_words, ["yes"]):\n',
