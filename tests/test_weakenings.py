@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 from mallory import ATTACKS
-from weakenings import KEYS, LIST, PROGRAMS, WEAKENINGS, Weakening, weaken
+from weakenings import LIST, PROGRAMS, SESSION, WEAKENINGS, Weakening, weaken
 
 TESTS_FAILED, TESTS_PASSED = 1, 0  # pytest's exit statuses; from 2 on, tests could not be run
 # An exception that only a wrong patch raises, as pytest, or a program's own traceback, tells it.
@@ -70,9 +70,9 @@ def test_the_test_meant_for_it_goes_red(copy: Path, weakening: Weakening) -> Non
 @pytest.mark.parametrize(
     ("test", "error", "body"),
     [
-        (KEYS, "TypeError", "return original(z)"),
-        (KEYS, "NameError", "return no_such_name"),
-        (KEYS, "AttributeError", "return z.no_such_method()"),
+        (SESSION, "TypeError", "return original(z)"),
+        (SESSION, "NameError", "return no_such_name"),
+        (SESSION, "AttributeError", "return z.no_such_method()"),
         (WEAKENINGS["cut reported as success"].test, "NameError", "return no_such_name"),
     ],
     ids=["TypeError", "NameError", "AttributeError", "in a program"],

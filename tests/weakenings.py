@@ -1000,7 +1000,7 @@ LIST = [
             f"{who}'s --peer ignored",
             TRUST + test,
             """
-            def without_peer(store, name, only, can_ask, original=chat.PinnedPeer):
+            def without_peer(store, name, only=None, can_ask=True, original=chat.PinnedPeer):
                 return original(store, name, None, can_ask)
             chat.PinnedPeer = without_peer
             """,
