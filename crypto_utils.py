@@ -1176,12 +1176,8 @@ class KeyStore:
 
     def read(self, name: str, forbidden: int = 0o022) -> bytes | None:
         """Return a file's bytes, None if there is none. By default, nobody else may be able to write it."""
-        path = self.folder / name
-        with (
-            disk("read", path, "move it away"),
-            contextlib.suppress(FileNotFoundError),
-            open_regular(path) as file,
-        ):
+        path, missing = self.folder / name, contextlib.suppress(FileNotFoundError)
+        with disk("read", path, "move it away"), missing, open_regular(path) as file:
             info = os.fstat(file.fileno())
             _check_owner(path, info, forbidden)
             if info.st_size > FILE_LIMIT:
@@ -1654,6 +1650,7 @@ class Console:
         EOFError, and MessageError.
         """
         self.drop_typed()
+        self.set_quiet(self._edits)
         self.show_row(question)
         if self._edits:
             try:
@@ -1986,6 +1983,8 @@ def converse(console: Console, channel: Channel) -> int:
                     console.notice(f"{error.told}: {error}")
                     continue
                 except ConnectionCut:  # a goodbye may have come before the cut
+                    if not channel.has_something:
+                        raise
                     unsent = int(not console.has_prompt)
                 else:
                     if text is not None:
