@@ -244,6 +244,16 @@ def test_each_side_has_three_words_to_read_out_and_waits_for_the_other_three(
     assert len(seen) == 3
 
 
+@pytest.mark.parametrize("place", range(3))
+def test_each_of_the_three_words_that_are_typed_counts(ends: Ends, place: int) -> None:
+    typed = [*ends.bob.other_words]
+    typed[place] = "wrong"
+    answers = [" ".join(typed), "no"]
+    person = SimpleNamespace(peer="Alice", prompt=lambda *_: answers.pop(0), notice=lambda _: None)
+    with pytest.raises(TrustError, match="you did not accept"):
+        chat.ask_for_words(person, ends.bob)
+
+
 @pytest.mark.parametrize("changed", ["nonce_A", "r"])
 def test_with_somebody_in_between_the_words_differ(keys: Keys, changed: str) -> None:
     """Two sessions that agree in all but one value have no words in common."""
