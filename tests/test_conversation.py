@@ -21,9 +21,10 @@ from conftest import (
     Keys,
     Start,
     StartBob,
-    Stranger,
     exhaustive,
+    fails,
     patched,
+    pin_each_other,
     talk,
 )
 
@@ -120,31 +121,6 @@ def test_the_end_of_bobs_input_ends_him_after_a_goodbye(bob: StartBob, start: St
     assert server.stdout == "Alice: anybody there?\n"
 
 
-@pytest.mark.parametrize("turn", [Role.BOB, *exhaustive(Role.ALICE)])
-def test_a_line_that_another_connection_interrupts_goes_out_whole(
-    bob: StartBob, stranger: Stranger, start: Start, keys: Keys, turn: Role
-) -> None:
-    """Bob has been given half a line when Alice connects again, and leaves: who gets it gets all of it."""
-    server, port = bob()
-    first = stranger(port, keys.alice)
-    server.expect("Alice speaks first", "stderr")
-    if turn is Role.BOB:
-        first.send("hello")
-        server.expect("^Alice: hello\n")
-    server.write("pay 1")
-    second = stranger(port, keys.alice)
-    assert first.receive().type is chat.RecordType.CLOSE
-    server.expect("Alice speaks first", "stderr")
-    second.close()
-    server.expect("Alice left", "stderr")
-    server.expect("Waiting for Alice", "stderr")
-    third = stranger(port, keys.alice)
-    third.send("how much?")
-    server.expect(r"^Alice: how much\?\n")
-    server.write("00 euros\n")
-    assert third.receive().text == "pay 100 euros"
-
-
 @pytest.mark.exhaustive
 @pytest.mark.parametrize("killed", Role)
 def test_a_killed_program_is_told_from_a_goodbye(bob: StartBob, start: Start, killed: Role) -> None:
@@ -176,6 +152,7 @@ def test_bob_serves_on_after_rubbish_and_a_cut(bob: StartBob, start: Start) -> N
 @pytest.mark.exhaustive
 def test_closed_standard_streams(bob: StartBob, homes: Path) -> None:
     server, port = bob("--once")
+    pin_each_other(homes, port)
     command = f'exec "{sys.executable}" alice_client.py 127.0.0.1 --port {port} 0<&- 1>&- 2>&-'
     environment = {**os.environ, "SECURE_CHAT_HOME": str(homes)}
     assert subprocess.run(command, shell=True, cwd=ROOT, env=environment, timeout=DEADLINE).returncode == 0
@@ -191,13 +168,13 @@ def test_closed_standard_streams(bob: StartBob, homes: Path) -> None:
     ["[::1]:PORT", *exhaustive("localhost", "127.0.0.1", "::1", "[::1]", "127.0.0.1:PORT")],
 )
 def test_alice_reaches_bob_by_address_and_by_name(
-    bob: StartBob, start: Start, homes: Path, host: str
+    bob: StartBob, start: Start, homes: Path, keys: Keys, host: str
 ) -> None:
     if ":1" in host and "." not in host and not socket.has_dualstack_ipv6():
         pytest.skip("this machine has no IPv6")
-    server, port = bob("--once")
+    server, port = bob("--once", "--peer", chat.fingerprint(keys.alice))
     where = (host.replace("PORT", port),) if "PORT" in host else (host, "--port", port)
-    client = start("alice_client.py", *where)
+    client = start("alice_client.py", *where, "--peer", chat.fingerprint(keys.bob))
     client.write("hello\n")
     server.expect("^Alice: hello\n")
     server.write("hello\n")
@@ -208,56 +185,70 @@ def test_alice_reaches_bob_by_address_and_by_name(
 
 
 @pytest.mark.parametrize(
-    ("text", "found"),
+    ("text", "host", "port"),
     [
-        ("Example.ORG", ("example.org", 1)),
-        ("example.org:2", ("example.org", 2)),
-        ("fe80::1%eth0", ("fe80::1%eth0", 1)),
-        ("[2001:DB8::7]:2", ("2001:db8::7", 2)),
-        ("host:65536", None),
-        ("host:port", None),
-        ("a host", None),
-        ("[::1]x", None),
-        ("*", None),
-        ("host,other", None),
-        ("", None),
+        ("Example.ORG", "Example.ORG", 1),  # a pin's name is in lower case, and a zone keeps its capitals
+        ("example.org:2", "example.org", 2),
+        ("192.0.2.7", "192.0.2.7", 1),
+        ("::1", "::1", 1),
+        ("fe80::1%eth0", "fe80::1%eth0", 1),
+        ("fe80::1%br-lan", "fe80::1%br-lan", 1),
+        ("[fe80::1%LAN0.100]:2", "fe80::1%LAN0.100", 2),
+        ("[2001:DB8::7]:2", "2001:DB8::7", 2),
     ],
 )
-def test_what_an_address_is(text: str, found: tuple[str, int] | None) -> None:
-    if found is None:
-        with pytest.raises(chat.NoConnection, match="cannot be an address"):
-            alice_client.parse_address(text, 1)
-    else:
-        assert alice_client.parse_address(text, 1) == found
+def test_what_an_address_is(text: str, host: str, port: int) -> None:
+    assert alice_client.parse_address(text, 1) == (host, port)
 
 
-def test_the_address_is_asked_for_until_bob_is_there(bob: StartBob, start: Start, keys: Keys) -> None:
-    """The answer may be the whole command that Bob's screen shows."""
-    server, _ = bob("--host", "127.0.0.1", "--once")
-    (command,) = (line for line in server.stderr.splitlines() if line.startswith("  python3"))
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        *(
+            (text, "cannot be an address")
+            for text in ("host:65536", "host:port", "a host", "[::1]x", "*", "")
+        ),
+        *((text, "cannot be an address") for text in ("65432", ":65432", "host,other", "1:2", "http://host")),
+        ("alice@host", "is more than an address; leave out alice@"),
+    ],
+)
+def test_what_is_no_address_is_a_mistake_in_usage(text: str, why: str) -> None:
+    with pytest.raises(chat.UsageError, match=re.escape(why)):
+        alice_client.parse_address(text, 1)
+
+
+def test_a_mistake_in_usage_is_told_before_a_key_is_made(start: Start, tmp_path: Path) -> None:
+    client = start("alice_client.py", ":65432", home=tmp_path / "fresh")
+    fails(client, 2, "^Usage: :65432 cannot be an address; examples: ")
+    assert not (tmp_path / "fresh").exists()
+
+
+@pytest.mark.parametrize("argument", ["\u2014peer", "192.0.2.2\u00a0--peer"])
+def test_a_command_that_a_messenger_has_changed(start: Start, argument: str) -> None:
+    fails(
+        start("alice_client.py", argument), 2, "a messenger changed a dash or a space; type it anew, with --"
+    )
+
+
+def test_the_address_is_asked_for_once(start: Start) -> None:
+    """Enter is this machine; an error ends the program."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
-        nobody = listener.getsockname()[1]
-    client = start("alice_client.py", terminal=True, size=(24, 80), TERM="xterm")
-    for answer, told in (
-        ("a b", r"cannot be\s+an address"),
-        (f"127.0.0.1:{nobody}", r"nobody is listening\s+there"),
-        ("no-such-host.invalid", r"there is no\s+such host"),
-        ("python3 alice_client.py --port nonsense", r"a port is a\s+number"),
-        (f"python3 alice_client.py --port {nobody}", r"nobody is listening\s+there"),
+        nobody = str(listener.getsockname()[1])
+    for answer, told, status in (
+        ("", rf"127\.0\.0\.1\s+port\s+{nobody}:\s+nobody\s+is\s+listening", 1),
+        ("a b", r"a b cannot be an\s+address", 2),
+        ("no-such-host.invalid", r"there\s+is\s+no\s+such\s+host", 1),
     ):
+        client = start("alice_client.py", "--port", nobody, terminal=True, size=(24, 80), TERM="xterm")
         client.expect("Bob's address .*: ")
         client.write(f"{answer}\r")
         client.expect(told)
-    client.expect("Bob's address .*: ")
-    client.write(f"{command}\r")
-    client.expect("with the key you asked for")
-    client.expect(re.escape(chat.fingerprint(keys.bob)))
-    client.expect("Alice: ")
+        assert client.wait() == status
 
 
 @pytest.mark.exhaustive
-def test_bobs_invitation_can_be_run_as_it_is(bob: StartBob, homes: Path) -> None:
-    server, _ = bob("--host", "127.0.0.1", "--once")
+def test_bobs_invitation_can_be_run_as_it_is(bob: StartBob, homes: Path, keys: Keys) -> None:
+    server, _ = bob("--host", "127.0.0.1", "--once", "--peer", chat.fingerprint(keys.alice))
     server.end_input()  # he says goodbye after the first message
     (command,) = (line for line in server.stderr.splitlines() if line.startswith("  python3"))
     result = subprocess.run(
@@ -301,10 +292,11 @@ def hosts() -> Iterator[list[tuple[str, ...]]]:
 
 
 @pytest.mark.exhaustive
-def test_two_hosts(bob: StartBob, start: Start, hosts: list[tuple[str, ...]]) -> None:
-    server, port = bob("--once", python=hosts[0])
+def test_two_hosts(bob: StartBob, start: Start, keys: Keys, hosts: list[tuple[str, ...]]) -> None:
+    server, port = bob("--once", "--peer", chat.fingerprint(keys.alice), python=hosts[0])
     assert f"  python3 alice_client.py 192.0.2.1 --port {port} --peer SHA256:" in server.stderr
-    client = start("alice_client.py", "192.0.2.1", "--port", port, python=hosts[1])
+    known = "--peer", chat.fingerprint(keys.bob)
+    client = start("alice_client.py", "192.0.2.1", "--port", port, *known, python=hosts[1])
     client.write("over the cable\n")
     server.expect("^Alice: over the cable\n")
     server.write("so it is\n")
@@ -319,55 +311,58 @@ def test_two_hosts(bob: StartBob, start: Start, hosts: list[tuple[str, ...]]) ->
 def test_what_the_first_run_makes_the_second_one_uses(start: Start, tmp_path: Path) -> None:
     """Identities and parameters are made, pinned, and used again."""
     home = tmp_path / "fresh"
+    first = start("alice_client.py", "--port", "1", home=home)
+    alices = first.expect(r"SHA256:\S+", "stderr")[0]
+    assert first.wait() == 1
     found = patched(f"chat.generate_group = lambda bits, _: chat.Group({GROUP.p}, 2)")  # without a search
-    server = start("bob_server.py", "--port", "0", home=home, python=found)
-    port = server.expect(r"\AListening on port (\d+)\.\n", "stderr")[1]
-    client = start("alice_client.py", "--port", port, home=home)
+    server = start("bob_server.py", "--port", "0", "--peer", alices, home=home, python=found)
     for step in ("Making your RSA key", "Searching for Diffie-Hellman parameters", "Found after"):
         server.expect(step, "stderr")
-    client.write("hello\n")
-    server.expect("^Alice: hello\n")
-    server.write("hello\n")
-    client.end_input()
-    assert client.wait() == 0
-    assert "The key is pinned" in client.stderr
-    server.expect("Waiting for Alice", "stderr")
-    again = start("alice_client.py", "--port", port, home=home)
-    again.end_input()
-    assert again.wait() == 0
-    assert "with the key you know" in again.stderr
-    assert "Making" not in again.stderr
+    bobs = server.expect(r"--peer (SHA256:\S+)$", "stderr")[1]
+    port = server.expect(r"^Listening on port (\d+)\.$", "stderr")[1]
+    for known in (("--peer", bobs), ()):
+        client = start("alice_client.py", "--port", port, *known, home=home)
+        client.write("hello\n")
+        server.expect("^Alice: hello\n")
+        server.write("hello\n")
+        client.end_input()
+        assert client.wait() == 0
+        assert ("The key is pinned" in client.stderr) == bool(known)
+        assert "Making" not in client.stderr
     assert KeyStore(home / "alice").load_group() == KeyStore(home / "bob").load_group() == GROUP
 
 
-def test_parameters_that_openssl_wrote(bob: StartBob, start: Start, homes: Path, tmp_path: Path) -> None:
-    file = tmp_path / "dh.pem"
-    file.write_bytes(RFC_GROUPS["modp_2048"].export())
-    server, client = talk(bob("--once", "--dh-parameters", str(file)), start)
+def test_parameters_that_openssl_wrote(bob: StartBob, start: Start, homes: Path) -> None:
+    """They are put where Bob keeps his own."""
+    group = RFC_GROUPS["modp_2048"]
+    KeyStore(homes / "bob").write(KeyStore.GROUP, group.export().removeprefix(chat.TESTED))
+    server, client = talk(bob("--once"), start)
     client.write("hello\n")
     client.end_input()
     server.expect("^Alice: hello\n")
     for name in ("bob", "alice"):
-        assert KeyStore(homes / name).load_group() == RFC_GROUPS["modp_2048"]
+        assert KeyStore(homes / name).load_group() == group
 
 
 @pytest.mark.parametrize(
-    ("typed", "told", "status"),
-    [("correct horse\r", r"nobody is listening\s+there", None), ("wrong\r", "is not the passphrase", 1)],
+    ("typed", "told"),
+    [
+        (["correct horse"], r"nobody\s+is\s+listening\s+there"),
+        (["wrong", "", "correct horse"], r"nobody\s+is\s+listening\s+there"),
+        (["wrong"] * 3, r"that\s+is\s+not\s+the\s+passphrase"),
+    ],
 )
 def test_a_passphrase_is_asked_for_at_the_terminal(
-    start: Start, homes: Path, keys: Keys, typed: str, told: str, status: int | None
+    start: Start, homes: Path, keys: Keys, typed: list[str], told: str
 ) -> None:
     locked = keys.alice.export_key("PEM", passphrase="correct horse", pkcs=8)
     KeyStore(homes / "alice").write(KeyStore.IDENTITY, locked)
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = str(listener.getsockname()[1])
     client = start("alice_client.py", "127.0.0.1", "--port", port, terminal=True, size=(24, 80))
-    client.expect("Passphrase of ")
-    client.write(typed)
+    for passphrase in typed:
+        client.expect("Passphrase of ")
+        client.write(f"{passphrase}\r")
     client.expect(told)
-    assert typed.strip() not in client.stdout
-    if status is None:  # Alice is asked for another address
-        client.expect("Bob's address")
-    else:
-        assert client.wait() == status
+    assert "correct horse" not in client.stdout
+    assert client.wait() == 1

@@ -1,4 +1,4 @@
-"""Whose key is it? The question about a new key, --peer, changed keys, and ways around them."""
+"""Whose key is it? The other side's words, --peer, changed keys, nobody to ask, and ways around them."""
 
 from __future__ import annotations
 
@@ -14,6 +14,8 @@ from conftest import (
     AT_TERMINAL,
     DEADLINE,
     GROUP,
+    WAITING,
+    Ends,
     Keys,
     Program,
     Start,
@@ -21,24 +23,26 @@ from conftest import (
     Stranger,
     exhaustive,
     fails,
-    patched,
-    talk,
 )
 
 import crypto_utils as chat
-from crypto_utils import FrameSocket, KeyStore, PinnedPeer, RecordType, Role
+from crypto_utils import FrameSocket, KeyStore, PinnedPeer, RecordType, Role, TrustError
 
 WITHOUT_COLOURS = {**AT_TERMINAL, "NO_COLOR": "1"}
-QUESTION = r"yes or no\? "
+QUESTION = r"Type the words that (Alice|Bob) reads to you: "
+OTHER_WORDS = r"do not belong to this\s+connection"
+THREE_WORDS = r"Type the three words that (Alice|Bob) reads to you, or no\."
+
+Strangers = Callable[..., "tuple[Program, Program, str]"]
 
 
 @pytest.fixture
-def strangers(bob: StartBob, start: Start) -> Callable[..., tuple[Program, Program, str]]:
+def strangers(bob: StartBob, start: Start) -> Strangers:
     """Return a function that starts both at terminals, where both are asked; it returns the port too."""
 
-    def run(*arguments: str, **options: object) -> tuple[Program, Program, str]:
-        server, port = bob(*arguments, **WITHOUT_COLOURS, **options)
-        client = start("alice_client.py", "127.0.0.1", "--port", port, **WITHOUT_COLOURS)
+    def run(*arguments: str, both: tuple[str, ...] = ()) -> tuple[Program, Program, str]:
+        server, port = bob(*arguments, *both, **WITHOUT_COLOURS)
+        client = start("alice_client.py", "127.0.0.1", "--port", port, *both, **WITHOUT_COLOURS)
         server.expect(QUESTION)
         client.expect(QUESTION)
         return server, client, port
@@ -52,193 +56,256 @@ def is_pinned(homes: Path, role: Role) -> bool:
 
 
 def words_of(program: Program) -> str:
-    return re.findall(r"^Words: ([a-z ]+)", program.stdout, re.MULTILINE)[-1]
+    """Return the words that a program gives to read out."""
+    return re.findall(
+        r"(?:Read these words to|for your words, read)[^:]*:\s+([a-z]+ [a-z]+ [a-z]+)\r", program.stdout
+    )[-1]
 
 
-# ------------------------------------------------------------------------------------ the question
+def same(told: str) -> str:
+    """Return a text in one line, without the rows of a screen."""
+    return " ".join(told.split())
 
 
-def test_both_see_the_same_words_say_yes_and_are_not_asked_again(
-    strangers: Callable[..., tuple[Program, Program, str]], start: Start, homes: Path, keys: Keys
+# ---------------------------------------------------------------------- the words that are the yes
+
+
+class Person:
+    """In the place of the console: what a person answers, one after the other, and what they are told."""
+
+    peer = "Alice"
+
+    def __init__(self, *answers: str) -> None:
+        self._answers = list(answers)
+        self.told: list[str] = []
+
+    def prompt(self, question: str, connection: socket.socket, again: bool) -> str:
+        return self._answers.pop(0)
+
+    def notice(self, text: str) -> None:
+        self.told.append(text)
+
+
+@pytest.mark.parametrize(
+    "form",
+    [
+        "{0} {1} {2}",
+        "{0}, {1}, {2}.",
+        "1. {0} 2. {1} 3. {2}",
+        "\u201c{0}\u201d \u2018{1}\u2019 '{2}'!",
+        "{0}-{1}\u2014{2}",
+        "\u00a0{0}\u00a0{1}\u202f{2}\t",
+        "\ufeff{0};{1} / ({2})",
+    ],
+)
+@pytest.mark.parametrize("case", [str.lower, str.upper, str.title])
+def test_the_right_words_are_the_right_words_however_they_are_written(
+    ends: Ends, form: str, case: Callable[[str], str]
+) -> None:
+    person = Person(case(form.format(*ends.alice.own_words)))
+    chat.ask_for_words(person, ends.bob)
+    assert person.told == []
+
+
+def test_who_types_other_words_is_told_so_and_never_a_right_one(ends: Ends) -> None:
+    right, own = ends.alice.own_words, ends.bob.own_words
+    wrong = ["zeta" if word != "zeta" else "yoga" for word in right]
+    other = [*right[:2], wrong[2]]
+    misheard = "These words do not belong to this connection. A word was misheard, or somebody is in between."
+    again = "The same wrong words again. Somebody may be in between: answer no."
+    usage = "Type the three words that Alice reads to you, or no."
+    asked = [
+        (other, f"{misheard} Let Alice read them once more."),
+        (other, again),
+        (other[::-1], f"{misheard} Let Alice read them once more."),  # other wrong ones: another mishearing
+        (right[::-1], f"{misheard} Let Alice read them once more."),
+        (own, f"Those are your words, to read to Alice:  {' '.join(own)}"),
+        (["/WORDS"], f"Those are your words, to read to Alice:  {' '.join(own)}"),
+        *(([answer], usage) for answer in ("", "yes", "YES", "y", "/help", "SHA256:abc", "1 2 3")),
+        (right[:2], usage),
+        ([*right, right[0]], usage),
+        ([*own, *right], usage),
+    ]
+    person = Person(*(" ".join(words) for words, _ in asked), " ".join(right))
+    chat.ask_for_words(person, ends.bob)
+    assert person.told == [told for _, told in asked]
+    told = re.findall("[a-z]+", " ".join(person.told))
+    assert not set(told) & (set(right) - set(own) - set(re.findall("[a-z]+", misheard + again + usage)))
+
+
+def test_a_half_of_the_words_stands_on_each_screen_and_typing_it_pins(
+    strangers: Strangers, start: Start, homes: Path, keys: Keys
 ) -> None:
     server, client, port = strangers()
-    assert words_of(server) == words_of(client)
-    assert len(words_of(server).split()) == 6
+    bobs, alices = words_of(server), words_of(client)
+    assert bobs != alices
     assert chat.fingerprint(keys.alice) in server.stdout
     assert chat.fingerprint(keys.bob) in client.stdout
-    for program, role in ((client, Role.ALICE), (server, Role.BOB)):
+    for program, role, others in ((client, Role.ALICE, bobs), (server, Role.BOB, alices)):
+        assert others not in program.stdout
         assert not is_pinned(homes, role)
-        program.write("yes\r")
-        program.expect("is pinned")
+        program.write(f" {others.upper()}, \r")
+        program.expect(r"The key is pinned\.")
         assert is_pinned(homes, role)
+    client.expect("Alice: ")
+    server.expect(WAITING)
+    client.write("/words\r")
+    client.expect(f"Your words: {alices}")
     client.expect("Alice: ")
     client.write("/quit\r")
     assert client.wait() == 0
     server.expect("Waiting for Alice")
     again = start("alice_client.py", "127.0.0.1", "--port", port, **WITHOUT_COLOURS)
     again.expect("with the key you know")
-    again.expect("Alice: ")
+    again.expect("Alice: ")  # the other side may be asked, so one's own words are there all the same
     server.expect("with the key you know")
-    server.expect(r"\(Alice's turn\) ")
-    assert words_of(server) == words_of(again) != words_of(client)
+    server.expect(WAITING)
+    assert len({bobs, alices, words_of(server), words_of(again)}) == 4
 
 
-@pytest.mark.parametrize("answer", ["words", *exhaustive("YES", "fingerprint")])
-def test_what_accepts_a_key(
-    strangers: Callable[..., tuple[Program, Program, str]], homes: Path, keys: Keys, answer: str
-) -> None:
+def test_what_neither_accepts_nor_refuses_is_asked_again(strangers: Strangers, homes: Path) -> None:
     server, client, _ = strangers()
-    typed = {"words": words_of(client).upper(), "fingerprint": chat.fingerprint(keys.alice)}.get(
-        answer, answer
-    )
-    server.write(f"  {typed} \r")
-    server.expect("is pinned")
-    assert is_pinned(homes, Role.BOB)
-
-
-def test_what_neither_accepts_nor_refuses_is_asked_again(
-    strangers: Callable[..., tuple[Program, Program, str]], homes: Path, keys: Keys
-) -> None:
-    server, client, _ = strangers()
-    right = words_of(client).split()
+    right, own = words_of(client).split(), words_of(server)
     wrong = "abed" if right[2] != "abed" else "able"
     for answer, told in (
-        ("", "Please answer yes or no"),
-        ("y", "Please answer yes or no"),
-        ("yes please", "Please answer yes or no"),
-        (" ".join([*right[:2], wrong, *right[3:]]), f"word 3 is {right[2]} here"),
-        (" ".join(right[:5]), "Please answer yes or no"),
-        (" ".join(reversed(right)), "These are other words"),
-        (chat.fingerprint(keys.bob), "another fingerprint"),
-        (chat.fingerprint(keys.alice)[:-1], "another fingerprint"),
+        ("", THREE_WORDS),
+        ("yes", THREE_WORDS),
+        (" ".join(right[:2]), THREE_WORDS),
+        (own, rf"Those are your words, to read to Alice:\s+{own}"),
+        ("/words", rf"Those are your words, to read to Alice:\s+{own}"),
+        (" ".join([*right[:2], wrong]), OTHER_WORDS),
+        (" ".join([*right[:2], wrong]), r"The same wrong words again.*answer no\."),
     ):
         server.write(f"{answer}\r")
-        server.expect(re.escape(told))
+        server.expect(told)
         server.expect(QUESTION)
         assert not is_pinned(homes, Role.BOB)
     server.write("no\r")
-    server.expect("nothing is pinned")
+    server.expect("nothing is\\s+pinned")
 
 
-NO = pytest.mark.parametrize("no", ["\x03", *exhaustive("no\r", "NO\r", "/quit\r", "\x04")])
+def test_nothing_shows_the_words_or_r_before_the_answer(
+    strangers: Strangers, homes: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "kept"
+    server, client, _ = strangers(both=("-vv", "--transcript", str(folder)))
+    before = {program: "".join(program.stdout.split()) for program in (server, client)}
+    bobs, alices = words_of(server), words_of(client)
+    client.write(f"{bobs}\r")
+    client.expect("Alice: ")
+    server.write(f"{alices}\r")
+    server.expect(WAITING)
+    (file,) = folder.glob("*-alice.transcript")
+    with file.open("rb") as kept:
+        shown = chat.verify_transcript(kept)
+        r = next(message.body for opener, message in shown if opener.sender is Role.BOB)
+    assert len(r) == 32
+    for program, others in ((server, alices), (client, bobs)):
+        assert "hello_alice" in before[program]
+        assert r.hex() not in before[program]
+        for encoded in (others.replace(" ", ""), others.encode().hex()):
+            assert encoded not in before[program]
+
+
+# ------------------------------------------------------------------------------------------- a no
+
+NO = pytest.mark.parametrize(
+    ("no", "refuses"),  # what is typed, and whether it is a no; if not, it leaves
+    [("no\r", True), *exhaustive((" No.\r", True), ("\x03", False), ("\x04", False), ("/quit\r", False))],
+    ids=lambda value: value if type(value) is str else "",
+)
 
 
 @NO
-def test_alice_says_no(strangers: Callable[..., tuple[Program, Program, str]], homes: Path, no: str) -> None:
+def test_alice_says_no(strangers: Strangers, homes: Path, no: str, refuses: bool) -> None:
     server, client, _ = strangers("--once")
     client.write(no)
-    client.expect("you did not accept Bob's key; nothing is pinned")
-    assert client.wait() == 3
-    server.expect("Alice left before you answered; nothing is pinned")
+    if refuses:
+        client.expect("you did not accept Bob's key; nothing is pinned")
+        client.expect(r"start\s+with\s+--peer\s+and\s+Bob's\s+fingerprint")
+    assert client.wait() == (3 if refuses else 130)
+    assert re.search(r"[\r\n](\x1b\[\?2004[hl]\r?)*\Z", client.stdout)  # at the start of a row
+    server.expect(QUESTION)  # it stands: what she sent is not opened before it is answered
+    server.write("no\r")
+    server.expect("you did not accept Alice's key; nothing is pinned")
     server.expect("Waiting for Alice")  # a question is no conversation, so --once still waits for one
     assert not is_pinned(homes, Role.ALICE)
     assert not is_pinned(homes, Role.BOB)
 
 
-@NO
-def test_bob_says_no_to_an_alice_who_has_spoken(
-    strangers: Callable[..., tuple[Program, Program, str]], start: Start, homes: Path, no: str
-) -> None:
-    server, client, port = strangers("--once")
-    client.write("yes\r")
+def test_bob_says_no_to_an_alice_who_has_spoken(strangers: Strangers, homes: Path) -> None:
+    server, client, _ = strangers("--once")
+    client.write(f"{words_of(server)}\r")
+    client.expect("Bob may still be deciding")
     client.expect("Alice: ")
     client.write("a first message\r")
-    client.expect(r"\(Bob's turn\) ")
-    server.write(no)
+    client.expect(r"\(Bob's turn")
+    server.expect(QUESTION)  # once more: her message waits until it is answered
+    server.write("no\r")
     server.expect("you did not accept Alice's key; nothing is pinned")
-    client.expect("Bob left: your key was not accepted")
-    client.expect("before the last message had arrived")
+    client.expect(r"Bob left before accepting your key, or before\s+anything was said")
     assert client.wait() == 1
     assert "a first message" not in server.stdout
     assert not is_pinned(homes, Role.BOB)
     server.expect("Waiting for Alice")
-    again = start("alice_client.py", "127.0.0.1", "--port", port)
-    again.expect("Bob left: your key was not accepted", "stderr")
-    assert again.wait() == 1
-    server.expect("Another Alice called")
-    assert len(re.findall(QUESTION, server.stdout)) == 1  # nobody is asked about that key again
 
 
-@pytest.mark.parametrize("refuser", exhaustive(*Role))
-def test_a_no_is_told_to_who_is_asked_too(
-    strangers: Callable[..., tuple[Program, Program, str]], homes: Path, refuser: Role
-) -> None:
+def test_bob_leaves_while_alice_is_asked(strangers: Strangers, homes: Path) -> None:
+    """His goodbye ends her question at once, and the terminal is as it was."""
     server, client, _ = strangers()
-    refusing, other = (server, client) if refuser is Role.BOB else (client, server)
-    refusing.write("no\r")
-    other.expect("your key was not accepted")
-    other.expect("nothing is pinned")
-    if other is client:
-        assert client.wait() == 1
-    assert not is_pinned(homes, Role.BOB)
+    server.write("no\r")
+    client.expect("Bob left before you answered; nothing is\\s+pinned")
+    assert client.wait() == 1
     assert not is_pinned(homes, Role.ALICE)
 
 
-def test_a_first_message_waits_behind_the_question(
-    strangers: Callable[..., tuple[Program, Program, str]],
-) -> None:
+def test_a_first_message_waits_behind_the_question(strangers: Strangers) -> None:
     server, client, _ = strangers()
-    client.write("yes\r")
-    client.expect("Bob may still be deciding")
+    client.write(f"{words_of(server)}\r")
     client.expect("Alice: ")
     client.write("a first message\r")
-    client.expect(r"\(Bob's turn\) ")
+    client.expect(r"\(Bob's turn")
+    server.expect(QUESTION)
+    server.write("\r")  # he is asked again, and it still waits
+    server.expect(THREE_WORDS)
+    server.expect(QUESTION)
     assert "a first message" not in server.stdout
-    server.write("yes\r")
+    server.write(f"{words_of(client)}\r")
     server.expect("Alice \u2713 a first message")
     server.expect("Bob: ")
 
 
-def test_bob_is_asked_where_only_standard_output_is_no_terminal(
-    bob: StartBob, stranger: Stranger, homes: Path, keys: Keys
+def test_a_no_leaves_no_transcript_and_the_words_begin_one(
+    bob: StartBob, stranger: Stranger, homes: Path, keys: Keys, tmp_path: Path
 ) -> None:
-    server, port = bob(**WITHOUT_COLOURS, python=("bash", "-c", f'{sys.executable} "$0" "$@" | cat'))
+    folder = tmp_path / "kept"
+    server, port = bob("--transcript", str(folder), **WITHOUT_COLOURS)
+    mallory = stranger(port, keys.mallory)
+    server.expect(QUESTION)
+    server.write("no\r")
+    assert mallory.receive().type is RecordType.CLOSE
+    mallory.frames.hang_up()
+    server.expect("Waiting for Alice")
+    assert list(folder.iterdir()) == []
     alice = stranger(port, keys.alice)
     server.expect(QUESTION)
-    assert not is_pinned(homes, Role.BOB)
-    server.write("yes\r")
-    server.expect("is pinned")
-    alice.send("hello")
-    server.expect("^Alice: hello")
+    server.write(f"{' '.join(alice.own_words)}\r")
+    server.expect("Whoever has this file can read the conversation")
+    server.expect(WAITING)
+    (kept,) = folder.iterdir()
+    assert str(kept) in server.stdout.replace("\r\n", "")
 
 
-def test_a_new_key_is_refused_where_standard_error_is_no_terminal_to_ask_at(
-    bob: StartBob, start: Start, homes: Path
-) -> None:
-    _, port = bob()
-    shell = ("bash", "-c", f'{sys.executable} "$0" "$@" 2> {homes}/errors')
-    client = start("alice_client.py", "127.0.0.1", "--port", port, python=shell, **WITHOUT_COLOURS)
-    assert client.wait() == 3
-    assert "Refused: this key is new" in (homes / "errors").read_text()
-    assert not is_pinned(homes, Role.ALICE)
-
-
-@pytest.mark.parametrize(("reason", "shown"), [("the words of a stranger", False), (chat.NOT_ACCEPTED, True)])
-def test_of_who_is_not_accepted_only_the_programs_own_reasons_are_shown(
-    bob: StartBob, stranger: Stranger, keys: Keys, reason: str, shown: bool
-) -> None:
-    server, port = bob(**WITHOUT_COLOURS)
-    alice = stranger(port, keys.alice)
-    server.expect(QUESTION)
-    alice.close(reason)
-    server.expect("Alice left before you answered")
-    assert (f"Alice left: {reason}" in server.stdout) == shown
-    assert (reason in server.stdout) == shown
-
-
-def test_without_a_terminal_a_new_key_is_shown_and_then_pinned(
-    bob: StartBob, start: Start, homes: Path, keys: Keys
-) -> None:
-    server, client = talk(bob("--once"), start)
-    client.end_input()
-    assert (client.wait(), server.wait()) == (0, 1)  # nothing was said
-    for program, key, role in ((server, keys.alice, Role.BOB), (client, keys.bob, Role.ALICE)):
-        told = program.stderr
-        assert told.index("This key is new") < told.index(f"  {chat.fingerprint(key)}\nWords: ")
-        assert told.index("\nWords: ") < told.index("is pinned")
-        assert chat.ssh_line(key) in (homes / role.value / KeyStore.KNOWN_PEERS).read_text()
-    (words,) = {re.findall("^Words: (.*)$", told, re.MULTILINE)[0] for told in (server.stderr, client.stderr)}
-    assert len(words.split()) == 6
+def test_other_names_of_the_same_key_are_told(start: Start, bob: StartBob, homes: Path, keys: Keys) -> None:
+    _, port = bob(**WITHOUT_COLOURS)
+    store = KeyStore(homes / "alice")
+    PinnedPeer(store, "[192.0.2.2]:65432").pin(keys.bob)
+    PinnedPeer(store, "[192.0.2.3]:65432").pin(keys.mallory)
+    client = start("alice_client.py", "127.0.0.1", "--port", port, **WITHOUT_COLOURS)
+    client.expect(r"Bob is here, with a key that you know as \[192\.0\.2\.2\]:65432:")
+    client.expect(QUESTION)
+    assert "new to you" not in client.stdout
+    assert "192.0.2.3" not in client.stdout
 
 
 # ----------------------------------------------------------------- what a hostile Alice may try
@@ -247,111 +314,64 @@ def test_without_a_terminal_a_new_key_is_shown_and_then_pinned(
 def test_a_yes_from_before_the_question_is_no_answer(
     bob: StartBob, stranger: Stranger, homes: Path, keys: Keys
 ) -> None:
+    """A no is none either: whatever was typed, it was no answer to what the screen shows now."""
     server, port = bob(**WITHOUT_COLOURS)
-    server.write("yes\ryes\ryes")
-    server.expect("yes\r\nyes\r\nyes")  # the terminal has it
-    stranger(port, keys.alice)
+    server.write("no\rno\ryes")
+    server.expect("no\r\nno\r\nyes")  # the terminal has it
+    alice = stranger(port, keys.alice)
     server.expect(QUESTION)
-    server.write("\r")  # what stands before this Enter would be the answer
-    server.expect("Please answer yes or no")
-    assert not is_pinned(homes, Role.BOB)
+    server.write(f"{' '.join(alice.own_words)}\r")  # what stood before it would spoil it
+    server.expect(r"The key is pinned\.")
+    assert THREE_WORDS not in server.stdout
+    assert "did not accept" not in server.stdout
 
 
-def test_half_an_answer_to_one_connection_is_none_to_the_next(
+def test_the_words_of_one_connection_are_none_of_the_next(
     bob: StartBob, stranger: Stranger, homes: Path, keys: Keys
 ) -> None:
+    """Whoever calls at the moment at which Alice is cut off gets neither her place nor her yes."""
     server, port = bob(**WITHOUT_COLOURS)
     first = stranger(port, keys.alice)
     server.expect(QUESTION)
-    server.write("ye")
-    server.expect("ye")
-    second = stranger(port, keys.alice)
-    assert first.receive().text == "you connected again, and go on there"
-    server.expect(f"Words: {second.words}")
-    server.expect(QUESTION)
-    server.write("s\r")
-    server.expect("Please answer yes or no")
-    assert not is_pinned(homes, Role.BOB)
-    server.expect(QUESTION)
-    server.write(f"{first.words}\r")
-    server.expect("These are other words")
-    server.write(f"{second.words}\r")
-    server.expect("is pinned")
-
-
-def test_a_stranger_who_is_asked_about_keeps_other_strangers_out_but_not_a_pinned_alice(
-    bob: StartBob, stranger: Stranger, homes: Path, keys: Keys
-) -> None:
-    server, port = bob(**WITHOUT_COLOURS)
-    asked_about = stranger(port, keys.mallory)
-    server.expect(QUESTION)
-    assert stranger(port, chat.RSA.generate(2048)).receive().text == chat.BUSY
-    server.write("yes")
-    PinnedPeer(KeyStore(homes / "bob"), "alice").pin(keys.alice)  # in another window
-    alice = stranger(port, keys.alice)
-    assert asked_about.receive().text == chat.BUSY
-    server.expect("with the key you know")
-    alice.send("hello")
-    server.expect("Alice \u2713 hello")
-    server.expect("Bob: ")
-    server.write("hello Alice\r")
-    assert alice.receive().text == "hello Alice"  # without the "yes" that was meant for the question
-
-
-def test_who_calls_while_bob_answers_does_not_disturb_him(
-    bob: StartBob, stranger: Stranger, homes: Path, keys: Keys
-) -> None:
-    server, port = bob(**WITHOUT_COLOURS)
-    alice = stranger(port, keys.alice)
-    server.expect(QUESTION)
-    for letter in "yes":
-        server.write(letter)
-        server.expect(letter)
-        caller = stranger(port, keys.mallory)
-        assert caller.receive().text == chat.BUSY
-        caller.frames.hang_up(DEADLINE)  # and Bob has hung up too
-    server.write("\r")
-    server.expect("is pinned")
-    alice.send("hello")
-    server.expect("Alice \u2713 hello")
-
-
-def test_a_question_is_void_after_some_time_and_asked_again(
-    bob: StartBob, stranger: Stranger, homes: Path, keys: Keys
-) -> None:
-    """Bob was away. That is no answer to the key."""
-    server, port = bob(**WITHOUT_COLOURS, python=patched("chat.QUESTION_SECONDS = 1"))
-    for _ in range(2):
-        alice = stranger(port, keys.alice)
-        server.expect(QUESTION)
-        assert alice.receive().type is RecordType.CLOSE
-        alice.frames.hang_up()
-        server.expect("not answered; nothing is pinned")
-        server.expect("Waiting for Alice")
-    assert not is_pinned(homes, Role.BOB)
-
-
-def test_a_question_is_void_when_the_connection_is_cut(
-    bob: StartBob, stranger: Stranger, homes: Path, keys: Keys
-) -> None:
-    server, port = bob(**WITHOUT_COLOURS)
-    alice = stranger(port, keys.alice)
-    server.expect(QUESTION)
-    server.write("yes")
-    server.expect("yes")
-    reset(alice.frames.socket)
-    server.expect("Alice left before you answered; nothing is pinned")
+    reset(first.frames.socket)
+    server.expect("Cut off: |Alice left before you answered")
     server.expect("Waiting for Alice")
-    server.write("\r")
-    stranger(port, keys.alice)
+    server.write(f"{' '.join(first.own_words)}\r")  # a moment too late
+    second = stranger(port, keys.mallory)
     server.expect(QUESTION)
+    server.write(f"{' '.join(first.own_words)}\r")
+    server.expect(OTHER_WORDS)
     assert not is_pinned(homes, Role.BOB)
+    server.expect(QUESTION)
+    server.write(f"{' '.join(second.own_words)}\r")
+    server.expect(r"The key is pinned\.")
 
 
 def reset(connected: socket.socket) -> None:
     """Close a connection so that the other side finds it reset."""
     connected.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     connected.close()
+
+
+def test_who_calls_while_bob_answers_does_not_disturb_him(
+    bob: StartBob, start: Start, stranger: Stranger, homes: Path, keys: Keys
+) -> None:
+    """Others are told that he cannot talk now. One who never met him knows nothing of who said so."""
+    server, port = bob(**WITHOUT_COLOURS)
+    alice = stranger(port, keys.alice)
+    server.expect(QUESTION)
+    words = " ".join(alice.own_words)
+    for letter in words[:3]:
+        server.write(letter)
+        server.expect(letter)
+        caller = start("alice_client.py", "127.0.0.1", "--port", port, **WITHOUT_COLOURS)
+        caller.expect("No conversation: whoever answered cannot talk now; try again later\\.")
+        assert caller.wait() == 1
+    assert not is_pinned(homes, Role.ALICE)
+    server.write(f"{words[3:]}\r")
+    server.expect(r"The key is pinned\.")
+    alice.send("hello")
+    server.expect("Alice \u2713 hello")
 
 
 def test_a_stranger_who_is_gone_at_once_is_never_pinned(
@@ -361,64 +381,77 @@ def test_a_stranger_who_is_gone_at_once_is_never_pinned(
     server, port = bob(**WITHOUT_COLOURS)
     for _ in range(6):
         frames = FrameSocket(socket.create_connection(("127.0.0.1", int(port)), timeout=DEADLINE))
-        hello = bytes(frames.receive(chat.HELLO_LIMIT))
+        hello = frames.receive(chat.HELLO_LIMIT)
         offer = chat.Offer.make(Role.ALICE, keys.mallory, GROUP)
-        key, z, th = offer.agree(hello)
-        opener = chat.Opener(Role.BOB, key, z, th)
-        ready = chat.Sealer(Role.ALICE, keys.mallory, z, th).seal(RecordType.READY, b"", opener)
-        frames.send(offer.payload, ready)
+        settled = chat.settle(hello, offer.hello, GROUP)
+        z = offer.shared_secret(settled)
+        opener = chat.Opener(Role.BOB, settled.keys[Role.BOB], z, settled.th)
+        ready = chat.Sealer(Role.ALICE, keys.mallory, z, settled.th).seal(RecordType.READY, b"", opener)
+        frames.send(offer.hello, ready)
         reset(frames.socket)
-        server.expect("127.0.0.1: Cut off|Alice left before you answered")
+        server.expect("Cut off|Alice left before you answered")
     stranger(port, keys.mallory)
-    server.expect("This key is new")
+    server.expect("Her key is new")
     server.expect(QUESTION)
     assert not is_pinned(homes, Role.BOB)
 
 
-@pytest.mark.exhaustive
-def test_what_is_typed_in_one_burst_with_the_answer_is_not_sent(
-    strangers: Callable[..., tuple[Program, Program, str]],
+# ------------------------------------------------------------------------------- nobody to ask
+
+
+def advice_hurts_nobody(told: str, presented: str, own: str) -> None:
+    """Assert that the presented key is shown, but in no command, and that one's own is shown too."""
+    assert presented in told
+    assert own in told
+    commands = re.findall(r"^ *(?:python3 \S+ .*|.*--peer.*)$", told, re.MULTILINE)
+    assert any("--peer SHA256:..." in command for command in commands)
+    assert not any(presented in command for command in commands)
+
+
+def test_a_new_key_with_nobody_to_ask_is_refused_on_both_sides(
+    bob: StartBob, start: Start, homes: Path, keys: Keys
 ) -> None:
-    server, client, _ = strangers()
-    server.write("yes\r")
-    server.expect("is pinned")
-    client.write("yes\rhello\r")
-    client.expect("Alice: ")
-    client.write("and now\r")
-    server.expect("Alice \u2713 (hello)?and now")  # kept or dropped, but not sent
+    server, port = bob()
+    client = start("alice_client.py", "127.0.0.1", "--port", port)
+    fails(client, 3, r"Refused: the key of \S+ is new, and there is no terminal to ask at")
+    advice_hurts_nobody(client.stderr, chat.fingerprint(keys.bob), chat.fingerprint(keys.alice))
+    server.expect("127.0.0.1: Cut off: ", "stderr")
+    PinnedPeer(KeyStore(homes / "alice"), f"[127.0.0.1]:{port}").pin(keys.bob)
+    client = start("alice_client.py", "127.0.0.1", "--port", port)
+    fails(client, 1, "does Bob accept your key")
+    server.expect("127.0.0.1: Refused: the key of alice is new, and there is no terminal to ask at", "stderr")
+    server.expect("--peer SHA256:...", "stderr")
+    assert chat.fingerprint(keys.alice) in server.stderr
+    assert f"--peer {chat.fingerprint(keys.alice)}" not in server.stderr
+    assert not is_pinned(homes, Role.BOB)
 
 
-def test_a_no_leaves_no_transcript_and_a_yes_begins_one(
-    bob: StartBob, stranger: Stranger, homes: Path, keys: Keys, tmp_path: Path
+@pytest.mark.parametrize(
+    "redirected", ["< /dev/null", *exhaustive("2> errors")], ids=["standard input", "standard error"]
+)
+def test_a_terminal_of_which_a_part_is_redirected_is_none_to_ask_at(
+    bob: StartBob, start: Start, homes: Path, redirected: str
 ) -> None:
-    folder = tmp_path / "kept"
-    server, port = bob("--transcript", str(folder), **WITHOUT_COLOURS)
-    mallory = stranger(port, keys.mallory)
-    server.expect(QUESTION)
-    server.write("no\r")
-    assert mallory.receive().text == chat.NOT_ACCEPTED
-    mallory.frames.hang_up()
-    server.expect("Waiting for Alice")
-    assert list(folder.iterdir()) == []
-    stranger(port, keys.alice)
-    server.expect(QUESTION)
-    server.write("yes\r")
-    server.expect("Whoever has this file can read the conversation")
-    server.expect(r"\(Alice's turn\) ")
-    (kept,) = folder.iterdir()
-    assert str(kept) in server.stdout.replace("\r\n", "")
+    _, port = bob(**WITHOUT_COLOURS)
+    shell = ("bash", "-c", f'{sys.executable} "$0" "$@" {redirected}'.replace("errors", f"{homes}/errors"))
+    client = start("alice_client.py", "127.0.0.1", "--port", port, python=shell, **WITHOUT_COLOURS)
+    assert client.wait() == 3
+    told = (homes / "errors").read_text() if "errors" in redirected else same(client.stdout)
+    assert "is new, and there is no terminal to ask at" in told
+    assert not is_pinned(homes, Role.ALICE)
 
 
-@pytest.mark.exhaustive
-def test_other_names_of_the_same_key_are_told(start: Start, bob: StartBob, homes: Path, keys: Keys) -> None:
-    _, port = bob()
-    store = KeyStore(homes / "alice")
-    PinnedPeer(store, "[192.0.2.2]:65432").pin(keys.bob)
-    PinnedPeer(store, "[192.0.2.3]:65432").pin(keys.mallory)
-    client = start("alice_client.py", "127.0.0.1", "--port", port, **WITHOUT_COLOURS)
-    client.expect(r"You know the same key as: \[192.0.2.2\]:65432\.")
-    client.expect(r"You know other keys as: \[192.0.2.3\]:65432\.")
-    client.expect(QUESTION)
+def test_bob_is_asked_where_only_standard_output_is_no_terminal(
+    bob: StartBob, stranger: Stranger, homes: Path, keys: Keys
+) -> None:
+    server, port = bob(**WITHOUT_COLOURS, python=("bash", "-c", f'{sys.executable} "$0" "$@" | cat'))
+    alice = stranger(port, keys.alice)
+    server.expect(QUESTION)
+    assert not is_pinned(homes, Role.BOB)
+    server.write(f"{' '.join(alice.own_words)}\r")
+    server.expect(r"The key is pinned\.")
+    alice.send("hello")
+    server.expect("[\r\a]Alice: hello")
 
 
 # ------------------------------------------------------------------------- --peer, and changed keys
@@ -428,22 +461,17 @@ def test_other_names_of_the_same_key_are_told(start: Start, bob: StartBob, homes
 def test_the_key_that_was_asked_for_is_pinned_unasked_in_place_of_another(
     bob: StartBob, start: Start, homes: Path, keys: Keys, pinned: bool
 ) -> None:
-    server, port = bob("--peer", chat.fingerprint(keys.alice), **WITHOUT_COLOURS)
+    server, port = bob("--peer", chat.fingerprint(keys.alice))
     name = f"[127.0.0.1]:{port}"
     if pinned:
         PinnedPeer(KeyStore(homes / "bob"), "alice").pin(keys.mallory)
         PinnedPeer(KeyStore(homes / "alice"), name).pin(keys.mallory)
-    client = start(
-        "alice_client.py", "127.0.0.1", "--port", port, "--peer", chat.fingerprint(keys.bob), **AT_TERMINAL
-    )
+    client = start("alice_client.py", "127.0.0.1", "--port", port, "--peer", chat.fingerprint(keys.bob))
     for program in (server, client):
-        program.expect("with the key you asked for")
-    client.expect("Alice: ")
-    server.expect(r"\(Alice's turn\) ")
+        program.expect("with the key you asked for", "stderr")
+        program.expect(r"The key is pinned\.", "stderr")
     assert (homes / "bob" / "known_peers").read_text() == f"alice {chat.ssh_line(keys.alice)}\n"
     assert (homes / "alice" / "known_peers").read_text() == f"{name} {chat.ssh_line(keys.bob)}\n"
-    client.write("/quit\r")
-    assert client.wait() == 0
 
 
 @pytest.mark.parametrize("how", ["pinned", *exhaustive("asked for")])
@@ -455,8 +483,15 @@ def test_no_other_key_is_accepted_by_alice(
     only = ("--peer", chat.fingerprint(keys.mallory)) if how == "asked for" else ()
     if not only:
         peer.pin(keys.mallory)
+        PinnedPeer(KeyStore(homes / "alice"), "[192.0.2.2]:65432").pin(keys.bob)
     before = peer.pins()
-    fails(start("alice_client.py", "127.0.0.1", "--port", port, *only), 3, "^Refused: ")
+    client = start("alice_client.py", "127.0.0.1", "--port", port, *only)
+    fails(client, 3, f"Refused: the key of \\S+ is not the (one|pinned one)(.*192.0.2.2)?.*{how}|pinned")
+    assert chat.fingerprint(keys.mallory) in client.stderr
+    advice_hurts_nobody(client.stderr, chat.fingerprint(keys.bob), chat.fingerprint(keys.alice))
+    if not only:
+        assert f"{peer.path}, line 1" in client.stderr
+        assert "you know as [192.0.2.2]:65432" in client.stderr
     assert peer.pins() == before
     server.expect("127.0.0.1: Cut off")
     assert "Alice is here" not in server.stdout
@@ -466,56 +501,29 @@ def test_no_other_key_is_accepted_by_bob(bob: StartBob, start: Start, homes: Pat
     peer = PinnedPeer(KeyStore(homes / "bob"), "alice")
     peer.pin(keys.mallory)
     before = peer.pins()
-    server, port = bob(**WITHOUT_COLOURS)
+    server, port = bob()
+    PinnedPeer(KeyStore(homes / "alice"), f"[127.0.0.1]:{port}").pin(keys.bob)
     client = start("alice_client.py", "127.0.0.1", "--port", port)
     fails(client, 1, "does Bob accept your key")
     assert chat.fingerprint(keys.alice) in client.stderr
-    server.expect("127.0.0.1: Refused: ")
-    server.expect(re.escape(chat.fingerprint(keys.alice)))
-    assert "Alice is here" not in server.stdout
+    server.expect("127.0.0.1: Refused: the key of alice is not the pinned one", "stderr")
+    server.expect(re.escape(chat.fingerprint(keys.alice)), "stderr")
+    server.expect(r"--peer SHA256:\.\.\.", "stderr")
+    server.expect("place of (the|a) pinned", "stderr")  # and both stay if a line is added
+    assert f"--peer {chat.fingerprint(keys.alice)}" not in server.stderr
+    assert "Alice is here" not in server.stderr
     assert peer.pins() == before
 
 
-# --------------------------------------------------------------- who comes while somebody is there
-
-
-def test_another_alice_is_told_that_bob_is_busy_and_bob_afterwards_that_she_called(
-    bob: StartBob, start: Start, homes: Path, keys: Keys
+def test_a_key_that_was_pinned_while_one_was_asked_is_not_replaced(
+    strangers: Strangers, homes: Path, keys: Keys
 ) -> None:
-    KeyStore(homes / "bob").write(
-        KeyStore.KNOWN_PEERS,
-        "".join(f"alice {chat.ssh_line(key)}\n" for key in (keys.alice, keys.mallory)).encode(),
-    )
-    server, first = talk(server_and_port := bob(**WITHOUT_COLOURS), start)
-    server.expect(r"\(Alice's turn\) ")
-    server.write("a draft")
-    server.expect("a draft")
-    KeyStore(homes / "other" / "alice").write(KeyStore.IDENTITY, keys.mallory.export_key("PEM", pkcs=8))
-    second = start("alice_client.py", "127.0.0.1", "--port", server_and_port[1], home=homes / "other")
-    second.expect(chat.BUSY, "stderr")
-    assert second.wait() == 1
-    assert "You speak first" not in second.stderr
-    first.write("still here\n")
-    server.expect("Alice \u2713 still here")
-    server.expect("Bob: a draft")
-    server.write("\r")
-    first.expect("^Bob: a draft\n")
-    assert "Another Alice" not in server.stdout  # it would come in between what the two say
-    first.end_input()
-    server.expect("Alice left")
-    server.expect("Another Alice called from 127.0.0.1")
-
-
-@pytest.mark.exhaustive
-def test_the_same_alice_who_connects_again_takes_over(bob: StartBob, start: Start) -> None:
-    server, first = talk(server_and_port := bob("--once"), start)
-    first.write("hello\n")
-    server.expect("^Alice: hello\n")
-    _, second = talk(server_and_port, start)
-    first.expect("^Bob left: you connected again, and go on there", "stderr")
-    assert first.wait() == 0
-    second.write("back again\n")
-    server.expect("^Alice: back again\n")
-    second.end_input()
-    server.write("good to see you\n")
-    assert (second.wait(), server.wait()) == (0, 0)
+    server, client, _ = strangers()
+    other = PinnedPeer(KeyStore(homes / "bob"), "alice")
+    other.pin(keys.mallory)
+    before = other.pins()
+    server.write(f"{words_of(client)}\r")
+    server.expect("another program has pinned one")
+    assert other.pins() == before
+    with pytest.raises(TrustError, match="is not the pinned one"):
+        other.check(keys.alice)

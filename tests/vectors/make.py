@@ -49,24 +49,26 @@ ABOUT_CONVERSATIONS = {
     "public_value": "A or B.",
     "hello": "The payload, without the frame's length.",
     "th": "The transcript hash.",
-    "words": "The six words, of th and r.",
+    "words": "The six words, of th and r: three are Bob's to read out, three Alice's. (Of a Bob who is busy, "
+    "nobody sees them.)",
     "z": "The shared secret Z.",
     "bob->alice, alice->bob": "What is derived for each direction.",
     "key, commitment": "K and C.",
     "records": "In the order in which they were sent, each one before the other side's next. On the wire, a "
     "record is nonce || ciphertext || tag || signature.",
-    "sender, number, type, text": "Who says what, in their record of this number. A READY has no text: the "
-    "body of Bob's is r, and that of Alice's is empty.",
-    "in_reply_to": "signed of the last record that the sender had received, or 32 zero bytes. A CLOSE may "
-    "have crossed the other side's last record: then it is that of the one before.",
+    "sender, number, type, text": "Who says what, in their record of this number. Only a TEXT has a text: "
+    "the body of Bob's READY is r, and those of Alice's and of a CLOSE are empty.",
+    "in_reply_to": "signed of the last record that the sender had received; 32 zero bytes in Alice's READY. "
+    "A CLOSE may have crossed the other side's last record: then it is that of the one before.",
     "plaintext, ciphertext, tag": "What is encrypted, padding and all, and what comes of it.",
     "signed": "SHA-256 of what the signature covers.",
     "salt, signature": "The salt of PSS, and what comes of it.",
 }
 ABOUT_REFUSED = {
     "what": "Hellos and records that a receiver must refuse, and which check refuses them. Where several "
-    "checks would, it is the first of them. Not here, for their size: frames over their limit, and a text "
-    "over 1 MiB. Nor are pinned keys, which are no matter of bytes.",
+    "checks would, it is the first of them; of a hello, in the order of crypto_utils.py, which nobody need "
+    "follow. Not here, for their size: frames over their limit, and a text over 1 MiB. Nor are pinned keys, "
+    "which are no matter of bytes.",
     "name": "What is wrong with it.",
     "case": "The conversation, in conversations.json, in which it happens.",
     "receiver": "Who receives it, with their own RSA key, exponent and nonce of that conversation. Bob has "
@@ -77,10 +79,9 @@ ABOUT_REFUSED = {
     "the place of the peer's, and after is 0.",
     "check": "The check that fails. In their order, of a hello: fields, version, field count, nonce length, "
     "integer length, integer encoding, p size, p even, p safe prime, g subgroup, rsa size of DER, rsa type, "
-    "rsa parse, rsa bits, rsa exponent, rsa encoding, public value length, public value subgroup, own key. "
+    "rsa parse, rsa bits, rsa exponent, rsa encoding, public value length, public value subgroup, one key. "
     "Of a record: record length, number, signature, tag, padding, too short, type, ready, body length, "
-    "utf-8, turn, in_reply_to, commitment. (Which of rsa type, rsa parse and rsa encoding refuses what is "
-    "not quite such a key depends on the parser of the DER.)",
+    "utf-8, turn, in_reply_to, commitment.",
     "message": "The reason that crypto_utils.py gives.",
 }
 ABOUT_TRANSCRIPTS = {
@@ -91,9 +92,8 @@ ABOUT_TRANSCRIPTS = {
     "file": "Its bytes, in hexadecimal.",
     "words": "The six words of the conversation.",
     "messages": "What it proves, in its order.",
-    "from, type, text": "Who says what. A READY has no text here.",
-    "crossed": "Whether the other side's latest record had not arrived when it was sent. (A READY that had "
-    "not arrived does not count.)",
+    "from, type, text": "Who says what. Only a TEXT has a text here.",
+    "crossed": "Whether the other side's latest record had not been opened when it was made.",
     "reason": "The reason that crypto_utils.py gives.",
 }
 MESSAGES = {
@@ -115,7 +115,7 @@ MESSAGES = {
     "rsa encoding": "the RSA key is not in its canonical encoding",
     "public value length": "the public value is not as long as p",
     "public value subgroup": "the public value is not in the subgroup of order q",
-    "own key": "the other side presents our own key: a reflection",
+    "one key": "both sides present the same key: a reflection",
     "record length": "the record has an impossible length",
     "number": "record {} where record {} should be: replayed, dropped or reordered",
     "signature": "the record's signature is not valid",
@@ -132,7 +132,6 @@ MESSAGES = {
     # of a transcript
     "beginning": "this is no transcript of secure-chat",
     "order": "a transcript begins with both hellos, Z and both READY",
-    "one key": "both sides present the same key: a reflection",
     "z length": "Z is not as long as p",
     "entry": "an entry is of no known kind, or not where it belongs",
     "entry length": "an entry of {} bytes, over the limit of {}",
@@ -204,7 +203,7 @@ class Says(NamedTuple):
 
 class Plan(NamedTuple):
     name: str
-    says: tuple[Says, ...]  # after both READY
+    says: tuple[Says, ...]
     tries: tuple[tuple[str, int], ...] = ()  # what was drawn before, by its label
     group: Group = RFC_GROUPS["ffdhe2048"]
     bits: tuple[int, int] = (2048, 2048)  # of Bob's RSA key and Alice's
@@ -214,9 +213,10 @@ GOODBYE = Says(ALICE, CLOSE)
 
 
 def talk(*texts: str, close: Says | None = GOODBYE) -> tuple[Says, ...]:
-    """Requests and replies, and a goodbye."""
+    """Both READYs, requests and replies, and a goodbye."""
+    ready = (Says(ALICE, READY), Says(BOB, READY))
     said = tuple(Says(BOB if n % 2 else ALICE, TEXT, text) for n, text in enumerate(texts))
-    return (*said, close) if close else said
+    return (*ready, *said, close) if close else (*ready, *said)
 
 
 PLAIN = Plan(
@@ -239,7 +239,7 @@ SHORT = Plan(
 )
 BOB_LEAVES = Plan(
     "ffdhe3072, RSA keys of 2048 and 3072 bits; Bob's CLOSE, out of turn",
-    talk("3072", "bits", close=Says(BOB, CLOSE, "I have to go")),
+    talk("3072", "bits", close=Says(BOB, CLOSE)),
     group=RFC_GROUPS["ffdhe3072"],
     bits=(2048, 3072),
 )
@@ -255,9 +255,9 @@ NOT_ASCII = Plan(
         *("Grüße aus Łódź, 你好, здравствуй", "\U0001f44b\U0001f3fd \U0001f469\u200d\U0001f52c"),
         *("one\ntwo\r\nthree\n", "\ufeffa byte order mark, which stays"),
         *("\x7f\x80\u07ff\u0800\ud7ff\ue000\uffff\U00010000\U0010ffff", "é is not e\u0301"),
-        close=Says(ALICE, CLOSE, "tschüß \U0001f44b"),
     ),
 )
+BUSY = Plan("Bob is busy: his record 0 is CLOSE", (Says(ALICE, READY), Says(BOB, CLOSE)))
 PLANS = (
     PLAIN,
     OTHER,
@@ -277,7 +277,7 @@ PLANS = (
     ),
     Plan(
         "a group that nobody knows, g as long as p; Alice's CLOSE, out of turn",
-        talk("which p?", close=Says(ALICE, CLOSE, "too slow")),
+        talk("which p?", close=Says(ALICE, CLOSE)),
         group=safe_prime(2048, 290893),
     ),
     ODD,
@@ -286,15 +286,14 @@ PLANS = (
         talk(
             *("", "x" * 221, "x" * 222, "x" * 223, "x" * 478),
             *("ends like padding: \u00c0", "ends like padding: \u00c0\0\0", "\0" * 222),
-            close=Says(ALICE, CLOSE, "x" * 223),
         ),
     ),
     NOT_ASCII,
-    Plan("Alice's CLOSE, which crossed Bob's READY", talk(close=Says(ALICE, CLOSE, "", True))),
+    BUSY,
     Plan("Bob's CLOSE, which crossed the first request", talk("hello?", close=Says(BOB, CLOSE, "", True))),
     Plan(
         "Alice's CLOSE, which crossed the second reply",
-        talk("hello", "hello", "never mind", "what?", close=Says(ALICE, CLOSE, "sorry", True)),
+        talk("hello", "hello", "never mind", "what?", close=Says(ALICE, CLOSE, "", True)),
     ),
 )
 
@@ -317,26 +316,25 @@ def converse(plan: Plan) -> Json:
     case: Json = {"name": plan.name, "p": hexadecimal(plan.group.p), "g": hexadecimal(plan.group.g)}
     sealers: dict[Role, Sealer] = {}
     for (role, offer), bits in zip(offers.items(), plan.bits):
-        hello, key = offer.hello, rsa_key(role.value, bits)
+        hello, identity = chat.Hello.decode(role, offer.hello), rsa_key(role.value, bits)
         case[role.value] = {
-            "private_key": key.export_key("PEM", pkcs=8).decode(),
+            "private_key": identity.export_key("PEM", pkcs=8).decode(),
             "public_key": hello.rsa.hex(),
             "nonce": hello.nonce.hex(),
             "exponent": offer.exponent.hex(),
             "public_value": hello.public_value.hex(),
-            "hello": offer.payload.hex(),
+            "hello": offer.hello.hex(),
         }
-        _, z, th = offer.agree(offers[role.peer].payload)
-        sealers[role] = Sealer(role, key, z, th)
+        settled = chat.settle(offers[BOB].hello, offers[ALICE].hello, plan.group)
+        z, th = offer.shared_secret(settled), settled.th
+        sealers[role] = Sealer(role, identity, z, th)
     r = offers[BOB].r
     case |= {"r": r.hex(), "th": th.hex(), "z": z.hex()}
     for role in Role:
         key, commitment = chat.derive_keys(z, role.label, th)
         case[role.label.decode()] = {"key": key.hex(), "commitment": commitment.hex()}
-    case |= {"words": chat.make_words(th, r), "records": []}
-    for at, (sender, record_type, text, crossed) in enumerate(
-        (Says(ALICE, READY), Says(BOB, READY), *plan.says)
-    ):
+    case |= {"words": " ".join(chat.make_words(th, r)), "records": []}
+    for at, (sender, record_type, text, crossed) in enumerate(plan.says):
         sealer, other = sealers[sender], sealers[sender.peer]
         heard = SimpleNamespace(number=other.number, latest=other.before if crossed else other.latest)
         (salt,) = labels(f"salt {at}")
@@ -485,6 +483,7 @@ def refused_hellos(case: Json, sender: Role) -> Iterator[Refusal]:
             ("p without small factors, composite", rsa_key("mallory", 2048).n),
             ("p composite, 2^(p-1) = 1", 2**2053 - 1),
             ("p prime, q composite", 2**2203 - 1),
+            ("p prime, q even", 3 * 2**2208 + 1),
             ("q prime, p composite", 2**2204 - 1),
         ):
             yield Refusal(name, "p safe prime", hello(p=chat.to_bytes(value)))
@@ -501,15 +500,7 @@ def refused_hellos(case: Json, sender: Role) -> Iterator[Refusal]:
     for name, value in (*outside, ("p-4, no square", p - 4), ("negated, no square", negated)):
         data = hello(y=value.to_bytes(len(y), "big"))
         yield Refusal(f"public value {name}", "public value subgroup", data)
-    yield Refusal("the receiver's own key", "own key", hello(rsa=own_key))
-    # Where two are wrong, the first is told.
-    yield Refusal("another version, cut short", "fields", hello(version=b"secure-chat/2")[:-1])
-    yield Refusal("another version, one field", "version", encode_fields(b"secure-chat/2"))
-    yield Refusal("a P-256 key, public value 0", "rsa type", hello(rsa=P256, y=bytes(len(y))))
-    yield Refusal("own key, public value 0", "public value subgroup", hello(rsa=own_key, y=bytes(len(y))))
-    if sender is BOB:
-        yield Refusal("p even, g = 0", "p even", hello(p=chat.to_bytes(p - 1), g=b""))
-        yield Refusal("g = 1, a P-256 key", "g subgroup", hello(g=b"\1", rsa=P256))
+    yield Refusal("the receiver's own key", "one key", hello(rsa=own_key))
 
 
 def without_zero_byte(case: Json, sender: Role) -> Refusal:
@@ -545,8 +536,10 @@ class Insider:
         self.context = context(case, sender, case["th"], keys["commitment"])
         self.signer = rsa_key(sender.value, 2048)
 
-    def says(self, record_type: int, body: bytes = b"x", in_reply_to: bytes | None = None) -> bytes:
+    def says(self, record_type: int, body: bytes | None = None, in_reply_to: bytes | None = None) -> bytes:
         """A record that is right but for what it says."""
+        if body is None:
+            body = b"" if record_type == CLOSE else b"x"
         return self.seal(padded(bytes([record_type]) + (in_reply_to or self.latest) + body))
 
     def seal(
@@ -609,7 +602,7 @@ def refused_texts(by: Insider) -> Iterator[Refusal]:
     yield Refusal("READY", "ready", by.says(READY, b""))
     for name, text in UTF8.items():
         yield Refusal(name, "utf-8", by.says(TEXT, text))
-    yield Refusal("CLOSE with the byte ff", "utf-8", by.says(CLOSE, b"\xff"))
+    yield Refusal("CLOSE with a text", "body length", by.says(CLOSE, b"x"))
     yield Refusal("in reply to the one before", "in_reply_to", by.says(TEXT, in_reply_to=by.before))
     yield Refusal("in reply to nothing", "in_reply_to", by.says(TEXT, in_reply_to=bytes(32)))
     yield Refusal(
@@ -621,6 +614,8 @@ def refused_texts(by: Insider) -> Iterator[Refusal]:
     # Where two are wrong, the first is told.
     yield Refusal("type 3, not UTF-8", "type", by.says(3, b"\xff"))
     yield Refusal("READY, not UTF-8", "ready", by.says(READY, b"\xff"))
+    yield Refusal("CLOSE, not UTF-8", "body length", by.says(CLOSE, b"\xff"))
+    yield Refusal("CLOSE with a text, in reply to nothing", "body length", by.says(CLOSE, b"x", bytes(32)))
     yield Refusal("not UTF-8, in reply to nothing", "utf-8", by.says(TEXT, b"\xff", bytes(32)))
 
 
@@ -692,8 +687,8 @@ def refused_ready(case: Json, other: Json, after: int, sender: Role, by: Insider
     yield Refusal("that of another session", "signature", wire(other["records"][after]))
     yield Refusal("signed by Mallory", "signature", by.sign(body, rsa_key("mallory", 2048)))
     yield Refusal("TEXT", "ready", by.says(TEXT))
-    yield Refusal("CLOSE", "ready", by.says(CLOSE))
     if sender is ALICE:
+        yield Refusal("CLOSE", "ready", by.says(CLOSE))
         yield Refusal("with a body", "body length", by.says(READY))
         yield Refusal("with the byte ff", "body length", by.says(READY, b"\xff"))
         yield Refusal("with an r", "body length", by.says(READY, draw("an r of Alice's", 32)))
@@ -711,6 +706,10 @@ def refused_ready(case: Json, other: Json, after: int, sender: Role, by: Insider
     if sender is BOB:
         wrong = by.says(READY, flip(by.ready, 0), in_reply_to)
         yield Refusal("in reply to something else, another r", "in_reply_to", wrong)
+        yield Refusal("CLOSE with r", "body length", by.says(CLOSE, by.ready))
+        yield Refusal("CLOSE, in reply to nothing", "in_reply_to", by.says(CLOSE, in_reply_to=bytes(32)))
+        never = by.says(CLOSE, in_reply_to=bytes(31) + b"\1")
+        yield Refusal("CLOSE, in reply to what was never said", "in_reply_to", never)
 
 
 def refused_turns(by: Insider) -> Iterator[Refusal]:
@@ -725,6 +724,12 @@ def refused_turns(by: Insider) -> Iterator[Refusal]:
     )
     yield Refusal("CLOSE, in reply to the one before", "in_reply_to", by.says(CLOSE, in_reply_to=by.before))
     yield Refusal("CLOSE, in reply to two before", "in_reply_to", by.says(CLOSE, in_reply_to=by.two_before))
+
+
+def refused_first_goodbyes(by: Insider) -> Iterator[Refusal]:
+    """What its receiver refuses when there is no record before his latest that a CLOSE could name."""
+    yield Refusal("CLOSE, in reply to nothing", "in_reply_to", by.says(CLOSE, in_reply_to=bytes(32)))
+    yield Refusal("CLOSE, in reply to the sender's own", "in_reply_to", by.says(CLOSE, in_reply_to=by.own))
 
 
 # ----------------------------------------------------------------------------------------------- transcripts
@@ -744,22 +749,18 @@ def joined(parts: Iterable[bytes]) -> str:
 def valid_transcripts(cases: dict[str, Json]) -> Iterator[Json]:
     """Files that a reader takes, by who kept them."""
     crossed, by = [name for name in cases if "crossed" in name], Insider(cases[PLAIN.name], 2, BOB)
-    busy: Json = {"sender": "bob", "type": "CLOSE", "text": "Bob is talking to somebody else."}
+    no: Json = {"sender": "bob", "type": "CLOSE", "text": ""}
     rows: list[tuple[str, str, int | None, int | None, bytes]] = [
         ("ended by Alice", PLAIN.name, None, None, b""),
         ("ended by Bob, out of turn", BOB_LEAVES.name, None, None, b""),
         ("cut in Alice's turn, without a goodbye", PLAIN.name, 4, None, b""),
         ("cut in Bob's turn, without a goodbye", OTHER.name, None, None, b""),
         ("cut before anything was said", PLAIN.name, 2, None, b""),
-        ("Bob was busy", PLAIN.name, 2, None, by.says(CLOSE, busy["text"].encode())),
+        ("Bob says no: his CLOSE is record 1, out of turn", PLAIN.name, 2, None, by.says(CLOSE)),
         ("p and an RSA key of 257 bytes", ODD.name, None, None, b""),
         ("not ASCII", NOT_ASCII.name, None, None, b""),
         *((f"{name}: in the other's file", name, None, None, b"") for name in crossed),
-        *(
-            (f"{name}: in the leaver's own file", name, None, -2, b"")
-            for name in crossed
-            if "READY" not in name
-        ),
+        *((f"{name}: in the leaver's own file", name, None, -2, b"") for name in crossed),
     ]
     for name, of, records, left_out, last in rows:
         case = cases[of]
@@ -767,13 +768,12 @@ def valid_transcripts(cases: dict[str, Json]) -> Iterator[Json]:
         if left_out:
             said, parts = [*said[:-2], said[-1]], [*parts[:-2], parts[-1]]
         if last:
-            said, parts = [*said, busy], [*parts, b"B" + last]
-        crossing = "other's file" in name and "READY" not in name
+            said, parts = [*said, no], [*parts, b"B" + last]
         messages = [
             {"from": each["sender"], "type": each["type"], "text": each["text"], "crossed": False}
             for each in said
         ]
-        messages[-1]["crossed"] = crossing
+        messages[-1]["crossed"] = "other's file" in name
         yield {"name": name, "file": joined(parts), "words": case["words"], "messages": messages}
 
 
@@ -846,6 +846,8 @@ def refused_transcripts(cases: dict[str, Json]) -> Iterator[Json]:
     yield row("another Z", "signature", bob, alice, flip(z, -1), ready_alice)
     yield row("another nonce_A", "signature", bob, hello(alice, 1, bytes(32)), z, ready_alice)
     yield row("another conversation's READY", "signature", bob, alice, z, long[3])
+    yield row("Alice's CLOSE in the place of her READY", "ready", bob, alice, z, says(0, ALICE, CLOSE))
+    yield row("Bob was busy", "order", bob, alice, z, ready_alice, says(1, BOB, CLOSE))
     yield row("Alice's READY with a body", "body length", bob, alice, z, says(0, ALICE, READY, b"x"))
     yield row("Bob's READY without r", "body length", bob, alice, z, ready_alice, says(1, BOB, READY, b""))
     other_r = flip(bytes.fromhex(short["r"]), 0)
@@ -858,14 +860,17 @@ def refused_transcripts(cases: dict[str, Json]) -> Iterator[Json]:
     yield row("a request twice", "number", *whole[:6], request, told=(1, 2))
     changed = says(2, ALICE, TEXT, b"I owe you 1 coin")
     yield row("a request that its sender changed later", "in_reply_to", *whole[:5], changed, reply)
-    nothing, denied = bytes(32), bytes.fromhex(short["records"][0]["signed"])
-    for what, after, in_reply_to in (
-        ("the record before the latest, out of turn", 3, nothing),
-        ("two before", 4, nothing),
-        ("a record before what it replied to", 4, denied),
+    nothing, own = bytes(32), bytes.fromhex(short["records"][0]["signed"])
+    for what, after, sender, in_reply_to in (
+        ("nothing, as Alice's record 1", 2, ALICE, nothing),
+        ("nothing, as Bob's record 1", 2, BOB, nothing),
+        ("nothing, out of turn", 3, ALICE, nothing),
+        ("two before", 4, ALICE, nothing),
+        ("the sender's own record", 4, ALICE, own),
     ):
-        goodbye = says(after, ALICE, CLOSE, b"", in_reply_to)
+        goodbye = says(after, sender, CLOSE, b"", in_reply_to)
         yield row(f"a goodbye to {what}", "in_reply_to", *whole[: after + 3], goodbye)
+    yield row("a goodbye with a text", "body length", *whole[:7], says(4, ALICE, CLOSE, b"x"))
 
 
 # ------------------------------------------------------------------------------------------------- all files
@@ -883,11 +888,18 @@ def files() -> dict[str, str]:
         )
         zeros = cases[ZEROS.name]
         refused.append(without_zero_byte(zeros, sender).describe(zeros, sender.peer, 0, "hello", whose))
-    for after, sender in ((0, ALICE), (1, BOB), (5, BOB), (6, ALICE), (5, ALICE), (6, BOB)):
+    for after, sender in (
+        *((0, ALICE), (1, BOB), (2, ALICE), (2, BOB)),
+        *((5, BOB), (6, ALICE), (5, ALICE), (6, BOB)),
+    ):
         by = Insider(plain, after, sender)
         whose = f"{sender.value.title()}'s record {by.number}"
-        if plain["records"][after]["sender"] != sender.value:
-            whose, refusals = f"{whose}, out of turn", list(refused_turns(by))
+        in_turn = plain["records"][after]["sender"] == sender.value
+        whose += "" if in_turn else ", out of turn"
+        if after == 2:
+            refusals = list(refused_first_goodbyes(by))
+        elif not in_turn:
+            refusals = list(refused_turns(by))
         elif after < 2:
             refusals = list(refused_ready(plain, other, after, sender, by))
         else:
