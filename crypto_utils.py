@@ -39,7 +39,6 @@ if sys.version_info < (3, 9):
 
 import argparse
 import base64
-import bisect
 import contextlib
 import enum
 import errno
@@ -1437,21 +1436,30 @@ def screen_lines(text: str, columns: int | None = None) -> list[str]:
         return lines
     columns, rows = max(columns, 8), []
     for line in lines:
-        line, plain = line.expandtabs(), line.isascii()
-        ends = [] if plain else list(itertools.accumulate(map(_width, line)))  # the columns of each prefix
-        at = 0
+        line, at = line.expandtabs(), 0
         while True:
-            before = 0 if plain or at == 0 else ends[at - 1]
-            whole = end = at + columns if plain else bisect.bisect_right(ends, before + columns, at)
+            whole = end = _row_end(line, at, columns)
             if end >= len(line):
                 break
-            while not plain and end > at and _belong_together(line[end - 1], line[end]):
+            while end > at and _belong_together(line[end - 1], line[end]):
                 end -= 1
             end = line.rfind(" ", at, end) + 1 or (end if end > at else whole)
             rows.append(line[at:end])
             at = end
         rows.append(line[at:])
     return rows
+
+
+def _row_end(line: str, at: int, columns: int) -> int:
+    """Return where a row that begins with `at` is full."""
+    if line[at : at + columns + 1].isascii():
+        return at + columns
+    taken = 0
+    for end in range(at, len(line)):
+        taken += _width(line[end])
+        if taken > columns:
+            return end
+    return len(line)
 
 
 # Two columns in Unicode 16 or in the C library, though not in the tables of each Python.
@@ -1471,7 +1479,7 @@ def _width(character: str) -> int:
 
 def _belong_together(before: str, after: str) -> bool:
     """Whether a row may not end between two characters: they make one letter, emoji or flag."""
-    return (
+    return not after.isascii() and (
         before == "\u200d"
         or unicodedata.category(after) in ("Mn", "Me", "Cf")
         or "\U0001f3fb" <= after <= "\U0001f3ff"  # a skin colour
@@ -1641,15 +1649,20 @@ class Console:
 
     # What a person types.
 
-    def prompt(self, question: str, connection: socket.socket | None = None) -> str | None:
+    def prompt(
+        self, question: str, connection: socket.socket | None = None, again: bool = False
+    ) -> str | None:
         """Return the line that a person types, or None as soon as the connection has something first.
 
-        What was typed before is dropped: it was no answer to what the screen shows now. Until the first key,
+        What was typed before is dropped: it was no answer to what the screen shows now (unless the question
+        has stood there already, and is put `again`). Until the first key,
         the terminal is quiet, and that key is left unread for input(), which does all the editing. (Without
         readline, a key that was waited for could not be taken back: then only input() waits.) Raises
         EOFError, and MessageError.
         """
-        self.drop_typed()
+        if not again:
+            self.drop_typed()
+        self.set_quiet(self._edits)
         self.show_row(question)
         if self._edits:
             try:
@@ -1932,7 +1945,7 @@ def ask_for_words(console: Console, channel: Channel) -> None:
     watched: socket.socket | None = channel.frames.socket
     while True:
         try:
-            answer = console.prompt(f"Type the words that {name} reads to you: ", watched)
+            answer = console.prompt(f"Type the words that {name} reads to you: ", watched, watched is None)
         except (EOFError, MessageError):
             raise KeyboardInterrupt from None
         if answer is None:
@@ -2065,7 +2078,7 @@ def a_port(text: str) -> int:
 def a_path(text: str) -> Path:
     try:
         return Path(text).expanduser()
-    except RuntimeError:
+    except (RuntimeError, KeyError):  # of Python 3.9
         raise argparse.ArgumentTypeError(f"cannot tell which folder {text} is; give its full path") from None
 
 

@@ -1,148 +1,78 @@
 """What people wait for: the two programs, as processes, beside what they are made of.
 
-A time alone says more about the machine than about the code. So most rows are ratios of two times, taken in
-turns in one run (A B A B ...): the median over all turns, and the quartiles. What has a limit of its own is
-in milliseconds or megabytes, and says so. `takes` is how long our side of it took. A terminal is a pty that
-is made here. RSA keys have 3072 bits, parameters 2048.
-
     python3 tests/benchmark.py            the whole table, on a machine that does nothing else
     python3 tests/benchmark.py --quick    see whether all of it works, and judge no time
 
-What the rows are measured against, and what cannot be reached:
-
-- **Bare** is a Bob or an Alice that has nothing but the library's own calls, pipes and a socket (`Bare`): it
-  encrypts, signs, verifies and decrypts, and checks nothing else. Two of them are two processes that take
-  turns, as ours do. That matters: a core that has slept while the other side worked signs more slowly when it
-  wakes, so two processes are never as fast as one that does the work of both.
-- **At a terminal**, a program looks 50 times a second for what has arrived (`TICK`): a message waits for 10
-  ms on average and for 20 ms at most, beside its primitives.
-- **Imports** are the import statements of both files, in one `python -c`, up to the same sign of life on the
-  same kind of stream. A program that talks also reads its RSA key, which the library checks (38 ms, and it
-  should: a signature by a damaged key gives the key away). What is ours after that: Python compiles a script
-  anew at every start; the classes and options are made; Bob's parameters are read. "Alice: " comes after the
-  handshake, so that a bare one is added.
-- **A handshake** has four powers, two looks at a public value, and two records, all one after the other: each
-  side waits for the other all the time, so it is the same on one core and on two. What is ours beside that is
-  2 to 3 ms a side: the peer's RSA key is parsed and encoded again, pins and the kept group are read from
-  disk, each stranger has a thread. A handshake runs once, with cold caches.
-- **TLS 1.2** with the same kind of exchange and the same keys signs in C. Its `limit` is the ratio that a
-  handshake as fast as a bare one would have: nothing that signs with the library can be further ahead. TLS
-  1.3 exchanges keys over X25519, which is cheaper than any group modulo a prime.
-- **Search.** Our sieve leaves 4.2 times fewer numbers to test than OpenSSL's (it takes primes up to
-  10,000,000 for 2048 bits, and not 2,657), and one test takes the library about 1.4 times as long as
-  OpenSSL. So one thread can at best be 3 times as fast, and two threads, which OpenSSL does not use, 6
-  times.
+A time alone says more about the machine than about the code. So most rows are ratios of two times, taken in
+turns in one run (A B A B ...): the median of all turns, the quartiles, and how long our side of it took.
+"Bare" are a Bob and an Alice that have nothing but the library's own calls, pipes and a socket: they encrypt,
+sign, verify and decrypt, and check nothing else but public values. They are two processes that take turns,
+as ours do. RSA keys have 3072 bits, parameters 2048. A limit leaves some room: where one is missed on an
+idle machine, something has become slower.
 """
 
 from __future__ import annotations
 
 import argparse
-import ast
 import contextlib
 import functools
-import gc
-import importlib.metadata
 import math
 import os
-import platform
 import pty
-import random
 import re
 import secrets
 import select
 import shutil
 import socket
-import ssl
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
-from subprocess import DEVNULL, PIPE
-from typing import Any, BinaryIO, Callable
+from typing import Callable
 from unittest import mock
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from conftest import DEADLINE, GROUP, Background, Program, loopback
+import Crypto
+from conftest import AT_TERMINAL, DEADLINE, GROUP, WAITING, Program, pin_each_other
 from Crypto.Cipher import AES
 from Crypto.Hash import SHA256
 from Crypto.Math.Numbers import Integer
-from Crypto.Math.Primality import test_probable_prime
 from Crypto.PublicKey import RSA
 from Crypto.Signature import pss
 
+import alice_client
 import crypto_utils as chat
-from crypto_utils import FrameSocket, KeyStore, PinnedPeer, RsaKey
 
-CORES = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
-OPENSSL = shutil.which("openssl") or ""
+OPENSSL = shutil.which("openssl")
 Seconds = Callable[[], float]  # does something, and tells how long the part of it that counts took
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 parser.add_argument("--quick", action="store_true", help="see whether all works, and judge no time")
 
 
-def timed(call: Callable[..., object], *arguments: object) -> Seconds:
-    def seconds() -> float:
-        begun = time.perf_counter()
-        call(*arguments)
-        return time.perf_counter() - begun
-
-    return seconds
-
-
-def in_turns(rounds: int, *subjects: Seconds) -> list[list[float]]:
-    """Return each subject's times, taken in turns. A first turn does not count: it fills the caches."""
-    turns = [[subject() for subject in subjects] for _ in range(1 if options.quick else 1 + rounds)]
-    gc.collect()
-    return [list(times) for times in zip(*turns[-rounds:])]
-
-
-def ratios(a: list[float], b: list[float]) -> list[float]:
-    return [x / y for x, y in zip(a, b)]
-
-
-def in_ms(seconds: list[float]) -> list[float]:
-    return [1000 * each for each in seconds]
-
-
-def percentile(values: Sequence[float], percent: int) -> float:
-    return statistics.quantiles([*values] * 2, n=100, method="inclusive")[percent - 1]
-
-
-def row(
-    label: str,
-    values: list[float],
-    target: str = "",
-    takes: list[float] | None = None,
-    percent: int = 50,  # the percentile that is judged
-) -> None:
-    """Print what is judged, the quartiles, how long our side took if that is something else, the target."""
-    judged, low, high = (percentile(values, each) for each in (percent, 25, 75))
-    verdict = ""
-    sign, _, limit = target.partition(" ")
-    if sign in ("<=", ">=") and not options.quick:
-        verdict = "met" if (judged >= float(limit) if sign == ">=" else judged <= float(limit)) else "MISSED"
+def row(label: str, values: list[float], limit: float, takes: list[float] | None = None) -> None:
+    """Print the median, the quartiles, how long our side took if that is something else, and the limit."""
+    low, median, high = statistics.quantiles(values * 2, n=4, method="inclusive")
     ours = f"{1000 * statistics.median(takes):8.1f} ms" if takes else ""
-    print(f"{label:62} {judged:7.2f} {low:7.2f} - {high:<7.2f} {ours:11}  {target:10} {verdict}", flush=True)
+    verdict = "" if options.quick else "met" if median <= limit else "MISSED"
+    print(f"{label:60} {median:7.2f} {low:7.2f} - {high:<7.2f} {ours:11} {limit:6.2f} {verdict}", flush=True)
 
 
-def pin(cores: int) -> None:
-    if CORES:
-        os.sched_setaffinity(0, CORES[:cores])
-
-
-# ------------------------------------------------------------------------ what cannot be done without
+def ratio(label: str, limit: float, rounds: int, ours: Seconds, other: Seconds) -> None:
+    """Take two times in turns, and print the row on their ratio. A first turn only fills the caches."""
+    turns = [(ours(), other()) for _ in range(1 if options.quick else 1 + rounds)][-rounds:]
+    row(label, [a / b for a, b in turns], limit, [turn[0] for turn in turns])
 
 
 class Bare:
     """One side of a conversation, with the library's own calls alone: what cannot be done without."""
 
-    def __init__(self, connected: socket.socket, mine: RsaKey, peer: RsaKey) -> None:
+    def __init__(self, connected: socket.socket, mine: chat.RsaKey, peer: chat.RsaKey) -> None:
         connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self.socket, self.mine, self.peer = connected, mine, peer
 
@@ -158,24 +88,20 @@ class Bare:
         pss.new(self.peer, salt_bytes=32).verify(SHA256.new(ciphertext), signature)
         return AES.new(bytes(32), AES.MODE_GCM, nonce=bytes(12)).decrypt_and_verify(ciphertext, tag)
 
-    def shake_hands_as_bob(self) -> None:
+    def shake_hands(self, bob: bool = False) -> None:
         exponent = Integer.from_bytes(secrets.token_bytes(32))
-        self.socket.sendall(pow(Integer(GROUP.g), exponent, Integer(GROUP.p)).to_bytes(256))
-        self._agree(exponent)
-        self.receive()
-        self.send(bytes(chat.PADDING))
-
-    def shake_hands_as_alice(self) -> None:
-        exponent = Integer.from_bytes(secrets.token_bytes(32))
-        self._agree(exponent)
+        theirs = b"" if bob else self._exactly(256)  # with the group: before it is here, Alice cannot begin
         public_value = pow(Integer(GROUP.g), exponent, Integer(GROUP.p)).to_bytes(256)
-        self.send(bytes(chat.PADDING), before=public_value)
-        self.receive()
-
-    def _agree(self, exponent: Integer) -> None:
-        theirs = Integer.from_bytes(self._exactly(256))
-        assert Integer.jacobi_symbol(theirs, GROUP.p) == 1
-        pow(theirs, exponent, Integer(GROUP.p))
+        if bob:
+            self.socket.sendall(public_value)
+            theirs = self._exactly(256)
+        assert Integer.jacobi_symbol(Integer.from_bytes(theirs), GROUP.p) == 1
+        pow(Integer.from_bytes(theirs), exponent, Integer(GROUP.p))
+        if bob:
+            self.receive()
+        self.send(bytes(chat.PADDING), before=b"" if bob else public_value)
+        if not bob:
+            self.receive()
 
     def _exactly(self, size: int) -> bytes:
         data = self.socket.recv(size, socket.MSG_WAITALL)
@@ -183,485 +109,247 @@ class Bare:
             raise EOFError
         return data
 
-    def pass_on(self, lines: BinaryIO) -> None:
-        """Send the next line; after the last, end the process."""
-        self.send(lines.readline() or sys.exit())
 
-    def show(self) -> None:
-        os.write(1, self.receive())
+def read_keys(folder: str, *people: str) -> list[chat.RsaKey]:
+    return [RSA.import_key(Path(folder, who, "identity.pem").read_bytes()) for who in people]
 
 
-def read_key(folder: str, who: str) -> RsaKey:
-    return RSA.import_key(Path(folder, who, "identity.pem").read_bytes())
-
-
-def bare_bob(folder: str) -> None:
-    """Be Bob for one Alice after the other, in a process of its own."""
-    keys = read_key(folder, "bob"), read_key(folder, "alice").public_key()
-    with socket.create_server(("127.0.0.1", 0)) as listener, open(0, "rb", buffering=65536) as lines:
-        print(listener.getsockname()[1], file=sys.stderr, flush=True)
+def bare(folder: str, port: int) -> None:
+    """Be Alice, in a process of its own; or Bob, if there is no port, for one Alice after the other."""
+    lines = open(0, "rb", buffering=65536)  # noqa: SIM115
+    if port:
+        side = Bare(socket.create_connection(("127.0.0.1", port)), *read_keys(folder, "alice", "bob"))
+        side.shake_hands()
         while True:
-            side = Bare(listener.accept()[0], *keys)
-            side.shake_hands_as_bob()
-            with contextlib.suppress(EOFError):
-                while True:
-                    side.show()
-                    side.pass_on(lines)
-
-
-def bare_alice(folder: str, port: int) -> None:
-    """Be Alice, in a process of its own."""
-    keys = read_key(folder, "alice"), read_key(folder, "bob").public_key()
-    side = Bare(socket.create_connection(("127.0.0.1", port)), *keys)
-    side.shake_hands_as_alice()
-    with open(0, "rb", buffering=65536) as lines:
-        while True:
-            side.pass_on(lines)
-            side.show()
-
-
-def imports(*scripts: str) -> str:
-    """Return the import statements of the scripts, but for those of one another, and of Windows."""
-
-    def statements(nodes: list[Any]) -> Iterator[ast.stmt]:
-        for node in nodes:
-            if isinstance(node, (ast.Import, ast.ImportFrom)):
-                yield node
-            elif isinstance(node, (ast.If, ast.Try)):
-                yield from statements(node.body + node.orelse)
-
-    trees = [ast.parse((ROOT / script).read_text("utf-8")) for script in scripts]
-    lines = [ast.unparse(line) for tree in trees for line in statements(tree.body)]
-    return "\n".join(line for line in lines if not re.search("__future__|crypto_utils|msvcrt", line))
-
-
-# ----------------------------------------------------------------------------------- the two programs
+            side.send(lines.readline() or sys.exit())
+            os.write(1, side.receive())
+    keys, listener = read_keys(folder, "bob", "alice"), socket.create_server(("127.0.0.1", 0))
+    print(listener.getsockname()[1], file=sys.stderr, flush=True)
+    while True:
+        side = Bare(listener.accept()[0], *keys)
+        with contextlib.suppress(EOFError):
+            side.shake_hands(bob=True)
+            while True:
+                os.write(1, side.receive())
+                side.send(lines.readline() or sys.exit())
 
 
 class People:
-    """Bob and Alice, with RSA keys of 3072 bits, who have met."""
+    """Bob and Alice, who have RSA keys and parameters, and know each other."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.bob, self.alice = self.keys = RSA.generate(3072), RSA.generate(3072)
-        self.at_bobs, self.at_alices = KeyStore(folder / "bob"), KeyStore(folder / "alice")
-        for store, key in zip((self.at_bobs, self.at_alices), self.keys):
-            store.write(store.IDENTITY, key.export_key("PEM", pkcs=8))
+    def __init__(self, folder: str) -> None:
+        self.folder = Path(folder)
+        for who in ("bob", "alice"):
+            store = chat.KeyStore(self.folder / who)
+            store.make_identity()
             store.save_group(GROUP)
-        PinnedPeer(self.at_bobs, "alice").pin(self.alice)
-        for who in ("bob", "alice") if OPENSSL else ():
-            command = f"req -x509 -new -subj /CN={who} -key {who}/identity.pem -out {who}.crt"
-            subprocess.run([OPENSSL, *command.split()], cwd=folder, check=True)
+
+    def program(self, *command: str, code: str = "", terminal: bool = False) -> contextlib.closing[Program]:
+        """Run a program, or some code in its place."""
+        python = (sys.executable, *(("-c", code) if code else ()))
+        options = AT_TERMINAL if terminal else {}
+        return contextlib.closing(Program(*command, home=self.folder, python=python, **options))
 
     @contextlib.contextmanager
-    def program(self, *command: str, terminal: bool = False, code: str = "") -> Iterator[Program]:
-        """Run a program, or some code in its place. From the second time on, modules are compiled already."""
-        program = Program(
-            *command,
-            home=self.folder,
-            terminal=terminal,
-            size=(24, 80),
-            python=(sys.executable, *(("-c", code) if code else ())),
-            TERM="xterm",
-            PYTHONPYCACHEPREFIX=str(self.folder / "cache"),
-        )
-        try:
-            yield program
-        finally:
-            program.close()
-
-    @contextlib.contextmanager
-    def waiting_bob(self, terminal: bool = False) -> Iterator[tuple[Program, tuple[str, ...]]]:
-        """Run Bob until he waits; yield also Alice's command."""
+    def waiting_bob(self, terminal: bool = False) -> Iterator[tuple[Program, int]]:
+        """Run Bob until he waits; yield also his port, under which Alice has pinned him, and no other."""
         stream = "stdout" if terminal else "stderr"
         with self.program("bob_server.py", "--host", "127.0.0.1", "--port", "0", terminal=terminal) as bob:
             port = bob.expect(r"Listening on port (\d+)\.", stream)[1]
             bob.expect("Waiting for Alice", stream)
-            address = "127.0.0.1", "--port", port, "--peer", chat.fingerprint(self.bob)
-            yield bob, ("alice_client.py", *address)
-
-    @contextlib.contextmanager
-    def conversation(self, terminal: bool = False) -> Iterator[tuple[Program, Program]]:
-        """Run both until Alice may speak; yield her first."""
-        with self.waiting_bob(terminal) as (bob, command), self.program(*command, terminal=terminal) as alice:
-            alice.expect("You speak first", "stdout" if terminal else "stderr")
-            yield alice, bob
-
-    def bare(self, side: str, *port: int) -> contextlib.AbstractContextManager[Program]:
-        """Run `bare_bob` or `bare_alice`."""
-        path = f"import sys; sys.path.insert(0, {str(ROOT / 'tests')!r}); import benchmark"
-        return self.program("-", code=f"{path}; benchmark.bare_{side}{(str(self.folder), *port)}")
+            (self.folder / "alice" / "known_peers").unlink(missing_ok=True)
+            pin_each_other(self.folder, port)
+            yield bob, int(port)
 
     @contextlib.contextmanager
     def waiting_bare_bob(self) -> Iterator[tuple[Program, int]]:
-        with self.bare("bob") as bob:
+        with self.bare() as bob:
             yield bob, int(bob.expect(r"(\d+)\n", "stderr")[1])
 
-    @contextlib.contextmanager
-    def bare_conversation(self) -> Iterator[tuple[Program, Program]]:
-        with self.waiting_bare_bob() as (bob, port), self.bare("alice", port) as alice:
-            yield alice, bob
+    def bare(self, port: int = 0) -> contextlib.closing[Program]:
+        path = f"import sys; sys.path.insert(0, {str(ROOT / 'tests')!r}); import benchmark"
+        return self.program("-", code=f"{path}; benchmark.bare({str(self.folder)!r}, {port})")
+
+    def alice(self, port: int, terminal: bool = False) -> contextlib.closing[Program]:
+        return self.program("alice_client.py", "127.0.0.1", "--port", str(port), terminal=terminal)
 
 
-def take_lines(program: Program, count: int) -> None:
-    """Wait until so many lines have come out of a pipe."""
-    assert program.process.stdout is not None
-    out = program.process.stdout.fileno()
-    while count > 0:
-        assert select.select([out], [], [], DEADLINE)[0], f"{count} lines never came"
-        data = os.read(out, 1 << 20)
-        assert data, f"it ended before {count} lines"
-        count -= data.count(b"\n")
+def there_and_back(text: bytes, times: int, alice: Program, bob: Program) -> float:
+    """Return the seconds that a text and its reply take, from pipe to pipe."""
+    begun = time.perf_counter()
+    for _ in range(times):
+        for sender, receiver in ((alice, bob), (bob, alice)):
+            sender.write(text)
+            data = b""
+            while not data.endswith(b"\n"):
+                assert receiver.process.stdout is not None
+                assert select.select([receiver.process.stdout], [], [], DEADLINE)[0]
+                data = os.read(receiver.process.stdout.fileno(), 1 << 20)
+                assert data
+    return (time.perf_counter() - begun) / times
 
 
 def pipes(people: People) -> None:
     """Print the rows on messages that come from a pipe and go into a pipe."""
+    with (
+        people.waiting_bob() as (bob, port),
+        people.alice(port) as alice,
+        people.waiting_bare_bob() as (bare_bob, bare_port),
+        people.bare(bare_port) as bare_alice,
+    ):
+        alice.expect("You speak first", "stderr")
+        for label, limit, size, times in (
+            ("a short message and its reply / bare", 1.15, 64, 5 if options.quick else 100),
+            ("1 MiB there and back / bare", 2.0, chat.TEXT_LIMIT, 1),
+        ):
+            exchange = functools.partial(there_and_back, b"x" * size + b"\n", times)
+            bare = functools.partial(exchange, bare_alice, bare_bob)
+            ratio(label, limit, 10, functools.partial(exchange, alice, bob), bare)
 
-    lot = 10 if options.quick else 100
-    short, long = b"x" * 64 + b"\n", b"x" * chat.TEXT_LIMIT + b"\n"
 
-    def replies(alice: Program, bob: Program) -> None:
-        for program in (alice, bob):
-            program.write(lot * short)
-        for program in (alice, bob):
-            take_lines(program, lot)
+def handshakes(people: People) -> None:
+    """Print the row on handshakes: Bob is a process, and Alice's side of it is done here."""
+    keys = read_keys(str(people.folder), "alice", "bob")
+    store = chat.KeyStore(people.folder / "alice")
+    with people.waiting_bob() as (bob, port), people.waiting_bare_bob() as (_, bare_port):
+        pinned = chat.PinnedPeer(store, f"[127.0.0.1]:{port}")
 
-    def there_and_back(alice: Program, bob: Program) -> None:
-        for sender, receiver in ((alice, bob), (bob, alice)):
-            sender.write(long)
-            take_lines(receiver, 1)
+        def ours() -> float:
+            begun = time.perf_counter()
+            frames = chat.FrameSocket(socket.create_connection(("127.0.0.1", port)))
+            channel = alice_client.handshake(frames, keys[0], store, pinned, chat.Transcript())
+            took = time.perf_counter() - begun
+            channel.close()
+            bob.expect("Waiting for Alice", "stderr")
+            return took
 
-    with people.conversation() as ours, people.bare_conversation() as bare:
-        times = in_turns(10, timed(replies, *ours), timed(replies, *bare))
-        takes = [each / lot for each in times[0]]
-        row("a short request and its reply, through pipes / bare", ratios(*times), "<= 1.15", takes)
-        times = in_turns(10, timed(there_and_back, *ours), timed(there_and_back, *bare))
-        row("1 MiB there and back, through pipes / bare", ratios(*times), "<= 2.0", times[0])
+        def bare() -> float:
+            begun = time.perf_counter()
+            with socket.create_connection(("127.0.0.1", bare_port)) as connected:
+                Bare(connected, *keys).shake_hands()
+                return time.perf_counter() - begun
+
+        ratio("a handshake / bare", 1.50, 60, ours, bare)
+
+
+def starts(people: People) -> None:
+    """Print the row on starting: Bob, when he has his key and his parameters."""
+    sources = "".join((ROOT / name).read_text("utf-8") for name in ("crypto_utils.py", "bob_server.py"))
+    imports = re.findall(r"^ *((?:from [A-Z\w.]+ )?import [\w, .]+)$", sources, re.MULTILINE)
+    least = [line for line in imports if not re.search("__future__|crypto_utils|msvcrt", line)]
+    key = people.folder / "bob" / "identity.pem"
+    least += [f"RSA.import_key(open({str(key)!r}).read())", "print('done', file=sys.stderr)"]
+
+    def until(pattern: str, *command: str, code: str = "") -> float:
+        begun = time.perf_counter()
+        with people.program(*command, code=code) as program:
+            program.expect(pattern, "stderr")
+            return time.perf_counter() - begun
+
+    ours = functools.partial(until, "Waiting for Alice", "bob_server.py", "--port", "0")
+    bare = functools.partial(until, "done", "-", code="\n".join(least))
+    ratio("a start of Bob's / the same imports, and his key", 1.25, 30, ours, bare)
 
 
 def terminals(people: People) -> None:
     """Print the rows on what is shown at a terminal."""
-    texts = {
-        "in one line": "x" * chat.TEXT_LIMIT,
-        "in 10,000 lines": ("x" * 103 + "\n") * 10_000,
-        "of wide characters": "\u4e2d" * (chat.TEXT_LIMIT // 3),
-    }
-    ours, theirs = pty.openpty()
-    with os.fdopen(theirs, "w", encoding="utf-8") as stream:
-        for name, text in texts.items():
-            (times,) = in_turns(10, timed(chat.marked, "Alice + ", text, stream))
-            row(f"1 MiB {name} is laid out for a terminal, ms", in_ms(times), "<= 50")
-    os.close(ours)
-
     taken = []
-    with people.conversation(terminal=True) as (alice, bob):
-        for number in range(2 if options.quick else 100):
-            for sender, receiver in ((alice, bob), (bob, alice)):
-                text = f"message {number} of {'AB'[sender is bob]}"
+    with people.waiting_bob(terminal=True) as (bob, port), people.alice(port, terminal=True) as alice:
+        bob.expect(WAITING)
+        for number in range(2 if options.quick else 50):
+            for sender, receiver, prompt in ((alice, bob, "Alice: "), (bob, alice, "Bob: ")):
+                text = f"message {number} at {prompt}"
+                sender.expect(prompt)  # 0.3 s after the last message at the earliest
                 sender.write(text)
-                sender.expect(text)  # it stands at the prompt
-                # So that Enter comes at any moment between two ticks, and not always right after one.
-                time.sleep(random.uniform(0, 2 * chat.TICK))
+                sender.expect(text)
                 begun = time.perf_counter()
                 sender.write("\r")
                 receiver.expect(text)
-                taken.append(time.perf_counter() - begun)
-                receiver.expect(r"(Alice|Bob): ")
-    row("Enter at one terminal to text at the other, 95th percentile, ms", in_ms(taken), "<= 50", percent=95)
+                taken.append(1000 * (time.perf_counter() - begun))
+    row("from Enter at one terminal to the text at the other, ms", taken, 50)
 
-
-def starts(people: People) -> None:
-    """Print the rows on starting."""
-
-    def shows(pattern: str, *command: str, stream: str = "stderr", code: str = "") -> Seconds:
-        """Start a program, at a terminal if it is to show something on `stdout`, until it shows something."""
-
-        def seconds() -> float:
+    kinds = "x", "two words ", "x" * 63 + "\n", "λόγος ", "中", "e\u0301", "\t", "é\t", "\0"
+    taken_by: dict[str, list[float]] = {kind: [] for kind in kinds}
+    ours, theirs = pty.openpty()  # it has 80 columns as long as nobody says otherwise
+    with os.fdopen(theirs, "w", encoding="utf-8") as stream:
+        for kind in kinds * (1 if options.quick else 5):
+            text = kind * (chat.TEXT_LIMIT // len(kind.encode()))
             begun = time.perf_counter()
-            with people.program(*command, terminal=stream == "stdout", code=code) as program:
-                program.expect(pattern, stream)
-                return time.perf_counter() - begun
-
-        return seconds
-
-    def ends(*command: str, code: str = "") -> Seconds:
-        def seconds() -> float:
-            begun = time.perf_counter()
-            with people.program(*command, code=code) as program:
-                program.wait()
-                return time.perf_counter() - begun
-
-        return seconds
-
-    def compare(label: str, target: str, *both: Seconds) -> None:
-        times = in_turns(30, *both)
-        row(label, ratios(*times), target, times[0])
-
-    def imports_and_key(script: str, stream: str, role: str) -> Seconds:
-        """Do what a program that talks cannot do without: its imports, and the reading of its key."""
-        key = people.folder / role / "identity.pem"
-        code = f"RSA.import_key(open({str(key)!r}).read())\nprint('imported', file=sys.{stream})"
-        code = f"{imports('crypto_utils.py', script)}\n{code}"
-        return shows("imported", script, stream=stream, code=code)
-
-    bob, alice = "bob_server.py", "alice_client.py"
-    only_imports = ends(bob, code=imports("crypto_utils.py", bob))
-    compare("--help of Bob / imports", "<= 1.10", ends(bob, "--help"), only_imports)
-    waits, least = shows("Waiting for Alice", bob, "--port", "0"), imports_and_key(bob, "stderr", "bob")
-    compare('Bob\'s second start to "Waiting" / imports, and his key', "<= 1.15", waits, least)
-    asks, least = shows("Bob's address", alice, stream="stdout"), imports_and_key(alice, "stdout", "alice")
-    compare("Alice's start to the question for an address / the same", "<= 1.15", asks, least)
-    with people.waiting_bob() as (waiting, command), people.waiting_bare_bob() as (_, port):
-        speaks, handshake = shows("Alice: ", *command, stream="stdout"), bare_handshake(people, port)
-
-        def first_prompt() -> float:
-            took = speaks()
-            waiting.expect("Waiting for Alice", "stderr")
-            return took
-
-        label = 'Alice\'s start to "Alice: " / the same, and a bare handshake'
-        compare(label, "<= 1.15", first_prompt, lambda: handshake() + least())
+            chat.marked("Alice + ", text, stream)
+            taken_by[kind].append(1000 * (time.perf_counter() - begun))
+    os.close(ours)
+    slowest, times = max(taken_by.items(), key=lambda item: statistics.median(item[1]))
+    row(f"1 MiB laid out at 80 columns, ms (the slowest is {slowest!a})", times, 400)
 
 
-# -------------------------------------------------------------------------------------- the handshake
+def chance(bits: int, bound: int) -> float:
+    """Return for how many p, of those where neither p nor q has a factor below `bound`, both are prime.
+
+    (Mertens: of the numbers without such factors, one in ln(q) / (e^gamma ln(bound)) is prime.)
+    """
+    return float((1.781 * math.log(bound) / (bits * math.log(2))) ** 2)
 
 
-def tls(people: People, version: ssl.TLSVersion) -> Seconds:
-    """Return a handshake of TLS with the same group and keys, certificates on both sides, and no tickets."""
-    bob, alice = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    for context, name, peer in ((bob, "bob", "alice"), (alice, "alice", "bob")):
-        context.minimum_version = context.maximum_version = version
-        context.check_hostname, context.verify_mode = False, ssl.CERT_REQUIRED
-        context.set_ciphers("DHE-RSA-AES256-GCM-SHA384")  # of TLS 1.2; 1.3 takes AES-256-GCM anyway
-        context.load_cert_chain(people.folder / f"{name}.crt", people.folder / name / "identity.pem")
-        context.load_verify_locations(people.folder / f"{peer}.crt")
-    bob.load_dh_params(str(people.folder / "bob" / "dh_parameters.pem"))
-    bob.num_tickets = 0
+def our_search(bits: int, tests: int) -> float:
+    """Return the expected seconds of `generate_group`, having watched so many tests.
 
-    def seconds() -> float:
-        near, far = loopback()
-        for end in (near, far):
-            end.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        begun = time.perf_counter()
-        background = Background(lambda: bob.wrap_socket(far, server_side=True).close())
-        alice_end = alice.wrap_socket(near)
-        background.result()
-        took = time.perf_counter() - begun
-        alice_end.close()
-        return took
-
-    return seconds
-
-
-def bare_handshake(people: People, port: int) -> Seconds:
-    """Return Alice's side of a handshake with a bare Bob."""
-
-    def seconds() -> float:
-        begun = time.perf_counter()
-        with socket.create_connection(("127.0.0.1", port)) as connected:
-            Bare(connected, people.alice, people.bob).shake_hands_as_alice()
-            return time.perf_counter() - begun
-
-    return seconds
-
-
-def our_handshake(people: People, bob: Program, host: str, port: int) -> Seconds:
-    """Return Alice's side of a handshake with our Bob."""
-    pinned = PinnedPeer(people.at_alices, f"[{host}]:{port}")
-
-    def seconds() -> float:
-        begun = time.perf_counter()
-        frames = FrameSocket(socket.create_connection((host, port)))
-        channel = chat.alice_handshake(frames, people.alice, people.at_alices, pinned)
-        took = time.perf_counter() - begun
-        channel.close()
-        bob.expect("Waiting for Alice", "stderr")
-        return took
-
-    return seconds
-
-
-def handshakes(people: People) -> None:
-    """Print the rows on handshakes: Bob is a process, and Alice's side of it is done here."""
-    for cores, where in ((2, "on two cores"), (1, "on one core")):
-        pin(cores)
-        with (
-            people.waiting_bob() as (bob, (_, host, _, port, *_)),
-            people.waiting_bare_bob() as (_, bare_port),
-        ):
-            ours, bare = our_handshake(people, bob, host, int(port)), bare_handshake(people, bare_port)
-            versions = ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3
-            others = [tls(people, version) for version in versions] if OPENSSL and cores == 1 else []
-            mine, least, *theirs = in_turns(60, ours, bare, *others)
-            label = f"handshake of two processes {where} / bare"
-            row(label, ratios(mine, least), "<= 1.20", mine)
-    for name, their in zip(("1.2 with DHE-2048", "1.3 with X25519"), theirs):
-        limit = f"limit {statistics.median(ratios(their, least)):.2f}"
-        row(f"handshake of TLS {name}, and the same keys / ours", ratios(their, mine), limit, mine)
-
-
-def strangers(people: People) -> None:
-    """Print what the costliest hostile hellos cost until they are refused."""
-    offer = chat.Offer.make(chat.Role.ALICE, people.alice, GROUP)
-    big = b"\x80" + bytes(508) + (270135).to_bytes(3, "big")  # 2^4095 + 270135 is prime, and its q is not
-    bobs = chat.encode_fields(chat.VERSION, bytes(32), big, b"\4", bytes(511) + b"\x10", offer.hello.rsa)
-    stolen = chat.frame(offer.payload) + chat.frame(bytes(12 + 256 + 16 + 384))
-
-    def refused(attack: bytes, handshake: Callable[..., object], *arguments: object) -> Seconds:
-        def seconds() -> float:
-            near, far = loopback()
-            with near, far:
-                near.sendall(attack)
-                begun = time.perf_counter()
-                with contextlib.suppress(chat.ProtocolError):
-                    handshake(FrameSocket(far), *arguments)
-                    raise AssertionError("it was not refused")
-                return time.perf_counter() - begun
-
-        return seconds
-
-    by_bob = refused(stolen, chat.bob_handshake, people.bob, GROUP, PinnedPeer(people.at_bobs, "alice"))
-    bob = PinnedPeer(people.at_alices, "[bob]:1")
-    by_alice = refused(chat.frame(bobs), chat.alice_handshake, people.alice, people.at_alices, bob)
-    for label, attack in (
-        ("Bob refuses a stolen hello, and a READY of nonsense, ms", by_bob),
-        ("Alice refuses p of 4096 bits, prime, with q composite, ms", by_alice),
-    ):
-        row(label, in_ms(in_turns(20, attack)[0]), "<= 100")
-
-
-# ----------------------------------------------------------------------------- a search for parameters
-
-
-class SeenEnough(Exception):
-    """A search was watched for as long as was wanted."""
-
-
-def our_search(bits: int, threads: int, tests: int) -> float:
-    """Return the expected seconds of `generate_group`, having watched the beginning of one search.
-
-    How long one search takes is luck, distributed exponentially: even the mean of ten spreads by a third. But
-    no luck are the time before the first test, the time of a test, and the number of tests to be expected:
-    one in `chance`, as the search tells its `progress`, when a run of the sieve is long enough.
+    How long one search takes is luck: even the mean of ten spreads by a third. But no luck are the time
+    before the first test, the time of a test, and the number of tests to be expected.
     """
     moments: list[float] = []
-    chance, survivors, sieve = 0.0, 0, chat._survivors
 
-    def progress(done: float) -> None:
-        nonlocal chance
-        chance = chance or done
+    def progress() -> None:
         moments.append(time.perf_counter())
         if len(moments) == tests:
-            raise SeenEnough
+            raise TimeoutError
 
-    def counted(*arguments: Any) -> Iterator[int]:
-        nonlocal survivors
-        for i in sieve(*arguments):
-            survivors += 1
-            yield i
-
-    while len(moments) < tests:  # again, if this search was over sooner than that
-        moments.clear()
-        chance, survivors, begun = 0.0, 0, time.perf_counter()
-        cores = mock.patch("os.cpu_count", return_value=threads)
-        with cores, mock.patch.object(chat, "_survivors", counted), contextlib.suppress(SeenEnough):
-            chat.generate_group(bits, progress)
+    begun = time.perf_counter()
+    primes = mock.patch.object(chat, "_small_primes", wraps=chat._small_primes)
+    finds_none = mock.patch.object(chat, "is_safe_prime", return_value=False)
+    with primes as sieve, finds_none, contextlib.suppress(TimeoutError):
+        chat.generate_group(bits, progress)
     half = tests // 2  # the threads are ahead at first: they test while the tests are still being handed out
     test = (moments[-1] - moments[half]) / (tests - 1 - half)
-    return (moments[-1] - begun - tests * test) / (1 - math.exp(-chance * survivors)) + test / chance
+    return moments[-1] - begun - tests * test + test / chance(bits, sieve.call_args[0][0])
 
 
 def openssl_search(bits: int, tests: int) -> float:
     """Return the expected seconds of `openssl dhparam BITS`, in the same way.
 
-    OpenSSL 3 walks over p = 23 mod 24 as well, divides p and q by its first 384 primes (1024 over 2048 bits),
-    prints a dot for what is left, and tests that: so its chance is ours, with another bound. (p should be
-    prime, and a "+" follow, for one in sqrt(chance): of the 8,022 dots of two whole runs it was for 73; 79
-    were expected.) Left out, in its favour: 64 more rounds for the prime that it found, some 0.4 s.
+    OpenSSL 3 divides p and q by its first 384 primes (1024 over 2048 bits), prints a dot for what is left,
+    and tests that.
     """
-    chance = (1.781 * math.log(2657 if bits <= 2048 else 8161) / (bits * math.log(2))) ** 2
-    command = [OPENSSL, "dhparam", "-2", str(bits)]
-    while True:
-        with subprocess.Popen(command, stdout=DEVNULL, stderr=PIPE, bufsize=0) as child:
-            moments: list[float] = []
-            mark = b" "
-            while child.stderr and len(moments) < tests and mark not in (b"*", b""):
-                mark = child.stderr.read(1)
-                if mark == b".":
-                    moments.append(time.perf_counter())
+    moments: list[float] = []
+    while len(moments) < tests:  # again, if this search was over sooner than that
+        moments.clear()
+        command = [str(OPENSSL), "dhparam", "-2", str(bits)]
+        with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, bufsize=0) as child:
+            assert child.stderr is not None
+            while len(moments) < tests and (mark := child.stderr.read(1)):
+                moments += [time.perf_counter()] * (mark == b".")
             child.kill()
-        if len(moments) == tests:
-            return (moments[-1] - moments[0]) / (tests - 1) / chance
-
-
-def library_search(bits: int, tests: int) -> float:
-    """Return the expected seconds of the library's `generate_probable_safe_prime`.
-
-    It tests random odd numbers: one in ln(q) / 2 is a prime, and one in ln(p) / 1.32 of those has a prime p.
-    """
-    begun = time.perf_counter()
-    for _ in range(tests):
-        test_probable_prime(secrets.randbits(bits - 1) | 1 | 1 << (bits - 2))
-    log_p = bits * math.log(2)
-    return (time.perf_counter() - begun) / tests * (log_p / 2) * (log_p / 1.3203)
-
-
-def peak_memory(bits: int) -> float:
-    """Return the peak memory of a search in MB. It does not grow after the sieve, so a few tests will do.
-
-    In the child of a shell: a child begins with the peak of its parent, and a shell's is small.
-    """
-    code = (
-        "import crypto_utils, itertools, os, resource; count = itertools.count(1)\n"
-        f"def progress(_):\n    if next(count) == 20:\n"
-        "        print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, flush=True); os._exit(0)\n"
-        f"while True: crypto_utils.generate_group({bits}, progress)"
-    )
-    shell = ["sh", "-c", '"$0" -c "$1"; exit $?', sys.executable, code]
-    out = subprocess.run(shell, cwd=ROOT, stdout=PIPE, check=True).stdout
-    return int(out) / (1 << 20 if sys.platform == "darwin" else 1 << 10)
+    return (moments[-1] - moments[0]) / (tests - 1) / chance(bits, 2657 if bits <= 2048 else 8161)
 
 
 def searches() -> None:
-    """Print the rows on making parameters, with two threads."""
-    pin(2)
-    for bits, rounds, tests in ((2048, 5, 300), (3072, 3, 200))[: 1 if options.quick else 2]:
-        tests = 40 if options.quick else tests
-        subjects = {"ours": functools.partial(our_search, bits, 2, tests)}
-        if OPENSSL:
-            subjects["openssl dhparam"] = functools.partial(openssl_search, bits, tests)
-        if bits == 2048:
-            subjects["pycryptodome"] = functools.partial(library_search, bits, tests)
-        ours, *others = in_turns(rounds, *subjects.values())
-        for name, theirs in zip(list(subjects)[1:], others):
-            target = ">= 5.0" if name.startswith("openssl") else ""
-            row(f"search for {bits} bits: {name} / ours", ratios(theirs, ours), target, ours)
-    bits = 2048 if options.quick else 3072
-    row(f"peak memory of a search for {bits} bits, MB", [peak_memory(bits)], "<= 64")
-
-
-def machine() -> str:
-    """Say what this was measured on."""
-    model = platform.processor() or platform.machine()
-    with contextlib.suppress(OSError):
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        model = next((line.split(": ")[1] for line in lines if line.startswith("model name")), model)
-    openssl = subprocess.run([OPENSSL, "version"], stdout=PIPE).stdout.decode() if OPENSSL else "no openssl"
-    pycryptodome, openssl = importlib.metadata.version("pycryptodome"), openssl.split(" (")[0].strip()
-    cores = f"{len(CORES) or os.cpu_count()} cores (load {os.getloadavg()[0]:.1f})"
-    python = f"Python {platform.python_version()}, pycryptodome {pycryptodome}, {openssl}"
-    return f"{time.strftime('%Y-%m-%d')}, {model}, {cores}, {python}"
+    """Print the rows on making parameters."""
+    for bits in (2048, 3072)[: 1 if options.quick else 2]:
+        tests = 40 if options.quick else 300
+        ours, other = (functools.partial(search, bits, tests) for search in (our_search, openssl_search))
+        ratio(f"a search for {bits} bits, {os.cpu_count()} threads / OpenSSL's", 0.35, 5, ours, other)
 
 
 def main() -> None:
-    print(f"{machine()}\n{'':62} {'median':>7} {'quartiles':^17} {'takes':>11}  target", flush=True)
-    gc.disable()
+    openssl = subprocess.check_output([OPENSSL, "version"], text=True).split("(")[0] if OPENSSL else ""
+    cores, python = f"{os.cpu_count()} cores (load {os.getloadavg()[0]:.1f})", sys.version.split()[0]
+    print(f"{cores}, Python {python}, pycryptodome {Crypto.__version__}, {openssl}")
+    print(f"{'':60} {'median':>7} {'quartiles':^17} {'takes':>11}  limit", flush=True)
     with tempfile.TemporaryDirectory() as folder:
-        people = People(Path(folder))
-        pin(2)
-        for part in (pipes, terminals, starts, handshakes, strangers):
+        people = People(folder)
+        for part in (pipes, handshakes, starts, terminals):
             part(people)
-    searches()
+    if OPENSSL:
+        searches()
 
 
 if __name__ == "__main__":

@@ -6,19 +6,24 @@
     python3 tests/mallory.py ciphertext                        attack
     python3 tests/mallory.py --without signature ciphertext    attack two programs that lack a check
 
-Alice connects to her port instead of Bob's. `Wire` carries the frames, and does with each what a `Tamper`
-says. ATTACKS is the one table of attacks: this program, the tests on one machine and the tests of the two
-programs all take them from there; the names of the checks are those of weakenings.py. `exchange` is for the
-tests alone: it runs the real handshake and a short conversation over such a wire.
+Alice connects to her port instead of Bob's; both use a home folder made for this, and a port of their own.
+`Wire` carries the frames, and does with each what a `Tamper` says. ATTACKS is the one table of attacks: this
+program, the tests in one process and the tests of the two programs all take them from there; the names of the
+checks are those of weakenings.py. `exchange` is for the tests alone: it runs the real handshake and a short
+conversation over such a wire.
 """
 
 from __future__ import annotations
 
 import argparse
+import atexit
 import contextlib
 import functools
+import os
 import secrets
+import shlex
 import shutil
+import signal
 import socket
 import sys
 import textwrap
@@ -52,15 +57,17 @@ def checks(text: str) -> tuple[str, ...]:
 def command_line() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         description="Mallory sits between Alice and Bob. Without an attack, she listens.",
-        epilog="Alice connects to Mallory's port: python3 alice_client.py 127.0.0.1:65433",
+        epilog="She says which commands start Bob and Alice.",
     )
     parser.add_argument("attack", nargs="?", metavar="ATTACK", help="what to do; --list shows what there is")
     help_listen = "port that Alice connects to (default: %(default)s; 0: any free one)"
     parser.add_argument("--listen", type=int, default=65433, metavar="PORT", help=help_listen)
-    help_bob = "where Bob is (default: 127.0.0.1:65432)"
+    help_bob = "where Bob is (default: 127.0.0.1:65434)"
     parser.add_argument(
-        "--bob", type=address, default=("127.0.0.1", 65432), metavar="HOST:PORT", help=help_bob
+        "--bob", type=address, default=("127.0.0.1", 65434), metavar="HOST:PORT", help=help_bob
     )
+    help_home = "where Bob and Alice have their keys for this (default: %(default)s)"
+    parser.add_argument("--home", default="~/lesson", metavar="DIR", help=help_home)
     help_list = "show the attacks, and the checks that refuse them, and end"
     parser.add_argument("--list", action="store_true", help=help_list)
     help_without = "make a copy of the programs without these checks, and attack that"
@@ -74,6 +81,8 @@ try:
     COPY = broken_copy(ROOT, OPTIONS.without) if OPTIONS.without else None
 except ValueError as problem:
     command_line().error(f"these checks cannot be taken away together: {problem}")
+if COPY:
+    atexit.register(shutil.rmtree, COPY, ignore_errors=True)
 sys.path.insert(0, str(COPY or ROOT))
 
 try:
@@ -96,11 +105,15 @@ class Last(bytes):
     """The last bytes that Mallory lets through: then she cuts the wire."""
 
 
+class Held(bytes):
+    """Bytes after which Mallory holds the line open, even if their sender hangs up."""
+
+
 class Slowly(bytes):
     """Bytes that Mallory lets through one at a time."""
 
 
-SLOW_SECONDS = 0.025  # from one of them to the next
+SLOW_SECONDS = 0.06  # from one of them to the next
 
 # What goes on the wire in the place of a sender's n-th frame (length and payload).
 Tamper = Callable[["chat.Role", int, bytes], bytes]
@@ -129,7 +142,7 @@ class Wire:
             thread.start()
 
     def _carry(self, sender: chat.Role) -> None:
-        source, sink = self._ends[sender], self._ends[sender.peer]
+        source, sink, held = self._ends[sender], self._ends[sender.peer], False
         with contextlib.suppress(OSError):
             while True:
                 data = self._frame(source)
@@ -144,10 +157,12 @@ class Wire:
                         time.sleep(SLOW_SECONDS)
                 else:
                     sink.sendall(passed_on)
+                held = held or isinstance(passed_on, Held)
                 if isinstance(passed_on, Last):
                     self._end(source)
                     break
-        self._end(sink)
+        if not held:
+            self._end(sink)
 
     @staticmethod
     def _end(connected: socket.socket) -> None:
@@ -285,6 +300,13 @@ class PresentBobsKey(Conversation):
         return hello_with(ALICE_RSA, chat.decode_fields(self.seen[BOB][HELLO][4:])[BOB_RSA])(data)
 
 
+def transcript_hash(hello_bob: bytes, hello_alice: bytes) -> bytes:
+    """Return th as the programs compute it that she attacks."""
+    group = chat.Hello.decode(BOB, hello_bob).group
+    assert group is not None  # Bob's hello has one
+    return chat.settle(hello_bob, hello_alice, group).th
+
+
 def read(tell: Tell, message: chat.Message, sender: chat.Role) -> None:
     """Tell what she has read."""
     name = sender.value.title()
@@ -316,8 +338,8 @@ class Zeros(Conversation):
         his = self.seen[BOB][HELLO][4:], changed[4:]
         rsa = chat.decode_fields(hello_alice[4:])[ALICE_RSA]
         self._openers = {
-            ALICE: chat.Opener(ALICE, RSA.import_key(rsa), z, chat.transcript_hash(*hers)),
-            BOB: chat.Opener(BOB, RSA.import_key(hello_bob.rsa), z, chat.transcript_hash(*his)),
+            ALICE: chat.Opener(ALICE, RSA.import_key(rsa), z, transcript_hash(*hers)),
+            BOB: chat.Opener(BOB, RSA.import_key(hello_bob.rsa), z, transcript_hash(*his)),
         }
 
 
@@ -340,7 +362,8 @@ class Between(Conversation):
         message = opener.open(payload, back)
         read(self.tell, message, sender)
         on = self._to[sender.peer]
-        body = self._r if (sender, number) == (BOB, READY) else message.body
+        ready = message.type is chat.RecordType.READY
+        body = self._r if ready and sender is BOB else message.body
         record = on.seal(message.type, body, self._from[sender.peer])
         if not self.own:
             record = record[: -on.signer.size_in_bytes()] + secrets.token_bytes(opener.signer.size_in_bytes())
@@ -371,8 +394,8 @@ class Between(Conversation):
         z_bob = chat.modexp(int.from_bytes(self._bob.public_value, "big"), exponent, p)
         rsa = chat.public_der(self.own) if self.own else alice.rsa
         to_bob = chat.Hello(None, secrets.token_bytes(32), chat.modexp(g, exponent, p), rsa).encode()
-        th_alice = chat.transcript_hash(self._hello_to_alice, hello)
-        th_bob = chat.transcript_hash(self.seen[BOB][HELLO][4:], to_bob)
+        th_alice = transcript_hash(self._hello_to_alice, hello)
+        th_bob = transcript_hash(self.seen[BOB][HELLO][4:], to_bob)
         signer = self.own or own_key()
         self._to = {
             ALICE: chat.Sealer(BOB, signer, z_alice, th_alice),
@@ -423,13 +446,17 @@ class WithACompositeP(Between):
 NUMBER = "record {} where record {} should be"
 SIGNATURE = "the record's signature is not valid"
 TAG = "the record's authentication tag is not valid"
+LENGTH = "the record's body has a wrong length"
 REPLIES = "the record replies to another record"
+WORDS = "These words do not belong to this connection"
 SUBGROUP = "the public value is not in the subgroup of order q"
 LATE = "the other side did not answer in time"
 WAITS = None  # the exit status of Bob, who goes on waiting for Alice
 
-REQUEST, REPLY = "the request, which nobody else may read", "the reply, which nobody else may read"
-FORGED = "uhe request, which nobody else may read"  # with one bit changed
+REQUEST, REPLY = "pay 100 to Carol, and tell nobody", "it is done, and nobody knows"
+FORGED = "pay 900 to Carol, and tell nobody"  # with one bit changed
+AMOUNT, ONE_TO_NINE = REQUEST.index("1"), ord("1") ^ ord("9")
+SAMPLE = "pay 100 to Carol"
 EARLIER = "what was said in an earlier conversation"
 
 
@@ -463,8 +490,15 @@ class Attack(NamedTuple):
     reads: bool = False  # whether Mallory reads what both say, without the checks
     leaves_early: bool = False  # Alice leaves before Bob has answered
     needs_peer: bool = False  # Alice was started with --peer and Bob's fingerprint
-    needs_earlier: bool = False  # they have talked before, through Mallory
+    needs_earlier: bool = False  # they have talked before
+    needs_recording: bool = False  # ... through Mallory, who has recorded it
+    first_meeting: bool = False  # they do not know each other
     still_refused: str = ""  # why it does not succeed even without these checks
+
+    @property
+    def in_the_middle(self) -> bool:
+        """Whether she shakes hands with both, so that they have no words in common."""
+        return isinstance(self.plan, type) and issubclass(self.plan, Between)
 
 
 AS_BOB_BREAKS_OFF, AS_ALICE_BREAKS_OFF = (3, 1), (1, 3)
@@ -539,34 +573,72 @@ ATTACKS = {
         ),
         Attack(
             "mitm",
-            "Mallory is in the middle, with keys of her own. Alice was told Bob's fingerprint.",
-            WithKeysOfHerOwn,
-            (Check("peer", ALICE, "is not the one asked for", IN_ALICES_HANDSHAKE),),
-            "Mallory reads everything. At terminals, Bob is asked about her key, and the words on both "
-            "screens differ: that is what the question is for.",
-            reads=True,
-            needs_peer=True,
-        ),
-        Attack(
-            "mitm-later",
             "Mallory is in the middle, with keys of her own. Both have talked before.",
             WithKeysOfHerOwn,
-            (Check("pin", ALICE, "is not the pinned one", IN_ALICES_HANDSHAKE),),
-            "Mallory reads everything. Both screens say that the key is known; only the words differ.",
+            (
+                Check("pin", ALICE, "is not the pinned one", IN_ALICES_HANDSHAKE),
+                Check(
+                    "words",
+                    ALICE,
+                    WORDS,
+                    IN_ALICES_HANDSHAKE,
+                    "Both screens ask about a new key, and it is mine. Type on each the words that stand on "
+                    "the other one: they differ, since neither has shaken hands with the other. Answer no.",
+                ),
+            ),
+            "Mallory reads everything that both say.",
             reads=True,
             needs_earlier=True,
-            statuses=(WAITS, 0),
+        ),
+        Attack(
+            "mitm-peer",
+            "Mallory is in the middle, with keys of her own. Alice was told Bob's fingerprint.",
+            WithKeysOfHerOwn,
+            (
+                Check("peer", ALICE, "is not the one asked for", IN_ALICES_HANDSHAKE),
+                Check(
+                    "words",
+                    BOB,
+                    WORDS,
+                    (WAITS, 1),
+                    "Alice is not asked, because she was told a fingerprint, but Bob is. Type on his screen "
+                    "the words that stand on hers.",
+                ),
+            ),
+            "Mallory reads everything that both say.",
+            reads=True,
+            needs_peer=True,
+            first_meeting=True,
         ),
         Attack(
             "bobs-own-key",
             "Alice's RSA key is replaced by Bob's own.",
             PresentBobsKey,
             (
-                Check("reflection", BOB, "the other side presents our own key", IN_BOBS_HANDSHAKE),
+                Check("reflection", BOB, "both sides present the same key", IN_BOBS_HANDSHAKE),
                 Check("signature", BOB, SIGNATURE, IN_BOBS_HANDSHAKE),
                 Check("th", BOB, TAG, IN_BOBS_HANDSHAKE),
             ),
             "Bob takes Alice's words for those of somebody who has his own key.",
+            first_meeting=True,
+        ),
+        Attack(
+            "busy",
+            "Bob's READY is turned into a goodbye: then it says that he is busy.",
+            once(
+                BOB,
+                READY,
+                lambda data: flip(data, 4 + 12, chat.RecordType.READY ^ chat.RecordType.CLOSE),
+                "I change the first byte of the ciphertext of Bob's READY: it becomes a CLOSE.",
+            ),
+            (
+                Check("signature", ALICE, SIGNATURE, AS_ALICE_BREAKS_OFF),
+                Check("tag", ALICE, TAG, AS_ALICE_BREAKS_OFF),
+                Check("empty-close", ALICE, LENGTH, AS_ALICE_BREAKS_OFF),
+            ),
+            "Alice is told that Bob cannot talk now. He is waiting for her.",
+            shown=((), ()),
+            statuses=(1, 1),
         ),
         Attack(
             "length",
@@ -574,7 +646,7 @@ ATTACKS = {
             once(
                 ALICE,
                 READY,
-                lambda _: (1 << 26).to_bytes(4, "big"),
+                lambda _: Held((1 << 26).to_bytes(4, "big")),
                 "In the place of Alice's READY, I announce 64 MiB, and send nothing.",
             ),
             (
@@ -611,12 +683,13 @@ ATTACKS = {
         ),
         Attack(
             "ciphertext",
-            "One bit of the ciphertext is changed, in the first letter of what Alice says.",
+            "One bit of the ciphertext is changed: pay 100 becomes pay 900.",
             once(
                 ALICE,
                 TEXT,
-                lambda data: flip(data, TEXT_AT),
-                "I flip one bit of the ciphertext of Alice's message: that of her first letter.",
+                lambda data: flip(data, TEXT_AT + AMOUNT, ONE_TO_NINE),
+                "I flip one bit of the ciphertext of Alice's message. The key is not needed for that: if "
+                "she begins with pay 100, a 1 becomes a 9.",
             ),
             (
                 Check("signature", BOB, SIGNATURE, AS_BOB_BREAKS_OFF),
@@ -673,6 +746,7 @@ ATTACKS = {
             (
                 Check("signature", BOB, SIGNATURE, AS_BOB_BREAKS_OFF),
                 Check("tag", BOB, TAG, AS_BOB_BREAKS_OFF),
+                Check("empty-close", BOB, LENGTH, AS_BOB_BREAKS_OFF),
             ),
             "Bob is told that Alice left. She is still there.",
             shown=((), ()),
@@ -750,6 +824,7 @@ ATTACKS = {
             "Bob is shown what Alice said another time.",
             shown=((EARLIER,), (REPLY,)),
             needs_earlier=True,
+            needs_recording=True,
             statuses=(WAITS, 0),
         ),
         Attack(
@@ -866,10 +941,12 @@ def where_to_look(attack: Attack, without: tuple[str, ...]) -> str:
 
 def list_attacks() -> None:
     screen = Screen(None, ())
+    stay = [name for name, attack in ATTACKS.items() if attack.still_refused]
     screen.say(
         "What Mallory can do, and the checks that refuse it: in the order in which they do, on whose "
         "screen, and with which words. Take the first away (--without CHECK), and meet the next; take all "
-        "of them away (--without CHECK,CHECK), and see what they are for."
+        "of them away (--without CHECK,CHECK), and see what they are for. Even then these stay refused: "
+        f"{' and '.join(stay)}."
     )
     for attack in ATTACKS.values():
         screen.say(f"\n{attack.name}")
@@ -879,15 +956,18 @@ def list_attacks() -> None:
         if attack.success:
             screen.say(f"Without: {attack.success}", "    ")
         else:
-            screen.say(f"Even without these: {attack.still_refused}", "    ")
+            screen.say(f"Stays refused, without these too: {attack.still_refused}", "    ")
 
 
-def how_to_begin(attack: Attack | None, port: int, bob: tuple[str, int], without: tuple[str, ...]) -> str:
+def how_to_begin(
+    attack: Attack | None, port: int, bob: tuple[str, int], without: tuple[str, ...], home: str
+) -> str:
     """Return the commands to run, and what to do then."""
-    enter = f"cd {COPY} && " if COPY else ""
+    folder = f"~/{shlex.quote(home[2:])}" if home.startswith("~/") else shlex.quote(home)
+    programs, option = (f"{COPY}/", "") if COPY else ("", f" --home {folder}")
     here = bob[0] in ("127.0.0.1", "localhost", "::1")
     at = "" if bob[1] == chat.PORT else f" --port {bob[1]}"
-    alice = f"  {enter}python3 alice_client.py 127.0.0.1:{port}"
+    alice = f"  python3 {programs}alice_client.py{option} 127.0.0.1:{port}"
     if attack and attack.needs_peer:
         alice += " --peer SHA256:..."
     lines = []
@@ -895,25 +975,43 @@ def how_to_begin(attack: Attack | None, port: int, bob: tuple[str, int], without
         lines += [f"The attack: {attack.sentence}"]
     if COPY:
         lines += [
-            f"A broken copy of the programs, for this lesson only, is in {COPY}. What it does not check: "
-            f"{', '.join(without)}. How that was done stands at the end of its crypto_utils.py; its keys are "
-            "in a home folder of its own. Delete it when you are done."
+            "These commands start a broken copy of the programs. What it does not check: "
+            f"{', '.join(without)}. It has copies of the keys in {home}, and is removed when I end."
         ]
-    lines += ["Bob, in a second terminal, if he is not there yet:" if here else f"Bob, at {bob[0]}:"]
-    lines += [f"  {enter}python3 bob_server.py{at}"]
-    lines += ["Alice, in a third one:", alice]
+        if not (COPY / "home" / "bob").is_dir():
+            lines += [f"There are none in {home} yet: it makes its own, which takes some seconds."]
+    if_there = "end one who is there first, with Ctrl-C" if COPY else "if he is not there yet"
+    lines += [f"Bob, in a second terminal ({if_there}):" if here else f"Bob, at {bob[0]}:"]
+    lines += [f"  python3 {programs}bob_server.py{option}{at}"]
+    lines += ["Alice, in a third one (the command on Bob's screen leads past me):", alice]
+    if attack and attack.needs_peer:
+        lines += ["Her command needs the fingerprint from Bob's screen."]
+    if attack is None or not attack.in_the_middle:
+        lines += [
+            "If a screen asks for the other side's words, type those that stand on the other screen. They "
+            "fit, because I have changed nothing by then: I only pass on what both send."
+        ]
+    elif attack.needs_earlier:
+        lines += ["If they have not met yet, start me without an attack first, and let them."]
     if attack is None:
         lines += ["Then let them talk. Ctrl-C ends."]
     else:
-        if attack.needs_peer:
-            lines += ["Her command needs the fingerprint from Bob's screen."]
-        if attack.needs_earlier:
+        if attack.needs_recording:
             lines += ["First let them talk and leave (/quit); I only listen. Then start Alice again."]
+        what_follows = "Bob answers, and Alice leaves (/quit)"
         if attack.leaves_early:
-            lines += ["Alice says something, and leaves (/quit) before Bob answers."]
-        else:
-            lines += ["Alice says something, Bob answers, and Alice leaves (/quit)."]
+            what_follows = "and leaves (Ctrl-C) before Bob answers"
+        lines += [f"Alice says something (for example: {SAMPLE}), {what_follows}."]
     return "\n".join(lines)
+
+
+def copy_home(home: Path, copy: Path, attack: Attack | None) -> None:
+    """Give a broken copy the keys and the parameters, and what is pinned unless they are to meet anew."""
+    for name in ("bob", "alice"):
+        if (home / name).is_dir():
+            shutil.copytree(home / name, copy / name)
+            if attack and attack.first_meeting:
+                (copy / name / "known_peers").unlink(missing_ok=True)
 
 
 def connections(
@@ -936,12 +1034,13 @@ def main() -> int:
     options = OPTIONS
     sys.stdout.reconfigure(errors="backslashreplace")
     if options.list:
-        list_attacks()
+        try:
+            list_attacks()
+        except BrokenPipeError:  # | head
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is left must not fail again
         return 0
     attack = ATTACKS.get(options.attack)
     if options.attack and attack is None:
-        if COPY:
-            shutil.rmtree(COPY)
         command_line().error(f"there is no attack named {options.attack}; --list shows what there is")
     screen = Screen(attack, options.without)
     try:
@@ -950,25 +1049,30 @@ def main() -> int:
         command_line().error(f"cannot listen on port {options.listen}: {error.strerror or error}")
     port = listener.getsockname()[1]
     screen.say(f"Listening on 127.0.0.1 port {port}")
-    screen.say(how_to_begin(attack, port, options.bob, options.without))
+    if COPY:
+        copy_home(Path(options.home).expanduser(), COPY / "home", attack)
+    screen.say(how_to_begin(attack, port, options.bob, options.without, options.home))
     earlier: Frames = {}
-    if attack and isinstance(attack.plan, type) and issubclass(attack.plan, Between):
+    if attack and attack.in_the_middle:
         own_key()  # now, so that nobody has to wait for it
     try:
         for at_bob, at_alice in connections(listener, options.bob, screen):
-            ready = attack and (earlier or not attack.needs_earlier)
+            ready = attack and (earlier or not attack.needs_recording)
             plan = attack.plan(screen.tell, earlier) if attack and ready else honest
             wire = Wire(at_bob, at_alice, screen.watch(plan))
             wire.close()
             screen.say("The connection is over.")
             if screen.carried_out:
+                screen.say("So is my attack: I end here. Bob goes on until Ctrl-C.")
                 return 0
             if len(wire.frames[ALICE]) > TEXT:
                 earlier = wire.frames
-                if attack:
-                    screen.say("I have recorded it. Start Alice again, for the attack.")
-            elif attack:
-                screen.say("It ended before I could do anything; I wait for the next one.")
+            if attack is None:
+                screen.say("I wait for the next one; Ctrl-C ends.")
+            elif earlier:
+                screen.say("I have recorded it. Start Alice again, for the attack.")
+            else:
+                screen.say("It ended before I could do anything. I wait for the next one; Ctrl-C ends.")
     except KeyboardInterrupt:
         print()
         return 1 if attack and not screen.carried_out else 0
@@ -1024,6 +1128,9 @@ def exchange(
     """
     from conftest import DEADLINE, GROUP, Background, loopback, store_with_group
 
+    import alice_client
+    import bob_server
+
     outcomes = {role: Outcome() for role in Role}
 
     def side(role: chat.Role, connected: socket.socket) -> None:
@@ -1033,9 +1140,13 @@ def exchange(
             peer = chat.PinnedPeer(store, name, bob_pins if role is BOB else alice_pins)
             channel: chat.Channel | None
             if role is BOB:
-                channel = chat.bob_handshake(frames, bob_key or keys.bob, group or GROUP, peer)
+                channel = bob_server.handshake(
+                    frames, bob_key or keys.bob, group or GROUP, peer, threading.Lock(), chat.Transcript()
+                )
             else:
-                channel = chat.alice_handshake(frames, alice_key or keys.alice, store, peer)
+                channel = alice_client.handshake(
+                    frames, alice_key or keys.alice, store, peer, chat.Transcript()
+                )
             assert channel is not None
             if not channel.trust.known:
                 peer.pin(channel.peer_key)
@@ -1056,7 +1167,7 @@ def exchange(
                     outcome.goodbye = True
                     break
                 outcome.shown.append(message.text)
-        except (ProtocolError, chat.TrustError, chat.ConnectionCut) as error:
+        except (ProtocolError, chat.TrustError, chat.ConnectionCut, chat.NoConversation) as error:
             outcome.error = error
         finally:
             frames.hang_up()
@@ -1072,4 +1183,7 @@ def exchange(
 
 
 if __name__ == "__main__":
+    for name in ("SIGTERM", "SIGHUP"):  # then her copy is removed, too
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), lambda *_: sys.exit(1))
     sys.exit(main())

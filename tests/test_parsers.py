@@ -25,7 +25,8 @@ from crypto_utils import ConnectionCut, FrameSocket, Group, Hello, ProtocolError
 
 SEEDS = fuzz.seeds()
 REGRESSIONS = [  # a target, and an input in hex that is easily taken for another
-    ("text", "00e280a8e2808dc3a9")  # a joiner was left beside an escaped character, as if that were a letter
+    ("text", "00e280a8e2808dc3a9"),  # a joiner was left beside an escaped character, as if that were a letter
+    ("text", b"\x90".hex() + ("\u0600" * 90).encode().hex()),  # number signs were no columns wide
 ]
 
 
@@ -70,20 +71,12 @@ def test_any_bytes_hold(st: Any, name: str) -> None:
     for_all(holds, st.sampled_from(SEEDS[name]), numbers, numbers, st.binary(max_size=300), examples=30)
 
 
-def test_an_insider_cannot_break_the_parser_of_plaintexts(st: Any) -> None:
-    def holds(number: int, sender: Role, plaintext: bytes) -> None:
-        for padded in (plaintext, fuzz.pad(plaintext, chat.PADDING, "iso7816"), plaintext.ljust(768, b"\0")):
-            fuzz.insider(number, padded, sender)
-
-    for_all(holds, st.integers(0, 9), st.sampled_from(list(Role)), st.binary(max_size=600))
-
-
 def test_any_text_is_shown_safely(st: Any) -> None:
     family, persian = (
         "\U0001f468\u200d\U0001f469\u200d\U0001f467 ",
         "\u0645\u06cc\u200c\u062e\u0648\u0627\u0647\u0645",
     )
-    also = ((family + persian, 8), ("\t" * 99 + "\u6f22" * 99, 9))
+    also = ((family + persian, 8), ("\t" * 99 + "\u6f22" * 99, 9), ("\u4dc0" * 99, 9))
 
     def is_safe(text: str, columns: int) -> None:
         fuzz.check_text(text, columns)
@@ -112,87 +105,51 @@ def test_check_group_takes_the_generators_and_no_other_g(st: Any) -> None:
     for_all(decides, st.integers(0, 2**2049) | near, examples=40)
 
 
-def test_check_group_refuses_p_with_any_bit_changed(st: Any) -> None:
-    def refuses(bit: int, g: int) -> None:
-        with pytest.raises(ProtocolError):
-            chat.check_group(Group(GROUP.p ^ 1 << bit, g))
-
-    for_all(refuses, st.integers(0, 2047), st.sampled_from([2, 4, 2**2046]), examples=40)
-
-
 # -------------------------------------------------------------------------------- there and back again
 
 
-def test_fields_come_back(st: Any) -> None:
-    def come_back(fields: list[bytes]) -> None:
-        assert chat.decode_fields(chat.encode_fields(*fields)) == fields
-
-    for_all(come_back, st.lists(st.binary(max_size=300)), also=(([bytes(65535), b"", b"\xff" * 65535],),))
-
-
-@pytest.fixture
-def groups(st: Any) -> Any:
-    numbers = st.integers(0, 2**4096 - 1) | st.integers(0, 300)
-    return st.builds(Group, numbers, numbers)
-
-
 @pytest.mark.parametrize("sender", Role)
-def test_hellos_come_back_and_are_one_senders_alone(st: Any, groups: Any, sender: Role) -> None:
+def test_hellos_come_back_and_are_one_senders_alone(st: Any, sender: Role) -> None:
     def comes_back(hello: Hello) -> None:
         assert Hello.decode(sender, hello.encode()) == hello
         with pytest.raises(ProtocolError, match="too many or too few fields"):
             Hello.decode(sender.peer, hello.encode())
 
     nonces = st.binary(min_size=32, max_size=32)
-    group = groups if sender is Role.BOB else st.none()
+    numbers = st.integers(0, 2**4096 - 1) | st.integers(0, 300)
+    group = st.builds(Group, numbers, numbers) if sender is Role.BOB else st.none()
     for_all(comes_back, st.builds(Hello, group, nonces, st.binary(max_size=600), st.binary(max_size=1100)))
 
 
-def test_frames_come_back_whatever_the_pieces(st: Any) -> None:
-    def come_back(payloads: list[bytes], sizes: list[int]) -> None:
-        assert fuzz.check_frames(b"".join(map(chat.frame, payloads)), 300, sizes) == payloads
-
-    for_all(come_back, st.lists(st.binary(max_size=300)), st.lists(st.integers(1, 99)))
-
-
 def test_records_come_back(st: Any) -> None:
-    def come_back(texts: list[str], goodbye: str) -> None:
+    def come_back(texts: list[str]) -> None:
         sides = {role: fuzz.opener_at(0, role.peer) for role in Role}  # what each has: opener, sealer
         for opener, sealer in sides.values():
             opener.number = sealer.number = 0
+            sealer.latest = chat.NOTHING
         said = [(RecordType.READY, b""), (RecordType.READY, fuzz.R)]
         said += [(RecordType.TEXT, text.encode()) for text in texts]
-        for number, (record_type, body) in enumerate([*said, (RecordType.CLOSE, goodbye.encode())]):
+        for number, (record_type, body) in enumerate([*said, (RecordType.CLOSE, b"")]):
             sender = list(Role)[(number + 1) % 2]
             record = sides[sender][1].seal(record_type, body, sides[sender][0])
             opener, sealer = sides[sender.peer]
             assert opener.open(record, sealer)[:2] == (record_type, body)
 
-    for_all(come_back, st.lists(st.text(max_size=600), max_size=4), st.text(), examples=30)
-
-
-def test_groups_come_back(st: Any, groups: Any) -> None:
-    def come_back(group: Group) -> None:
-        assert Group.load(group.export()) == Group.load(group.export().replace(b"\n", b"\r\n")) == group
-
-    for_all(come_back, groups)
+    for_all(come_back, st.lists(st.text(max_size=600), max_size=4), examples=30)
 
 
 def test_pins_come_back_after_the_comments(st: Any) -> None:
     def come_back(names: list[str], comments: list[str]) -> None:
         disk = fuzz.Disk("".join(f"#{comment}\n" for comment in comments).encode())
-        for number, name in enumerate(names, len(comments) + 1):
-            assert chat.PinnedPeer(disk, name).pin(fuzz.OWN) == number
+        for name in (*names, *names):
+            chat.PinnedPeer(disk, name).pin(fuzz.OWN)
         lines = [f"#{comment}" for comment in comments]
         lines += [f"{name.lower()} {chat.ssh_line(fuzz.OWN)}" for name in names]
         assert disk.content.decode() == "".join(line + "\n" for line in lines)
-        for number, name in enumerate(names, len(comments) + 1):
-            assert chat.PinnedPeer(disk, name).pin(fuzz.OWN) == number
+        for name in names:
             trust = chat.PinnedPeer(disk, name).check(fuzz.OWN)
-            assert (trust.known, set(trust.also)) == (
-                True,
-                {other.lower() for other in names} - {name.lower()},
-            )
+            others = {other.lower() for other in names} - {name.lower()}
+            assert (trust.known, set(trust.also)) == (True, others)
             with pytest.raises(chat.TrustError):
                 chat.PinnedPeer(disk, name).check(fuzz.STRANGER)
 
@@ -255,12 +212,6 @@ def test_a_real_socket_may_split_frames_anywhere(st: Any) -> None:
 
     sizes = st.lists(st.integers(1, 64), max_size=30)
     for_all(come_in, st.lists(st.binary(max_size=200), max_size=8), sizes, examples=50)
-
-
-def test_a_hello_and_records_come_in_byte_by_byte() -> None:
-    payloads = [SEEDS["hello"][0][1:], *fuzz.RECORDS]
-    stream = b"".join(map(chat.frame, payloads))
-    assert receive_all([stream[at : at + 1] for at in range(len(stream))], chat.HELLO_LIMIT) == payloads
 
 
 def test_a_stream_cut_anywhere_is_cut_in_a_message_or_between_two() -> None:

@@ -21,6 +21,7 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
+import Crypto.Random
 import pytest
 from conftest import GROUP, RFC_GROUPS, ROOT
 from Crypto.Hash import SHA256
@@ -29,6 +30,7 @@ from Crypto.Math.Numbers import Integer
 from Crypto.PublicKey import ECC, RSA
 from Crypto.Util.asn1 import DerBitString, DerNull, DerObjectId, DerOctetString, DerSequence
 from Crypto.Util.RFC1751 import english_to_key, wordlist
+from fuzz import columns_of
 
 import crypto_utils as chat
 from crypto_utils import Group, ProtocolError
@@ -91,16 +93,6 @@ def test_aes_gcm_agrees_with_wycheproof() -> None:
     assert counts == {"valid": 21, "invalid": 27}
 
 
-def test_decrypt_refuses_what_was_cut() -> None:
-    ciphertext, tag = chat.encrypt(bytes(32), bytes(12), b"seventeen letters")
-    for length in range(len(ciphertext)):
-        with pytest.raises(ValueError, match="MAC check failed"):
-            chat.decrypt(bytes(32), bytes(12), ciphertext[:length], tag)
-    for length in range(len(tag)):
-        with pytest.raises(ValueError, match="MAC check failed"):
-            chat.decrypt(bytes(32), bytes(12), ciphertext, tag[:length])
-
-
 @pytest.mark.parametrize("bits", [2048, 3072, 4096])
 def test_verify_agrees_with_wycheproof(bits: int) -> None:
     counts = {"valid": 0, "invalid": 0}
@@ -154,43 +146,45 @@ def test_keys_are_the_one_step_derivation_of_the_design() -> None:
 
 
 def test_the_commitment_is_the_hash_of_the_specification_and_fits_one_r() -> None:
+    """Every bit of it is compared: whoever could choose an r for a part of it would choose the words."""
     r = bytes(range(32))
-    assert chat.commit(r) == hashlib.sha256(b"secure-chat/1 commit " + r).digest()
-    chat.check_commitment(chat.commit(r), r)
+    nonce = hashlib.sha256(b"secure-chat/1 commit " + r).digest()
+    assert chat.commit(r) == nonce
+    chat.check_commitment(nonce, r)
     for bit in range(256):
-        changed = (int.from_bytes(r, "big") ^ 1 << bit).to_bytes(32, "big")
-        with pytest.raises(ProtocolError, match="r does not fit"):
-            chat.check_commitment(chat.commit(r), changed)
+        for of_nonce, of_r in ((1 << bit, 0), (0, 1 << bit)):
+            changed = (int.from_bytes(nonce, "big") ^ of_nonce).to_bytes(32, "big")
+            with pytest.raises(ProtocolError, match="r does not fit"):
+                chat.check_commitment(changed, (int.from_bytes(r, "big") ^ of_r).to_bytes(32, "big"))
 
 
-def words_of(eight_bytes: bytes) -> str:
+def words_of(eight_bytes: bytes) -> list[str]:
     """RFC 1751, bit by bit: 64 bits and the sum of their pairs mod 4 make six numbers of 11 bits."""
     bits = [byte >> shift & 1 for byte in eight_bytes for shift in range(7, -1, -1)]
     parity = sum(2 * high + low for high, low in zip(bits[::2], bits[1::2])) % 4
     bits += divmod(parity, 2)
     numbers = (sum(bits[at + i] << 10 - i for i in range(11)) for at in range(0, 66, 11))
-    return " ".join(wordlist[number].lower() for number in numbers)
+    return [wordlist[number].lower() for number in numbers]
 
 
 def test_words_are_those_of_rfc_1751_and_of_the_specification() -> None:
-    assert words_of(bytes.fromhex("eb33f77ee73d4053")) == "tide itch slow rein rule mot"
-    assert chat.make_words(bytes(32), b"\1" * 32) == "hath jade hive myth bar jill"
+    assert words_of(bytes.fromhex("eb33f77ee73d4053")) == ["tide", "itch", "slow", "rein", "rule", "mot"]
+    assert chat.make_words(bytes(32), b"\1" * 32) == ["hath", "jade", "hive", "myth", "bar", "jill"]
     random, parities = Random(1), set()
     for _ in range(200):
         th, r = random.randbytes(32), random.randbytes(32)
         digest = hashlib.sha256(b"secure-chat/1 words " + th + r).digest()
         words = chat.make_words(th, r)
         assert words == words_of(digest[:8])
-        assert english_to_key(words.upper()) == digest[:8]
-        parities.add(wordlist.index(words.split()[-1].upper()) % 4)
+        assert english_to_key(" ".join(words).upper()) == digest[:8]
+        parities.add(wordlist.index(words[-1].upper()) % 4)
     assert parities == {0, 1, 2, 3}
 
 
 def test_words_tell_th_and_r_apart_bit_by_bit() -> None:
-    th, r = bytes(32), bytes(32)
-    changed = {chat.make_words((1 << bit).to_bytes(32, "big"), r) for bit in range(256)}
-    changed |= {chat.make_words(th, (1 << bit).to_bytes(32, "big")) for bit in range(256)}
-    assert len(changed | {chat.make_words(th, r)}) == 513
+    zero, bits = bytes(32), [(1 << bit).to_bytes(32, "big") for bit in range(256)]
+    inputs = [(zero, zero), *((th, zero) for th in bits), *((zero, r) for r in bits)]
+    assert len({tuple(chat.make_words(th, r)) for th, r in inputs}) == 513
 
 
 # ------------------------------------------------------------------------------------- groups and primes
@@ -255,20 +249,24 @@ def test_a_prime_is_tested_as_many_times_as_it_is_trusted(
 
 
 def test_the_bases_of_miller_rabin_are_drawn_from_the_whole_range(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whoever chooses p cannot tell which bases it will meet."""
-    ranges, drawn = set(), []
+    """Whoever chooses p cannot tell which bases it will meet: the operating system draws them."""
+    ranges, bases, drawn_by = set(), set(), set()
     draw = Integer.random_range
 
     def spy(**limits: Any) -> Any:
         ranges.add((int(limits["min_inclusive"]), int(limits["max_inclusive"])))
-        drawn.append(draw(**limits))
-        return drawn[-1]
+        drawn_by.add(limits.get("randfunc"))
+        base = draw(**limits)
+        bases.add(int(base))
+        return base
 
     monkeypatch.setattr(Integer, "random_range", spy)
     monkeypatch.setattr(chat, "miller_rabin_test", inspect.unwrap(chat.miller_rabin_test))  # not remembered
     assert chat.is_safe_prime(GROUP.p)
     assert ranges == {(2, GROUP.q - 2)}
-    assert len(drawn) == len(set(map(int, drawn))) == 64
+    assert len(bases) == 64
+    system = type(Crypto.Random.new())  # whose read() is os.urandom()
+    assert all(by in (None, os.urandom) or isinstance(by.__self__, system) for by in drawn_by)
 
 
 @pytest.mark.parametrize("start", [0, 1, 1000, 3**200])
@@ -313,22 +311,21 @@ def test_a_search_without_luck_goes_on_from_another_start(monkeypatch: pytest.Mo
 
 
 @pytest.fixture(scope="module", params=[512, pytest.param(2048, marks=pytest.mark.exhaustive)])
-def generated(request: pytest.FixtureRequest) -> tuple[int, Group, list[float]]:
-    progress: list[float] = []
-    return request.param, chat.generate_group(request.param, progress.append), progress
+def generated(request: pytest.FixtureRequest) -> tuple[int, Group, int]:
+    tests: list[None] = []
+    return request.param, chat.generate_group(request.param, lambda: tests.append(None)), len(tests)
 
 
-def test_a_generated_group_is_fresh_and_passes_every_check(generated: tuple[int, Group, list[float]]) -> None:
-    bits, group, progress = generated
+def test_a_generated_group_is_fresh_and_passes_every_check(generated: tuple[int, Group, int]) -> None:
+    bits, group, tests = generated
     assert (group.p.bit_length(), group.p % 24, group.g) == (bits, 23, 2)
     assert group not in RFC_GROUPS.values()
     assert chat.is_safe_prime(group.p)
     assert group.contains(group.g)
-    assert progress == sorted(set(progress))
-    assert 0 < progress[0] <= progress[-1] < 1
+    assert tests > 0
 
 
-def test_openssl_finds_a_generated_group_safe(generated: tuple[int, Group, list[float]]) -> None:
+def test_openssl_finds_a_generated_group_safe(generated: tuple[int, Group, int]) -> None:
     bits, group, _ = generated
     pem = group.export()
     assert "DH parameters appear to be ok" in tool("openssl", "dhparam", "-check", "-noout", data=pem)
@@ -341,46 +338,46 @@ def test_a_group_is_read_back_as_it_was_written() -> None:
         assert Group.load(group.export()) == group
         assert Group.load(group.export().replace(b"\n", b"\r\n")) == group
         assert Group.load(dh_pem(group.p, group.g, 256)) == group, "a private value length is read over"
+        around = b"\xef\xbb\xbfDH parameters:\n\n" + group.export() + b"and more text\n"
+        assert Group.load(around) == group, "what stands around it is passed over"
 
 
 def dh_pem(*members: int | bytes, tail: bytes = b"", kind: str = "DH PARAMETERS") -> bytes:
     return PEM.encode(DerSequence(members).encode() + tail, kind).encode()
 
 
-_PEM = GROUP.export()
+_PEM = GROUP.export().partition(b"\n")[2]
+_NONE, _NOT_DER = "these are not DH PARAMETERS", "this is not DER"
 
 
 @pytest.mark.parametrize(
     ("pem", "reason"),
     [
-        (b"", "pre boundary"),
-        (DerSequence([GROUP.p, 2]).encode(), "'ascii' codec can't decode"),
-        (b"\xef\xbb\xbf" + _PEM, "'ascii' codec can't decode"),
-        (b"text\n" + _PEM, "pre boundary"),
-        (_PEM + b"text\n", "post boundary"),
-        (_PEM.replace(b"MII", b"MI"), "base64|padding"),
-        (dh_pem(GROUP.p, 2, kind="X9.42 DH PARAMETERS"), "not DH PARAMETERS"),
-        (dh_pem(GROUP.p), "number of members"),
-        (dh_pem(GROUP.p, 2, 256, 0), "number of members"),
-        (dh_pem(-GROUP.p, 2), "not INTEGERs"),
-        (dh_pem(GROUP.p, -2), "not INTEGERs"),
-        (dh_pem(GROUP.p, b"\2\2\0\2"), "leading zero"),
-        (dh_pem(GROUP.p, 2, tail=b"\0"), "extra data"),
-        (dh_pem(GROUP.p, b"\2\2\2"), "Not enough data"),
-        (PEM.encode(b"\4\1\2", "DH PARAMETERS").encode(), "Unexpected DER tag"),
-        (_PEM.replace(b"MII", b"Proc-Type: 4,ENCRYPTED\nMII"), "encrypted"),
-        # An indefinite length, which is not DER:
-        (PEM.encode(b"0\x80", "DH PARAMETERS").encode(), "this is not DER"),
+        (b"", _NONE),
+        (DerSequence([GROUP.p, 2]).encode(), _NONE),
+        (dh_pem(GROUP.p, 2, kind="X9.42 DH PARAMETERS"), _NONE),
+        (_PEM.replace(b"MII", b"MI"), _NOT_DER),
+        (dh_pem(GROUP.p), _NOT_DER),
+        (dh_pem(GROUP.p, 2, 256, 0), _NOT_DER),
+        (dh_pem(-GROUP.p, 2), _NOT_DER),
+        (dh_pem(GROUP.p, -2), _NOT_DER),
+        (dh_pem(GROUP.p, b"\2\2\0\2"), _NOT_DER),  # a leading zero
+        (dh_pem(GROUP.p, 2, tail=b"\0"), _NOT_DER),
+        (dh_pem(GROUP.p, b"\2\2\2"), _NOT_DER),  # it ends too soon
+        (PEM.encode(b"\4\1\2", "DH PARAMETERS").encode(), _NOT_DER),
+        (PEM.encode(b"0\x80", "DH PARAMETERS").encode(), _NOT_DER),  # an indefinite length
+        (_PEM.replace(b"MII", b"Proc-Type: 4,ENCRYPTED\nMII"), _NOT_DER),
+        (_PEM.replace(b"MII", b"M\xffII"), _NOT_DER),
     ],
 )
 def test_group_load_refuses(pem: bytes, reason: str) -> None:
-    with pytest.raises(ValueError, match=reason):
+    with pytest.raises(ValueError, match=f"^{reason}$"):
         Group.load(pem)
 
 
 def test_group_load_refuses_a_file_cut_anywhere() -> None:
     for end in range(len(_PEM) - 1):
-        with pytest.raises(ValueError, match="boundary"):
+        with pytest.raises(ValueError, match=_NONE):
             Group.load(_PEM[:end])
 
 
@@ -390,20 +387,6 @@ def test_the_subgroup_is_the_squares_but_1(p: int) -> None:
     members = {y for y in range(-1, 2 * p) if Group(p, 4).contains(y)}
     assert members == {y * y % p for y in range(1, p)} - {1}
     assert all(pow(y, (p - 1) // 2, p) == 1 for y in members)
-
-
-_P = GROUP.p
-
-
-@pytest.mark.parametrize("y", [-2, -1, 0, 1, _P - 1, _P, _P + 1, _P + 2, 2 * _P + 2])
-def test_what_is_out_of_range_is_not_in_the_subgroup(y: int) -> None:
-    assert not GROUP.contains(y)
-
-
-@pytest.mark.parametrize("square", [2, 4, 9, (_P + 1) // 2])
-def test_squares_are_in_the_subgroup_and_non_residues_are_not(square: int) -> None:
-    assert GROUP.contains(square)
-    assert not GROUP.contains(_P - square)
 
 
 @pytest.mark.parametrize(("name", "length"), [("ffdhe2048", 32), ("modp_3072", 48), ("ffdhe4096", 64)])
@@ -526,16 +509,6 @@ def test_load_public_key_refuses(der: bytes, reason: str) -> None:
     assert str(refusal.value) == reason
 
 
-@pytest.mark.exhaustive
-def test_load_public_key_answers_any_change_of_a_byte_with_a_refusal_or_another_key() -> None:
-    for at, value in itertools.product(range(40), range(256)):
-        changed = _KEY[:at] + bytes([value]) + _KEY[at + 1 :]
-        try:
-            assert chat.public_der(chat.load_public_key(changed)) == changed
-        except ProtocolError:
-            assert changed != _KEY
-
-
 @pytest.mark.parametrize("bits", [2048, 3072])
 def test_fingerprints_are_those_of_ssh_keygen(bits: int) -> None:
     key = RSA.construct((odd(bits), 65537))
@@ -557,12 +530,6 @@ def test_fields_and_frames_are_lengths_and_bytes() -> None:
     assert chat.frame(encoded) == b"\0\1\1\x08" + encoded  # 65,536 + 256 + 8
 
 
-@pytest.mark.parametrize("data", [b"\0", b"\0\1", b"\0\3ab", b"\0\1a\0", b"\xff\xff" + bytes(65534)])
-def test_fields_cut_short_are_refused(data: bytes) -> None:
-    with pytest.raises(ProtocolError, match=r"^a field of the hello is cut short$"):
-        chat.decode_fields(data)
-
-
 # ------------------------------------------------------------------------------------- text from the peer
 
 
@@ -578,7 +545,7 @@ def test_fields_cut_short_are_refused(data: bytes) -> None:
         ("secret\rBob: yes", r"secret\rBob: yes"),
         ("\0\x07no\b\x7f\x0b\x85a\u2028\u2029", r"\x00\x07no\x08\x7f\x0b\x85a\u2028\u2029"),
         ("\ud800 \udcff", r"\ud800 \udcff"),
-        ("a\u200d\xe9\u200da", r"a\u200d" + "\xe9" + r"\u200da"),  # a joiner needs both sides
+        ("a\u200d, \u200cb", r"a\u200d, \u200cb"),  # a joiner needs a letter beside it that is not ASCII
         ("\u202a\u202b\u202c\u202d\u202e\u2066\u2067", r"\u202a\u202b\u202c\u202d\u202e\u2066\u2067"),
         ("\u2068\u2069\u200e\u200f\u061c\ufff9", r"\u2068\u2069\u200e\u200f\u061c\ufff9"),
         ("\U000e0061\U000e007f", r"\U000e0061\U000e007f"),
@@ -624,19 +591,13 @@ def test_no_code_point_of_a_dangerous_class_stands_alone() -> None:
     assert assigned == set()
 
 
-def most_columns(char: str) -> int:
-    """Return how many columns a character takes at most (U+4DC0 to U+4DFF: 2 in glibc and Unicode 16)."""
-    wide = unicodedata.east_asian_width(char) in ("W", "F", "A") or char > "\uffff"
-    return 2 if wide or "\u4dc0" <= char <= "\u4dff" else 1
-
-
 def rows_on_screen(text: str, columns: int) -> list[str]:
     """Return what is on each row of a terminal that wraps at `columns`, and has a tab stop every 8."""
     rows = []
     for line in text.split("\n"):
         row, width = "", 0
         for char in line:
-            wide = 8 - width % 8 if char == "\t" else most_columns(char)
+            wide = 8 - width % 8 if char == "\t" else columns_of(char)
             if width + wide > columns:
                 rows.append(row)
                 row, width = "", 0
@@ -645,16 +606,17 @@ def rows_on_screen(text: str, columns: int) -> list[str]:
     return rows
 
 
-@pytest.mark.parametrize(
-    "text",
-    [
-        " " * 500 + "Alice has left.",
-        "a" * 75 + "\nx" + "\u6f22" * 80 + "\u202e" * 80,
-        "a\tb" * 99 + "\n\n \n",
-        "a" * 75 + "\t" + "b" * 74,
-        "\u4dc0" * 38 + "Alice has left.",
-    ],
-)
+_LONG = {
+    "spaces": " " * 500 + "Alice has left.",
+    "Chinese": "a" * 75 + "\nx" + "\u6f22" * 80 + "\u202e" * 80,
+    "tabs": "a\tb" * 99 + "\n\n \n" + "a" * 75 + "\t" + "b" * 74,
+    "newly wide": "\u4dc0" * 38 + "Alice has left.",
+    "number signs": "\u0600" * 76 + "Alice has left.",
+    "accents and hearts": "e\u0301\u0308" * 76 + "\u2764\ufe0f" * 80,
+}
+
+
+@pytest.mark.parametrize("text", _LONG.values(), ids=_LONG)
 def test_every_row_of_a_message_begins_with_a_mark(text: str) -> None:
     mark, bar = "Bob: ", "   | "
     for offset in range(9):

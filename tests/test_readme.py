@@ -75,6 +75,7 @@ def test_both_screens_end_as_the_readme_shows(start: Start, homes: Path) -> None
         listener.expect("Type the words")
         listener.write(f"{words}\r")
     bob.expect("Alice's turn")
+    alice.expect("Alice: ")
     alice.write("hello Bob\r")
     bob.expect("hello Bob")
     bob.expect("Bob: ")

@@ -1,12 +1,14 @@
 """Take the checks away, one at a time: the test meant for each must go red.
 
 Weakened copies of the programs run in a process of their own. That the same tests are green without a
-weakening, one run of all shows.
+weakening, one run of all shows. A test that goes red because the patch itself is wrong says nothing about the
+check: an error of that kind, anywhere in pytest's output, is no red.
 """
 
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -16,9 +18,14 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 from mallory import ATTACKS
-from weakenings import LIST, PROGRAMS, WEAKENINGS, Weakening, weaken
+from weakenings import LIST, PROGRAMS, SESSION, WEAKENINGS, Weakening, weaken
 
 TESTS_FAILED, TESTS_PASSED = 1, 0  # pytest's exit statuses; from 2 on, tests could not be run
+# An exception that only a wrong patch raises, as pytest, or a program's own traceback, tells it.
+OF_THE_PATCH = re.compile(
+    r"^(?:E\s+)?\s*((?:Type|Name|UnboundLocal|Attribute|Import|ModuleNotFound|Syntax|Indentation)Error)(?::|$)",
+    re.MULTILINE,
+)
 
 
 @pytest.fixture
@@ -57,6 +64,25 @@ def test_the_test_meant_for_it_goes_red(copy: Path, weakening: Weakening) -> Non
     if done.returncode == TESTS_PASSED and " skipped" in done.stdout:
         pytest.skip(f"the test meant for it cannot run here: {done.stdout}")
     assert done.returncode == TESTS_FAILED, done.stdout
+    assert not OF_THE_PATCH.search(done.stdout), done.stdout
+
+
+@pytest.mark.parametrize(
+    ("test", "error", "body"),
+    [
+        (SESSION, "TypeError", "return original(z)"),
+        (SESSION, "NameError", "return no_such_name"),
+        (SESSION, "AttributeError", "return z.no_such_method()"),
+        (WEAKENINGS["cut reported as success"].test, "NameError", "return no_such_name"),
+    ],
+    ids=["TypeError", "NameError", "AttributeError", "in a program"],
+)
+def test_a_red_of_the_patch_itself_is_none(copy: Path, test: str, error: str, body: str) -> None:
+    patch = f"def derive_keys(z, direction, th, original=derive_keys): {body}"
+    weaken(copy, Weakening("wrong", test, patch))
+    done = run(copy, "-x", f"tests/{test}")
+    assert done.returncode == TESTS_FAILED, done.stdout
+    assert set(OF_THE_PATCH.findall(done.stdout)) == {error}, done.stdout
 
 
 @pytest.mark.exhaustive
