@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import re
 import socket
 import subprocess
 import sys
@@ -13,9 +12,8 @@ from pathlib import Path
 
 import pytest
 from conftest import (
+    AT_TERMINAL,
     DEADLINE,
-    GROUP,
-    RFC_GROUPS,
     ROOT,
     Background,
     Keys,
@@ -23,13 +21,13 @@ from conftest import (
     StartBob,
     Stranger,
     exhaustive,
-    patched,
+    pin_each_other,
     talk,
 )
 
 import alice_client
 import crypto_utils as chat
-from crypto_utils import KeyStore, Role
+from crypto_utils import KeyStore, PinnedPeer, Role
 
 FAMILY = "\U0001f468\u200d\U0001f469\u200d\U0001f467"  # man, woman, girl, joined
 ENGLAND = "\U0001f3f4\U000e0067\U000e0062\U000e0065\U000e006e\U000e0067\U000e007f"  # a flag, and tags
@@ -120,29 +118,24 @@ def test_the_end_of_bobs_input_ends_him_after_a_goodbye(bob: StartBob, start: St
     assert server.stdout == "Alice: anybody there?\n"
 
 
-@pytest.mark.parametrize("turn", [Role.BOB, *exhaustive(Role.ALICE)])
-def test_a_line_that_another_connection_interrupts_goes_out_whole(
-    bob: StartBob, stranger: Stranger, start: Start, keys: Keys, turn: Role
+def test_a_line_that_a_goodbye_interrupts_goes_to_the_next_guest_whole(
+    bob: StartBob, start: Start, stranger: Stranger, keys: Keys
 ) -> None:
-    """Bob has been given half a line when Alice connects again, and leaves: who gets it gets all of it."""
+    """Bob has been given half a line when Alice leaves: who gets it gets all of it."""
     server, port = bob()
+    pin_each_other(server.home, port)
     first = stranger(port, keys.alice)
-    server.expect("Alice speaks first", "stderr")
-    if turn is Role.BOB:
-        first.send("hello")
-        server.expect("^Alice: hello\n")
+    first.send("hello")
+    server.expect("^Alice: hello\n")
     server.write("pay 1")
-    second = stranger(port, keys.alice)
-    assert first.receive().type is chat.RecordType.CLOSE
-    server.expect("Alice speaks first", "stderr")
-    second.close()
+    first.close()
     server.expect("Alice left", "stderr")
     server.expect("Waiting for Alice", "stderr")
-    third = stranger(port, keys.alice)
-    third.send("how much?")
+    second = stranger(port, keys.alice)
+    second.send("how much?")
     server.expect(r"^Alice: how much\?\n")
     server.write("00 euros\n")
-    assert third.receive().text == "pay 100 euros"
+    assert second.receive().text == "pay 100 euros"
 
 
 @pytest.mark.exhaustive
@@ -152,6 +145,23 @@ def test_a_killed_program_is_told_from_a_goodbye(bob: StartBob, start: Start, ki
     dead, other = (server, client) if killed is Role.BOB else (client, server)
     dead.process.kill()
     other.expect("^Cut off: ", "stderr")
+    assert other.wait() == 1
+    assert "may not have arrived" not in other.stderr
+
+
+@pytest.mark.parametrize("killed", [Role.BOB, *exhaustive(Role.ALICE)])
+def test_after_a_cut_one_is_told_that_ones_last_message_may_not_have_arrived(
+    bob: StartBob, start: Start, killed: Role
+) -> None:
+    server, client = talk(bob("--once"), start)
+    client.write("hello\n")
+    server.expect("^Alice: hello\n")
+    if killed is Role.ALICE:
+        server.write("hello\n")
+        client.expect("^Bob: hello\n")
+    dead, other = (server, client) if killed is Role.BOB else (client, server)
+    dead.process.kill()
+    other.expect(r"^Cut off: .*\. Your last message may not have arrived\.$", "stderr")
     assert other.wait() == 1
 
 
@@ -176,6 +186,7 @@ def test_bob_serves_on_after_rubbish_and_a_cut(bob: StartBob, start: Start) -> N
 @pytest.mark.exhaustive
 def test_closed_standard_streams(bob: StartBob, homes: Path) -> None:
     server, port = bob("--once")
+    pin_each_other(homes, port)
     command = f'exec "{sys.executable}" alice_client.py 127.0.0.1 --port {port} 0<&- 1>&- 2>&-'
     environment = {**os.environ, "SECURE_CHAT_HOME": str(homes)}
     assert subprocess.run(command, shell=True, cwd=ROOT, env=environment, timeout=DEADLINE).returncode == 0
@@ -191,13 +202,14 @@ def test_closed_standard_streams(bob: StartBob, homes: Path) -> None:
     ["[::1]:PORT", *exhaustive("localhost", "127.0.0.1", "::1", "[::1]", "127.0.0.1:PORT")],
 )
 def test_alice_reaches_bob_by_address_and_by_name(
-    bob: StartBob, start: Start, homes: Path, host: str
+    bob: StartBob, start: Start, homes: Path, keys: Keys, host: str
 ) -> None:
     if ":1" in host and "." not in host and not socket.has_dualstack_ipv6():
         pytest.skip("this machine has no IPv6")
     server, port = bob("--once")
     where = (host.replace("PORT", port),) if "PORT" in host else (host, "--port", port)
-    client = start("alice_client.py", *where)
+    PinnedPeer(KeyStore(homes / "bob"), "alice").pin(keys.alice)
+    client = start("alice_client.py", *where, "--peer", chat.fingerprint(keys.bob))
     client.write("hello\n")
     server.expect("^Alice: hello\n")
     server.write("hello\n")
@@ -212,52 +224,75 @@ def test_alice_reaches_bob_by_address_and_by_name(
     [
         ("Example.ORG", ("example.org", 1)),
         ("example.org:2", ("example.org", 2)),
-        ("fe80::1%eth0", ("fe80::1%eth0", 1)),
+        ("192.0.2.7:2", ("192.0.2.7", 2)),
         ("[2001:DB8::7]:2", ("2001:db8::7", 2)),
-        ("host:65536", None),
-        ("host:port", None),
-        ("a host", None),
-        ("[::1]x", None),
-        ("*", None),
-        ("host,other", None),
-        ("", None),
+        ("::1", ("::1", 1)),
+        *((f"fe80::1%{zone}", (f"fe80::1%{zone}", 1)) for zone in ("eth0", "br-lan", "eth0.100", "LAN0")),
+        *((f"[fe80::1%{zone}]:2", (f"fe80::1%{zone}", 2)) for zone in ("eth0", "br-lan", "eth0.100", "LAN0")),
+        *((text, None) for text in ("host:65536", "host:port", "a host", "[::1]x", "*", "host,other", "")),
+        *((text, None) for text in ("65432", ":65432", ":1", "1:2", "alice@192.0.2.7")),
     ],
 )
 def test_what_an_address_is(text: str, found: tuple[str, int] | None) -> None:
     if found is None:
-        with pytest.raises(chat.NoConnection, match="cannot be an address"):
+        with pytest.raises(chat.UsageError, match=r"cannot be an address; examples: |leave out alice@"):
             alice_client.parse_address(text, 1)
     else:
-        assert alice_client.parse_address(text, 1) == found
+        host, port = alice_client.parse_address(text, 1)
+        assert (
+            host if "%" in host else host.lower(),
+            port,
+        ) == found  # an interface is named in its own capitals
 
 
-def test_the_address_is_asked_for_until_bob_is_there(bob: StartBob, start: Start, keys: Keys) -> None:
-    """The answer may be the whole command that Bob's screen shows."""
-    server, _ = bob("--host", "127.0.0.1", "--once")
-    (command,) = (line for line in server.stderr.splitlines() if line.startswith("  python3"))
+@pytest.mark.parametrize(
+    ("answer", "told", "status"),
+    [
+        ("", "nobody is listening", 1),
+        ("a b", "cannot be an address", 2),
+        ("no-such-host.invalid", "there is no such", 1),
+    ],
+)
+def test_the_address_is_asked_for_once(start: Start, answer: str, told: str, status: int) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
-        nobody = listener.getsockname()[1]
-    client = start("alice_client.py", terminal=True, size=(24, 80), TERM="xterm")
-    for answer, told in (
-        ("a b", r"cannot be\s+an address"),
-        (f"127.0.0.1:{nobody}", r"nobody is listening\s+there"),
-        ("no-such-host.invalid", r"there is no\s+such host"),
-        ("python3 alice_client.py --port nonsense", r"a port is a\s+number"),
-        (f"python3 alice_client.py --port {nobody}", r"nobody is listening\s+there"),
-    ):
-        client.expect("Bob's address .*: ")
-        client.write(f"{answer}\r")
-        client.expect(told)
+        nobody = str(listener.getsockname()[1])
+    client = start("alice_client.py", "--port", nobody, **{**AT_TERMINAL, "size": (24, 200)})
     client.expect("Bob's address .*: ")
-    client.write(f"{command}\r")
-    client.expect("with the key you asked for")
-    client.expect(re.escape(chat.fingerprint(keys.bob)))
-    client.expect("Alice: ")
+    client.write(f"{answer}\r")
+    client.expect(told)
+    assert client.wait() == status
+
+
+@pytest.mark.parametrize(
+    ("script", "arguments", "told"),
+    [
+        ("alice_client.py", ("192.0.2.7", "\u2014peer", "SHA256:x"), "type it anew"),
+        ("alice_client.py", ("192.0.2.7\u00a0--peer",), "type it anew"),
+        ("alice_client.py", (":65432",), "cannot be an address"),
+        ("alice_client.py", ("alice@192.0.2.7",), "leave out alice@"),
+        ("bob_server.py", ("--port", "65536"), "a port is a number up to 65535"),
+        ("bob_server.py", ("--peer", "SHA256:short"), "a fingerprint is SHA256: and 43 characters"),
+    ],
+)
+def test_a_usage_error_is_told_before_a_key_is_made(
+    start: Start, tmp_path: Path, script: str, arguments: tuple[str, ...], told: str
+) -> None:
+    home = tmp_path / "fresh"
+    program = start(script, *arguments, home=home)
+    assert program.wait() == 2
+    assert told in program.stderr
+    assert not home.exists()
+
+
+@pytest.mark.parametrize("form", ["{}", *exhaustive("{}.", "{}=", " {} ", "no SHA256:")])
+def test_a_fingerprint_is_taken_as_people_copy_it(keys: Keys, form: str) -> None:
+    whole = chat.fingerprint(keys.bob)
+    assert chat.a_fingerprint(form.format(whole) if "{}" in form else whole.split(":")[1]) == whole
 
 
 @pytest.mark.exhaustive
-def test_bobs_invitation_can_be_run_as_it_is(bob: StartBob, homes: Path) -> None:
-    server, _ = bob("--host", "127.0.0.1", "--once")
+def test_bobs_invitation_can_be_run_as_it_is(bob: StartBob, homes: Path, keys: Keys) -> None:
+    server, _ = bob("--host", "127.0.0.1", "--once", "--peer", chat.fingerprint(keys.alice))
     server.end_input()  # he says goodbye after the first message
     (command,) = (line for line in server.stderr.splitlines() if line.startswith("  python3"))
     result = subprocess.run(
@@ -301,73 +336,13 @@ def hosts() -> Iterator[list[tuple[str, ...]]]:
 
 
 @pytest.mark.exhaustive
-def test_two_hosts(bob: StartBob, start: Start, hosts: list[tuple[str, ...]]) -> None:
-    server, port = bob("--once", python=hosts[0])
+def test_two_hosts(bob: StartBob, start: Start, keys: Keys, hosts: list[tuple[str, ...]]) -> None:
+    server, port = bob("--once", "--peer", chat.fingerprint(keys.alice), python=hosts[0])
     assert f"  python3 alice_client.py 192.0.2.1 --port {port} --peer SHA256:" in server.stderr
-    client = start("alice_client.py", "192.0.2.1", "--port", port, python=hosts[1])
+    peer = ("--peer", chat.fingerprint(keys.bob))
+    client = start("alice_client.py", "192.0.2.1", "--port", port, *peer, python=hosts[1])
     client.write("over the cable\n")
     server.expect("^Alice: over the cable\n")
     server.write("so it is\n")
     client.end_input()
     assert (client.wait(), server.wait()) == (0, 0)
-
-
-# ------------------------------------------------------------------------------- keys and parameters
-
-
-@pytest.mark.exhaustive
-def test_what_the_first_run_makes_the_second_one_uses(start: Start, tmp_path: Path) -> None:
-    """Identities and parameters are made, pinned, and used again."""
-    home = tmp_path / "fresh"
-    found = patched(f"chat.generate_group = lambda bits, _: chat.Group({GROUP.p}, 2)")  # without a search
-    server = start("bob_server.py", "--port", "0", home=home, python=found)
-    port = server.expect(r"\AListening on port (\d+)\.\n", "stderr")[1]
-    client = start("alice_client.py", "--port", port, home=home)
-    for step in ("Making your RSA key", "Searching for Diffie-Hellman parameters", "Found after"):
-        server.expect(step, "stderr")
-    client.write("hello\n")
-    server.expect("^Alice: hello\n")
-    server.write("hello\n")
-    client.end_input()
-    assert client.wait() == 0
-    assert "The key is pinned" in client.stderr
-    server.expect("Waiting for Alice", "stderr")
-    again = start("alice_client.py", "--port", port, home=home)
-    again.end_input()
-    assert again.wait() == 0
-    assert "with the key you know" in again.stderr
-    assert "Making" not in again.stderr
-    assert KeyStore(home / "alice").load_group() == KeyStore(home / "bob").load_group() == GROUP
-
-
-def test_parameters_that_openssl_wrote(bob: StartBob, start: Start, homes: Path, tmp_path: Path) -> None:
-    file = tmp_path / "dh.pem"
-    file.write_bytes(RFC_GROUPS["modp_2048"].export())
-    server, client = talk(bob("--once", "--dh-parameters", str(file)), start)
-    client.write("hello\n")
-    client.end_input()
-    server.expect("^Alice: hello\n")
-    for name in ("bob", "alice"):
-        assert KeyStore(homes / name).load_group() == RFC_GROUPS["modp_2048"]
-
-
-@pytest.mark.parametrize(
-    ("typed", "told", "status"),
-    [("correct horse\r", r"nobody is listening\s+there", None), ("wrong\r", "is not the passphrase", 1)],
-)
-def test_a_passphrase_is_asked_for_at_the_terminal(
-    start: Start, homes: Path, keys: Keys, typed: str, told: str, status: int | None
-) -> None:
-    locked = keys.alice.export_key("PEM", passphrase="correct horse", pkcs=8)
-    KeyStore(homes / "alice").write(KeyStore.IDENTITY, locked)
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        port = str(listener.getsockname()[1])
-    client = start("alice_client.py", "127.0.0.1", "--port", port, terminal=True, size=(24, 80))
-    client.expect("Passphrase of ")
-    client.write(typed)
-    client.expect(told)
-    assert typed.strip() not in client.stdout
-    if status is None:  # Alice is asked for another address
-        client.expect("Bob's address")
-    else:
-        assert client.wait() == status

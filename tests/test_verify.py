@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
-from conftest import DEADLINE, GROUP, Keys, Program, Start, entries, patched
+from conftest import DEADLINE, GROUP, ROOT, Keys, Program, Start, entries, exhaustive, patched, pin_each_other
 from Crypto.Cipher import AES
 from Crypto.PublicKey import RSA
 from Crypto.Signature import pss
@@ -60,6 +60,7 @@ def kept(tmp_path_factory: pytest.TempPathFactory, keys: Keys) -> Iterator[Kept]
         )
         stack.callback(server.close)
         port = server.expect(r"Listening on port (\d+)\.", "stderr")[1]
+        pin_each_other(home, port)
         client = Program(
             *("alice_client.py", "--port", port, "-vv", "--transcript", str(folders["alice"])), home=home
         )
@@ -74,14 +75,18 @@ def kept(tmp_path_factory: pytest.TempPathFactory, keys: Keys) -> Iterator[Kept]
 
 
 def values(told: str) -> list[tuple[str, str]]:
-    """Return the names and values of the steps that were told, whole or shortened."""
+    """Return the names and values of the steps that were told: hexadecimal, whole or shortened."""
     found: list[tuple[str, str]] = []
     for line in told.split("\n"):
-        row = re.fullmatch(r"  (\w*) +([0-9a-f]*(?:\.\.\. \(\d+ bytes\))?)", line)
-        if row and row[1]:
-            found.append((row[1], row[2]))
-        elif row and found:
-            found[-1] = (found[-1][0], found[-1][1] + row[2])
+        row = re.fullmatch(
+            r"  (\w*) +(?:([0-9a-f]+(?:\.\.\. \(\d+ bytes\))?)|(\d+) zero bytes|\(empty\)|\".*\")", line
+        )
+        if row:
+            name, value = row[1], row[2] or "00" * int(row[3] or 0)
+            if name:
+                found.append((name, value))
+            else:
+                found[-1] = (found[-1][0], found[-1][1] + value)
     return found
 
 
@@ -105,9 +110,9 @@ def recomputed(file: Path) -> list[tuple[str, bytes]]:
     _, nonce_b, p, g, b, rsa_bob = fields(bob)
     _, nonce_a, a, rsa_alice = fields(alice)
     th = sha256(*(struct.pack(">I", len(hello)) + hello for hello in (bob, alice)))
-    shown = [("p", p), ("g", g), ("nonce_B", nonce_b), ("B", b), ("RSA_bob", rsa_bob)]
-    shown += [("nonce_A", nonce_a), ("A", a), ("RSA_alice", rsa_alice)]
-    shown += [("Z", z), ("b", bob), ("a", alice), ("th", th)]
+    version = ("version", b"secure-chat/1")
+    shown = [version, ("p", p), ("g", g), ("nonce_B", nonce_b), ("B", b), ("RSA_bob", rsa_bob)]
+    shown += [version, ("nonce_A", nonce_a), ("A", a), ("RSA_alice", rsa_alice), ("th", th), ("Z", z)]
     sides = {}
     for tag, label, rsa in (("B", b"bob->alice", rsa_bob), ("A", b"alice->bob", rsa_alice)):
         info = b"secure-chat/1 key " + label + th
@@ -128,14 +133,19 @@ def recomputed(file: Path) -> list[tuple[str, bytes]]:
         assert plaintext[1:33] == latest["A" if tag == "B" else "B"]
         shown += [("nonce", nonce), ("hash", digest.digest()), ("signature", signature)]
         shown += [("ciphertext", ciphertext), ("tag", gcm_tag)]
-        end = plaintext.rindex(b"\x80")
-        shown += [("type", plaintext[:1]), ("in_reply_to", plaintext[1:33]), ("body", plaintext[33:end])]
-        shown.append(("padding", plaintext[end:]))
         if (tag, numbers[tag]) == ("B", 0):
             shown.append(("r", plaintext[33:65]))
+        else:
+            end = plaintext.rindex(b"\x80")
+            shown += [("type", plaintext[:1]), ("in_reply_to", plaintext[1:33]), ("body", plaintext[33:end])]
+            shown.append(("padding", plaintext[end:]))
         latest[tag] = digest.digest()
         numbers[tag] += 1
     return shown
+
+
+def words_of(shown: dict[str, bytes]) -> list[str]:
+    return key_to_english(sha256(b"secure-chat/1 words ", shown["th"], shown["r"])[:8]).lower().split()
 
 
 # ------------------------------------------------------------------------------------ the verdict
@@ -156,6 +166,8 @@ def test_it_says_who_said_what_and_what_that_proves(
     assert "\nAlice left.\n" in program.stderr
     verdict = program.stderr.split("\nAlice left.\n")[1]
     assert all(part in verdict for part in ("is sound", "does not show when", "signed", "stole"))
+    assert "More may have been said than is in the file" in verdict
+    assert "a goodbye of their own proves nothing" in verdict
 
 
 def test_it_needs_no_home_and_makes_none(kept: Kept, start: Start, tmp_path: Path, keys: Keys) -> None:
@@ -180,14 +192,51 @@ def test_peer_insists_on_a_key(kept: Kept, start: Start, keys: Keys, right: bool
     assert program.stdout == ("Alice: hello Bob\nBob: hello Alice\n" if right else "")
 
 
-def test_an_end_without_a_goodbye_is_told(kept: Kept, start: Start, tmp_path: Path) -> None:
-    goodbye = entries(kept.files["bob"].read_bytes())[-1]
+@pytest.mark.parametrize("left_out", [1, *exhaustive(2, 3)])
+def test_whatever_was_left_out_at_the_end_the_verdict_says_that_it_may_have_been(
+    kept: Kept, start: Start, tmp_path: Path, left_out: int
+) -> None:
+    """A keeper can leave out the goodbye, a reply, a request: what is left is sound."""
+    whole = kept.files["bob"].read_bytes()
     cut = tmp_path / "cut"
-    cut.write_bytes(kept.files["bob"].read_bytes()[: -len(goodbye) - 4])
+    cut.write_bytes(whole[: -sum(4 + len(entry) for entry in entries(whole)[-left_out:])])
     program = start("bob_server.py", "--verify", str(cut))
     assert program.wait() == 0
+    assert program.stdout == "".join(["Alice: hello Bob\n", "Bob: hello Alice\n"][: 3 - left_out])
+    assert "left." not in program.stderr
+    assert "More may have been said than is in the file" in program.stderr
+
+
+def test_it_follows_a_symbolic_link(kept: Kept, start: Start, tmp_path: Path) -> None:
+    link = tmp_path / "link"
+    link.symlink_to(kept.files["bob"])
+    program = start("bob_server.py", "--verify", str(link))
+    assert program.wait() == 0
     assert program.stdout == "Alice: hello Bob\nBob: hello Alice\n"
-    assert "There is no goodbye" in program.stderr
+
+
+@pytest.mark.parametrize(
+    ("file", "status", "told"),
+    [
+        (
+            str(ROOT / "README.md"),
+            3,
+            "Broken off: this is no transcript of secure-chat\\.\nNothing is proven\\.\n\\Z",
+        ),
+        ("/proc/self/mem", 1, "Stopped: cannot read /proc/self/mem: .*error"),
+        ("none", 1, "Stopped: cannot read none: No such file"),
+        (str(ROOT), 1, "Stopped: cannot read .*: Is a directory"),
+        ("/dev/null", 1, "Stopped: /dev/null is not a regular file"),
+    ],
+    ids=["README.md", "memory", "none", "a folder", "no file"],
+)
+def test_what_is_no_transcript_is_called_that(start: Start, file: str, status: int, told: str) -> None:
+    if file.startswith("/proc") and not Path(file).exists():
+        pytest.skip("there is no /proc here")
+    program = start("alice_client.py", "--verify", file)
+    assert program.wait() == status
+    assert re.match(told, program.stderr)
+    assert program.stdout == ""
 
 
 def test_what_is_wrong_ends_it_after_what_is_right(kept: Kept, start: Start, tmp_path: Path) -> None:
@@ -239,10 +288,10 @@ def test_a_replay_shows_the_words_that_both_saw(kept: Kept, start: Start) -> Non
     assert program.wait() == 0
     shown = dict(recomputed(kept.files["alice"]))
     assert shown["nonce_B"] == sha256(b"secure-chat/1 commit ", shown["r"])
-    words = key_to_english(sha256(b"secure-chat/1 words ", shown["th"], shown["r"])[:8]).lower()
-    assert f": {words}.\n" in program.stderr
-    for told in kept.screens.values():
-        assert f"\nWords: {words}\n" in told
+    words = words_of(shown)
+    assert f": {' '.join(words)}. " in program.stderr
+    for (name, told), own in zip(kept.screens.items(), (words[:3], words[3:])):
+        assert f"read them out:  {' '.join(own)}\n" in told, name
 
 
 @pytest.mark.exhaustive
@@ -268,24 +317,36 @@ def test_both_screens_show_the_same_values_and_no_secret(kept: Kept) -> None:
     lessons = {name: values(told) for name, told in kept.screens.items()}
     assert sorted(lessons["bob"]) == sorted(lessons["alice"])
     expected = recomputed(kept.files["bob"])
-    never_live = {"Z", "K", "C", "r", "a", "b"}
-    assert sorted(lessons["bob"]) == sorted(
-        (name, value.hex()) for name, value in expected if name not in never_live
-    )
+    live = [(name, value.hex()) for name, value in expected if name not in {"Z", "K", "C", "r"}]
+    words = " ".join(words_of(dict(expected)))
+    assert sorted(lessons["bob"]) == sorted([*live, ("words", words.encode().hex())])
     for told in kept.screens.values():
         for name, value in expected:
-            if name in {"Z", "K", "C"}:
+            if name in {"Z", "K", "C", "r"}:
                 assert value.hex() not in told.replace(" ", "").replace("\n", "")
 
 
-def test_each_side_names_encryption_before_the_signature_and_the_reverse_on_receiving(kept: Kept) -> None:
+def test_each_side_tells_its_steps_in_the_order_in_which_they_are_done(kept: Kept) -> None:
+    """Who sends, encrypts and then signs; who receives, verifies, and only then decrypts."""
     for name, told in kept.screens.items():
-        steps = re.findall(r"^Step (\d), [\w-]+: record (\d), (\w+)->", told, re.MULTILINE)
-        assert steps
-        for (first, number, sender), (second, *same) in zip(steps[::2], steps[1::2]):
-            assert same == [number, sender]
-            assert (first, second) == (("2", "3") if sender == name else ("3", "2"))
-        assert told.index("Step 1, ") < told.index("Step 2, ") < told.index("Step 3, ")
+        steps = re.findall(
+            r"^Record (\d), (\w+)->\w+, (\w+): (is encrypted|is signed|came|is decrypted)",
+            told,
+            re.MULTILINE,
+        )
+        assert len(steps) == 10  # two READYs, a request, a reply, a goodbye
+        for first, second in zip(steps[::2], steps[1::2]):
+            assert first[:3] == second[:3]
+            assert (first[3], second[3]) == (
+                ("is encrypted", "is signed") if first[1] == name else ("came", "is decrypted")
+            )
+        hellos = (
+            ("hello_bob is made", "hello_alice came")
+            if name == "bob"
+            else ("hello_bob came", "hello_alice is made")
+        )
+        assert told.index(hellos[0]) < told.index(hellos[1]) < told.index("Both hellos have passed")
+        assert told.index("Both hellos have passed") < told.index("Z = ") < told.index("Record 0")
 
 
 @pytest.mark.exhaustive
