@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -12,8 +13,9 @@ from pathlib import Path
 
 import pytest
 from conftest import (
-    AT_TERMINAL,
     DEADLINE,
+    GROUP,
+    RFC_GROUPS,
     ROOT,
     Background,
     Keys,
@@ -21,13 +23,15 @@ from conftest import (
     StartBob,
     Stranger,
     exhaustive,
+    fails,
+    patched,
     pin_each_other,
     talk,
 )
 
 import alice_client
 import crypto_utils as chat
-from crypto_utils import KeyStore, PinnedPeer, Role
+from crypto_utils import KeyStore, Role
 
 FAMILY = "\U0001f468\u200d\U0001f469\u200d\U0001f467"  # man, woman, girl, joined
 ENGLAND = "\U0001f3f4\U000e0067\U000e0062\U000e0065\U000e006e\U000e0067\U000e007f"  # a flag, and tags
@@ -118,26 +122,6 @@ def test_the_end_of_bobs_input_ends_him_after_a_goodbye(bob: StartBob, start: St
     assert server.stdout == "Alice: anybody there?\n"
 
 
-def test_a_line_that_a_goodbye_interrupts_goes_to_the_next_guest_whole(
-    bob: StartBob, start: Start, stranger: Stranger, keys: Keys
-) -> None:
-    """Bob has been given half a line when Alice leaves: who gets it gets all of it."""
-    server, port = bob()
-    pin_each_other(server.home, port)
-    first = stranger(port, keys.alice)
-    first.send("hello")
-    server.expect("^Alice: hello\n")
-    server.write("pay 1")
-    first.close()
-    server.expect("Alice left", "stderr")
-    server.expect("Waiting for Alice", "stderr")
-    second = stranger(port, keys.alice)
-    second.send("how much?")
-    server.expect(r"^Alice: how much\?\n")
-    server.write("00 euros\n")
-    assert second.receive().text == "pay 100 euros"
-
-
 @pytest.mark.exhaustive
 @pytest.mark.parametrize("killed", Role)
 def test_a_killed_program_is_told_from_a_goodbye(bob: StartBob, start: Start, killed: Role) -> None:
@@ -163,6 +147,25 @@ def test_after_a_cut_one_is_told_that_ones_last_message_may_not_have_arrived(
     dead.process.kill()
     other.expect(r"^Cut off: .*\. Your last message may not have arrived\.$", "stderr")
     assert other.wait() == 1
+
+
+def test_half_a_line_that_a_goodbye_interrupts_goes_to_the_next_guest_whole(
+    bob: StartBob, stranger: Stranger, keys: Keys
+) -> None:
+    server, port = bob()
+    pin_each_other(server.home, port)
+    first = stranger(port, keys.alice)
+    first.send("hello")
+    server.expect("^Alice: hello\n")
+    server.write("pay 1")
+    first.close()
+    server.expect("Alice left", "stderr")
+    server.expect("Waiting for Alice", "stderr")
+    second = stranger(port, keys.alice)
+    second.send("how much?")
+    server.expect(r"^Alice: how much\?\n")
+    server.write("00 euros\n")
+    assert second.receive().text == "pay 100 euros"
 
 
 @pytest.mark.exhaustive
@@ -206,9 +209,8 @@ def test_alice_reaches_bob_by_address_and_by_name(
 ) -> None:
     if ":1" in host and "." not in host and not socket.has_dualstack_ipv6():
         pytest.skip("this machine has no IPv6")
-    server, port = bob("--once")
+    server, port = bob("--once", "--peer", chat.fingerprint(keys.alice))
     where = (host.replace("PORT", port),) if "PORT" in host else (host, "--port", port)
-    PinnedPeer(KeyStore(homes / "bob"), "alice").pin(keys.alice)
     client = start("alice_client.py", *where, "--peer", chat.fingerprint(keys.bob))
     client.write("hello\n")
     server.expect("^Alice: hello\n")
@@ -220,71 +222,68 @@ def test_alice_reaches_bob_by_address_and_by_name(
 
 
 @pytest.mark.parametrize(
-    ("text", "found"),
+    ("text", "host", "port"),
     [
-        ("Example.ORG", ("example.org", 1)),
-        ("example.org:2", ("example.org", 2)),
-        ("192.0.2.7:2", ("192.0.2.7", 2)),
-        ("[2001:DB8::7]:2", ("2001:db8::7", 2)),
-        ("::1", ("::1", 1)),
-        *((f"fe80::1%{zone}", (f"fe80::1%{zone}", 1)) for zone in ("eth0", "br-lan", "eth0.100", "LAN0")),
-        *((f"[fe80::1%{zone}]:2", (f"fe80::1%{zone}", 2)) for zone in ("eth0", "br-lan", "eth0.100", "LAN0")),
-        *((text, None) for text in ("host:65536", "host:port", "a host", "[::1]x", "*", "host,other", "")),
-        *((text, None) for text in ("65432", ":65432", ":1", "1:2", "alice@192.0.2.7")),
+        ("Example.ORG", "Example.ORG", 1),  # a pin's name is in lower case, and a zone keeps its capitals
+        ("example.org:2", "example.org", 2),
+        ("192.0.2.7", "192.0.2.7", 1),
+        ("::1", "::1", 1),
+        ("fe80::1%eth0", "fe80::1%eth0", 1),
+        ("fe80::1%br-lan", "fe80::1%br-lan", 1),
+        ("[fe80::1%LAN0.100]:2", "fe80::1%LAN0.100", 2),
+        ("[2001:DB8::7]:2", "2001:DB8::7", 2),
     ],
 )
-def test_what_an_address_is(text: str, found: tuple[str, int] | None) -> None:
-    if found is None:
-        with pytest.raises(chat.UsageError, match=r"cannot be an address; examples: |leave out alice@"):
-            alice_client.parse_address(text, 1)
-    else:
-        host, port = alice_client.parse_address(text, 1)
-        assert (
-            host if "%" in host else host.lower(),
-            port,
-        ) == found  # an interface is named in its own capitals
+def test_what_an_address_is(text: str, host: str, port: int) -> None:
+    assert alice_client.parse_address(text, 1) == (host, port)
 
 
 @pytest.mark.parametrize(
-    ("answer", "told", "status"),
+    ("text", "why"),
     [
-        ("", "nobody is listening", 1),
-        ("a b", "cannot be an address", 2),
-        ("no-such-host.invalid", "there is no such", 1),
+        *(
+            (text, "cannot be an address")
+            for text in ("host:65536", "host:port", "a host", "[::1]x", "*", "")
+        ),
+        *((text, "cannot be an address") for text in ("65432", ":65432", "host,other", "1:2", "http://host")),
+        ("alice@host", "is more than an address; leave out alice@"),
     ],
 )
-def test_the_address_is_asked_for_once(start: Start, answer: str, told: str, status: int) -> None:
+def test_what_is_no_address_is_a_mistake_in_usage(text: str, why: str) -> None:
+    with pytest.raises(chat.UsageError, match=re.escape(why)):
+        alice_client.parse_address(text, 1)
+
+
+def test_a_mistake_in_usage_is_told_before_a_key_is_made(start: Start, tmp_path: Path) -> None:
+    client = start("alice_client.py", ":65432", home=tmp_path / "fresh")
+    fails(client, 2, "^Usage: :65432 cannot be an address; examples: ")
+    assert not (tmp_path / "fresh").exists()
+
+
+@pytest.mark.parametrize("argument", ["\u2014peer", "192.0.2.2\u00a0--peer"])
+def test_a_command_that_a_messenger_has_changed(start: Start, argument: str) -> None:
+    fails(
+        start("alice_client.py", argument), 2, "a messenger changed a dash or a space; type it anew, with --"
+    )
+
+
+def test_the_address_is_asked_for_once(start: Start) -> None:
+    """Enter is this machine; an error ends the program."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         nobody = str(listener.getsockname()[1])
-    client = start("alice_client.py", "--port", nobody, **{**AT_TERMINAL, "size": (24, 200)})
-    client.expect("Bob's address .*: ")
-    client.write(f"{answer}\r")
-    client.expect(told)
-    assert client.wait() == status
+    for answer, told, status in (
+        ("", rf"127\.0\.0\.1\s+port\s+{nobody}:\s+nobody\s+is\s+listening", 1),
+        ("a b", r"a b cannot be an\s+address", 2),
+        ("no-such-host.invalid", r"there\s+is\s+no\s+such\s+host", 1),
+    ):
+        client = start("alice_client.py", "--port", nobody, terminal=True, size=(24, 80), TERM="xterm")
+        client.expect("Bob's address .*: ")
+        client.write(f"{answer}\r")
+        client.expect(told)
+        assert client.wait() == status
 
 
-@pytest.mark.parametrize(
-    ("script", "arguments", "told"),
-    [
-        ("alice_client.py", ("192.0.2.7", "\u2014peer", "SHA256:x"), "type it anew"),
-        ("alice_client.py", ("192.0.2.7\u00a0--peer",), "type it anew"),
-        ("alice_client.py", (":65432",), "cannot be an address"),
-        ("alice_client.py", ("alice@192.0.2.7",), "leave out alice@"),
-        ("bob_server.py", ("--port", "65536"), "a port is a number up to 65535"),
-        ("bob_server.py", ("--peer", "SHA256:short"), "a fingerprint is SHA256: and 43 characters"),
-    ],
-)
-def test_a_usage_error_is_told_before_a_key_is_made(
-    start: Start, tmp_path: Path, script: str, arguments: tuple[str, ...], told: str
-) -> None:
-    home = tmp_path / "fresh"
-    program = start(script, *arguments, home=home)
-    assert program.wait() == 2
-    assert told in program.stderr
-    assert not home.exists()
-
-
-@pytest.mark.parametrize("form", ["{}", *exhaustive("{}.", "{}=", " {} ", "no SHA256:")])
+@pytest.mark.parametrize("form", ["{}.", *exhaustive("{}", "{}=", " {} ", "no SHA256:")])
 def test_a_fingerprint_is_taken_as_people_copy_it(keys: Keys, form: str) -> None:
     whole = chat.fingerprint(keys.bob)
     assert chat.a_fingerprint(form.format(whole) if "{}" in form else whole.split(":")[1]) == whole
@@ -339,10 +338,74 @@ def hosts() -> Iterator[list[tuple[str, ...]]]:
 def test_two_hosts(bob: StartBob, start: Start, keys: Keys, hosts: list[tuple[str, ...]]) -> None:
     server, port = bob("--once", "--peer", chat.fingerprint(keys.alice), python=hosts[0])
     assert f"  python3 alice_client.py 192.0.2.1 --port {port} --peer SHA256:" in server.stderr
-    peer = ("--peer", chat.fingerprint(keys.bob))
-    client = start("alice_client.py", "192.0.2.1", "--port", port, *peer, python=hosts[1])
+    known = "--peer", chat.fingerprint(keys.bob)
+    client = start("alice_client.py", "192.0.2.1", "--port", port, *known, python=hosts[1])
     client.write("over the cable\n")
     server.expect("^Alice: over the cable\n")
     server.write("so it is\n")
     client.end_input()
     assert (client.wait(), server.wait()) == (0, 0)
+
+
+# ------------------------------------------------------------------------------- keys and parameters
+
+
+@pytest.mark.exhaustive
+def test_what_the_first_run_makes_the_second_one_uses(start: Start, tmp_path: Path) -> None:
+    """Identities and parameters are made, pinned, and used again."""
+    home = tmp_path / "fresh"
+    first = start("alice_client.py", "--port", "1", home=home)
+    alices = first.expect(r"SHA256:\S+", "stderr")[0]
+    assert first.wait() == 1
+    found = patched(f"chat.generate_group = lambda bits, _: chat.Group({GROUP.p}, 2)")  # without a search
+    server = start("bob_server.py", "--port", "0", "--peer", alices, home=home, python=found)
+    for step in ("Making your RSA key", "Searching for Diffie-Hellman parameters", "Found after"):
+        server.expect(step, "stderr")
+    bobs = server.expect(r"--peer (SHA256:\S+)$", "stderr")[1]
+    port = server.expect(r"^Listening on port (\d+)\.$", "stderr")[1]
+    for known in (("--peer", bobs), ()):
+        client = start("alice_client.py", "--port", port, *known, home=home)
+        client.write("hello\n")
+        server.expect("^Alice: hello\n")
+        server.write("hello\n")
+        client.end_input()
+        assert client.wait() == 0
+        assert ("The key is pinned" in client.stderr) == bool(known)
+        assert "Making" not in client.stderr
+    assert KeyStore(home / "alice").load_group() == KeyStore(home / "bob").load_group() == GROUP
+
+
+def test_parameters_that_openssl_wrote(bob: StartBob, start: Start, homes: Path) -> None:
+    """They are put where Bob keeps his own."""
+    group = RFC_GROUPS["modp_2048"]
+    KeyStore(homes / "bob").write(KeyStore.GROUP, group.export().removeprefix(chat.TESTED))
+    server, client = talk(bob("--once"), start)
+    client.write("hello\n")
+    client.end_input()
+    server.expect("^Alice: hello\n")
+    for name in ("bob", "alice"):
+        assert KeyStore(homes / name).load_group() == group
+
+
+@pytest.mark.parametrize(
+    ("typed", "told"),
+    [
+        (["correct horse"], r"nobody\s+is\s+listening\s+there"),
+        (["wrong", "", "correct horse"], r"nobody\s+is\s+listening\s+there"),
+        (["wrong"] * 3, r"that\s+is\s+not\s+the\s+passphrase"),
+    ],
+)
+def test_a_passphrase_is_asked_for_at_the_terminal(
+    start: Start, homes: Path, keys: Keys, typed: list[str], told: str
+) -> None:
+    locked = keys.alice.export_key("PEM", passphrase="correct horse", pkcs=8)
+    KeyStore(homes / "alice").write(KeyStore.IDENTITY, locked)
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = str(listener.getsockname()[1])
+    client = start("alice_client.py", "127.0.0.1", "--port", port, terminal=True, size=(24, 80))
+    for passphrase in typed:
+        client.expect("Passphrase of ")
+        client.write(f"{passphrase}\r")
+    client.expect(told)
+    assert "correct horse" not in client.stdout
+    assert client.wait() == 1

@@ -194,7 +194,7 @@ def test_a_record_is_decrypted_as_it_says() -> None:
 
 def test_what_it_says_to_mallory_she_understands() -> None:
     commands = re.findall(r"^    python3 tests/mallory.py ?(.*?)(?: {2,}#.*)?$", README, re.MULTILINE)
-    assert len(commands) == 4
+    assert len(commands) == 8
     for arguments in commands:
         options = mallory.command_line().parse_args(arguments.split())
         if options.attack:
