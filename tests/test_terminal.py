@@ -382,6 +382,7 @@ def test_a_signal_ends_a_conversation_with_a_goodbye(
     server, client = terminals() if terminal else talk(bob(), start)
     if not terminal:
         one_round(server, client)
+    rests(server)
     server.process.send_signal(number)
     client.expect("Bob left", "stdout" if terminal else "stderr")
     assert (client.wait(), server.wait()) == (
@@ -400,6 +401,7 @@ def test_a_second_signal_ends_at_once_and_puts_the_terminal_back(
     alice = stranger(port, keys.alice)
     server.expect(WAITING)
     assert settings(server) != before
+    rests(server)
     server.process.send_signal(signal.SIGINT)
     assert alice.receive().type is chat.RecordType.CLOSE
     server.process.send_signal(signal.SIGTERM)
