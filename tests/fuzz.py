@@ -1,7 +1,7 @@
-"""Throw bytes at every parser: guided by coverage where atheris is installed, else at random.
+"""Throw bytes at every parser: valid encodings, in which parts are replaced at random.
 
-`python tests/fuzz.py --runs 20000` starts from valid encodings and prints the input that breaks the
-invariant, if any; `--input HEX` runs that one again. test_parsers.py uses the same targets.
+`python tests/fuzz.py --runs 20000` prints the input that breaks the invariant, if any; `--input HEX` runs
+that one again. test_parsers.py uses the same targets.
 """
 
 # The invariant: any bytes, split anywhere, give a value or the one documented error (ProtocolError, and
@@ -21,43 +21,35 @@ import io
 import itertools
 import json
 import math
-import os
-import shutil
 import sys
-import tempfile
-import time
 import traceback
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from random import Random
 from typing import Any, Callable
 
-atheris: Any = None
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-    with contextlib.suppress(ImportError):
-        import atheris
 
-with atheris.instrument_imports(include=["crypto_utils", "Crypto"]) if atheris else contextlib.nullcontext():
-    from conftest import GROUP
-    from Crypto.IO import _PBES, PEM, PKCS8
-    from Crypto.PublicKey import RSA, _openssh
-    from Crypto.Util.asn1 import DerBitString, DerSequence
-    from Crypto.Util.Padding import pad
+from conftest import GROUP
+from Crypto.IO import _PBES, PEM, PKCS8
+from Crypto.PublicKey import RSA, _openssh
+from Crypto.Util.asn1 import DerBitString, DerSequence
+from Crypto.Util.Padding import pad
 
-    import crypto_utils as chat
-    from crypto_utils import (
-        ConnectionCut,
-        FileError,
-        Group,
-        Hello,
-        KeyStore,
-        ProtocolError,
-        RecordType,
-        Role,
-        TrustError,
-    )
+import crypto_utils as chat
+from crypto_utils import (
+    ConnectionCut,
+    FileError,
+    Group,
+    Hello,
+    KeyStore,
+    ProtocolError,
+    RecordType,
+    Role,
+    TrustError,
+)
 
 LONGEST = 4096  # bytes of an input
 
@@ -585,20 +577,7 @@ def seeds() -> dict[str, list[bytes]]:
     }
 
 
-def corpus(names: list[str]) -> list[bytes]:
-    """Return the seeds of these targets as inputs."""
-    made = seeds()
-    return [bytes([list(TARGETS).index(name)]) + seed for name in names for seed in made[name]]
-
-
-def run(data: bytes) -> str:
-    """Run one input, and return the target's name; whatever else it raises breaks the invariant."""
-    name = list(TARGETS)[data[0] % len(TARGETS) if data else 0]
-    TARGETS[name](data[1:])
-    return name
-
-
-# ------------------------------------------------------------------------------------------- two drivers
+# --------------------------------------------------------------------------------------------- the driver
 
 
 def mutated(random: Random, valid: list[bytes]) -> bytes:
@@ -622,77 +601,43 @@ def mutated(random: Random, valid: list[bytes]) -> bytes:
     return bytes(data[:LONGEST])
 
 
-class Session:
-    """Counts the inputs, and remembers the one that broke the invariant."""
+def inputs(names: list[str], runs: int, seed: int) -> Iterator[bytes]:
+    """Yield the seeds of these targets, and then mutations of them. The first byte is the target's number."""
+    made, random = seeds(), Random(seed)
+    valid = [bytes([list(TARGETS).index(name)]) + data for name in names for data in made[name]]
+    for number in range(runs):
+        yield valid[number] if number < len(valid) else mutated(random, valid)
 
-    def __init__(self, options: argparse.Namespace) -> None:
-        self.names = [options.target] if options.target else list(TARGETS)
-        self.counts: collections.Counter[str] = collections.Counter()
-        self.finding: bytes | None = None
 
-    def run(self, data: bytes) -> bool:
-        """Run one input, in the target asked for if there is one; return whether all is well."""
-        if len(self.names) == 1:
-            data = bytes([list(TARGETS).index(self.names[0])]) + data[1:]
+def run(tried: Iterable[bytes]) -> int:
+    """Run inputs until one breaks the invariant: whatever else is raised does. Return how many did."""
+    counts: collections.Counter[str] = collections.Counter()
+    found = 0
+    for data in tried:
+        name = list(TARGETS)[data[0] % len(TARGETS) if data else 0]
+        counts[name] += 1
         try:
-            self.counts[run(data)] += 1
+            TARGETS[name](data[1:])
         except Exception:  # whatever it is: that is the finding
-            self.finding = data
             traceback.print_exc()
-        return self.finding is None
-
-    def by_chance(self, options: argparse.Namespace) -> None:
-        random, valid = Random(options.seed), corpus(self.names)
-        stop = time.monotonic() + options.seconds
-        for number in range(options.runs):
-            data = valid[number] if number < len(valid) else mutated(random, valid)
-            if not self.run(data) or time.monotonic() > stop:
-                break
-
-    def by_coverage(self, options: argparse.Namespace) -> None:
-        stop = time.monotonic() + options.seconds
-        with tempfile.TemporaryDirectory() as folder:
-
-            def check(data: bytes) -> None:
-                if not self.run(data) or time.monotonic() > stop:
-                    shutil.rmtree(folder)
-                    os._exit(self.report())  # libFuzzer would report more, and keep files
-
-            for number, seed in enumerate(corpus(self.names)):
-                (Path(folder) / str(number)).write_bytes(seed)
-            limits = [f"-atheris_runs={options.runs}", f"-max_len={LONGEST}", "-timeout=30"]
-            places = [f"-artifact_prefix={folder}/", folder]
-            atheris.Setup([sys.argv[0], *limits, f"-seed={options.seed}", *places], check)
-            with contextlib.suppress(SystemExit):
-                atheris.Fuzz()
-
-    def report(self) -> int:
-        print(*(f"{name} {self.counts[name]}" for name in self.names), sep=", ")
-        if self.finding is not None:
-            print(f"the invariant does not hold: python tests/fuzz.py --input {self.finding.hex()}")
-        findings = int(self.finding is not None)
-        print(f"{sum(self.counts.values()) + findings} inputs, {findings} findings", flush=True)
-        return findings
+            print(f"the invariant does not hold: python tests/fuzz.py --input {data.hex()}")
+            found = 1
+            break
+    print(*(f"{name} {count}" for name, count in counts.items()), sep=", ")
+    print(f"{sum(counts.values())} inputs, {found} findings", flush=True)
+    return found
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description="Fuzz the parsers of crypto_utils.")
     parser.add_argument("--runs", type=int, default=20_000, help="inputs in all")
-    parser.add_argument("--seconds", type=float, default=math.inf, help="stop after that many")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--target", choices=TARGETS, help="only this one")
     parser.add_argument("--input", type=bytes.fromhex, help="run this one input, in hex")
     options = parser.parse_args()
-    session = Session(options)
     if options.input is not None:
-        session.run(options.input)
-    elif atheris:
-        print("driver: atheris, guided by coverage", flush=True)
-        session.by_coverage(options)
-    else:
-        print("driver: random mutation (atheris is not installed)", flush=True)
-        session.by_chance(options)
-    return session.report()
+        return run([options.input])
+    return run(inputs([options.target] if options.target else list(TARGETS), options.runs, options.seed))
 
 
 if __name__ == "__main__":
