@@ -761,7 +761,7 @@ class Direction:
         name = f"Record {self.number}, {self.sender.label.decode()}, {record_type.name}"
         if record_type is RecordType.READY and self.sender is Role.BOB:
             values.pop("plaintext", None)
-            what += ". Not shown yet: r, of which the words are made"
+            what += ". Not shown here: r, of which the words are made"
         trace(f"{name}: {what}", level=3, **values)
 
 
@@ -1540,8 +1540,8 @@ HELP = """\
 Type a line and press Enter to send it, when it is your turn.
   /words   show your three words
   /help    show this
-  /quit    leave, as END; Ctrl-C leaves at any moment
-To send a line that begins with /, put a space before it.""".replace(
+  /quit    leave, as END
+Ctrl-C leaves at any moment. To send a line that begins with /, put a space before it.""".replace(
     "END", "Ctrl-Z and Enter" if sys.platform == "win32" else "Ctrl-D"
 )
 
@@ -1679,7 +1679,7 @@ class Console:
                 self._row, self._editing = question, True
                 return input(question).rstrip("\n")  # a paste may end with one
             line = sys.stdin.readline()
-        except (EOFError, KeyboardInterrupt):
+        except EOFError:
             self.screen.write("\n")  # keep what stands in this row
             raise
         finally:
@@ -1804,6 +1804,10 @@ class Console:
             self.set_quiet(False)
             os._exit(128 + number)
         self.leaving = True
+        if not self._quiet and is_terminal(sys.stderr):  # the terminal has shown ^C, or something was typed
+            self._row = ""
+            with contextlib.suppress(OSError):
+                os.write(sys.stderr.fileno(), b"\n")
         if not self._holds_signals:
             raise KeyboardInterrupt
 
@@ -1954,7 +1958,8 @@ def ask_for_words(console: Console, channel: Channel) -> None:
                 raise NoConversation(f"{name} left before you answered; nothing is pinned")
             if channel.frames.has_ended():
                 raise ConnectionCut(f"{name} was gone before you answered; nothing is pinned")
-            watched = None  # her first message: it waits until the question is answered
+            watched = None  # what it is waits until the question is answered
+            console.notice(f"{name} has said something, or has left. You see it after your answer.")
             continue
         words = re.findall(r"[a-z]+", answer.lower())
         if words == channel.other_words:

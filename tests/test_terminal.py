@@ -84,6 +84,32 @@ def test_two_people_talk(terminals: Terminals, python: tuple[str, ...]) -> None:
 
 
 @pytest.mark.parametrize("count", [10, *exhaustive(300)])
+def test_a_whole_conversation(bob: StartBob, start: Start) -> None:
+    """From a first meeting, at which each types the other's words, to the goodbye."""
+    server, port = bob("--once", **AT_TERMINAL)
+    client = start("alice_client.py", "127.0.0.1", "--port", port, **AT_TERMINAL)
+    found = {
+        program: program.expect(rf"Read these words to {name}, by telephone or in person:\s+([a-z ]+)\r")[1]
+        for program, name in ((server, "Alice"), (client, "Bob"))
+    }
+    for program, other in ((server, client), (client, server)):
+        program.expect("Type the words that ")
+        program.write(f"{found[other]}\r")
+        program.expect(r"The key is pinned\.")
+    for number in range(3):
+        client.expect("Alice: ")
+        client.write(f"request {number}\r")
+        server.expect(f"request {number}")
+        server.expect("Bob: ")
+        server.write(f"reply {number}\r")
+        client.expect(f"reply {number}")
+    client.expect("Alice: ")
+    client.write("/quit\r")
+    assert client.wait() == 0
+    server.expect(r"Alice left\.")
+    assert server.wait() == 0
+
+
 def test_every_line_that_is_typed_in_ones_turn_arrives_whole(terminals: Terminals, count: int) -> None:
     """All keys come at once: the first of them is waited for, and the line editor reads it. (300 lines: what
     is lost once in a hundred times is found.)
