@@ -514,7 +514,11 @@ class FrameSocket:
         return bytes(received)
 
     def has_ended(self) -> bool:
-        """Whether nothing follows. Waits until that can be told."""
+        """Whether the peer has hung up; where the system can tell (Linux), also behind what it sent last."""
+        if hasattr(select, "POLLRDHUP"):
+            poll = select.poll()
+            poll.register(self.socket, select.POLLRDHUP)
+            return bool(poll.poll(1000))  # milliseconds: a goodbye is followed by the end at once
         with self._network():
             return self.socket.recv(1, socket.MSG_PEEK) == b""
 
@@ -1957,7 +1961,7 @@ def ask_for_words(console: Console, channel: Channel) -> None:
                 channel.receive()  # it is her turn: a goodbye, or else an error
                 raise NoConversation(f"{name} left before you answered; nothing is pinned")
             if channel.frames.has_ended():
-                raise ConnectionCut(f"{name} was gone before you answered; nothing is pinned")
+                raise NoConversation(f"{name} was gone before you answered; nothing is pinned")
             watched = None  # what it is waits until the question is answered
             console.notice(f"{name} has said something, or has left. You see it after your answer.")
             continue

@@ -83,7 +83,6 @@ def test_two_people_talk(terminals: Terminals, python: tuple[str, ...]) -> None:
     assert "(Alice's turn" not in screen(client)  # each row of that kind is erased
 
 
-@pytest.mark.parametrize("count", [10, *exhaustive(300)])
 def test_a_whole_conversation(bob: StartBob, start: Start) -> None:
     """From a first meeting, at which each types the other's words, to the goodbye."""
     server, port = bob("--once", **AT_TERMINAL)
@@ -110,6 +109,7 @@ def test_a_whole_conversation(bob: StartBob, start: Start) -> None:
     assert server.wait() == 0
 
 
+@pytest.mark.parametrize("count", [10, *exhaustive(300)])
 def test_every_line_that_is_typed_in_ones_turn_arrives_whole(terminals: Terminals, count: int) -> None:
     """All keys come at once: the first of them is waited for, and the line editor reads it. (300 lines: what
     is lost once in a hundred times is found.)
