@@ -1810,8 +1810,9 @@ class Console:
         self.leaving = True
         if not self._quiet and is_terminal(sys.stderr):  # the terminal has shown ^C, or something was typed
             self._row = ""
-            with contextlib.suppress(OSError):
-                os.write(sys.stderr.fileno(), b"\n")
+            with contextlib.suppress(OSError, ValueError):
+                if select.select([], [sys.stderr], [], 0)[1]:  # not on a stopped screen
+                    os.write(sys.stderr.fileno(), b"\n")
         if not self._holds_signals:
             raise KeyboardInterrupt
 

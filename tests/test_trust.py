@@ -332,7 +332,7 @@ def test_the_words_of_one_connection_are_none_of_the_next(
     first = stranger(port, keys.alice)
     server.expect(QUESTION)
     reset(first.frames.socket)
-    server.expect("Cut off: |Alice left before you answered")
+    server.expect("Alice was gone before you answered")
     server.expect("Waiting for Alice")
     server.write(f"{' '.join(first.own_words)}\r")  # a moment too late
     second = stranger(port, keys.mallory)
