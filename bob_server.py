@@ -312,12 +312,15 @@ def load_group(console: chat.Console, store: chat.KeyStore, bits: int | None) ->
 
     def progress() -> None:
         nonlocal shown
+        if console.leaving:  # here, outside of every lock of the search
+            raise KeyboardInterrupt
         if time.monotonic() - shown > 0.5:
             shown = time.monotonic()
             console.show_row(f"{shown - begun:.0f} s; it may take a minute.")
 
     try:
-        group = chat.generate_group(size, progress)
+        with console.to_its_end():
+            group = chat.generate_group(size, progress)
     except RuntimeError:  # from starting a thread
         raise chat.NoConnection("this machine allows no further thread") from None
     console.notice(f"Found after {time.monotonic() - begun:.1f} s.")

@@ -1613,8 +1613,10 @@ class Console:
         """Show a row that whatever is written next takes the place of, on a terminal only."""
         if is_terminal(self.screen):
             row = text[: (columns(self.screen) or 80) - 1]
-            self.write(row, self.screen)
+            self.write("", self.screen)
             self._row = row
+            self.screen.write(row)
+            self.screen.flush()
 
     def notice(self, text: str) -> None:
         """Tell the person something that is not part of the conversation. Raises OSError.

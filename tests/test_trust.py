@@ -387,7 +387,7 @@ def test_a_stranger_who_is_gone_at_once_is_never_pinned(
         ready = chat.Sealer(Role.ALICE, keys.mallory, z, settled.th).seal(RecordType.READY, b"", opener)
         frames.send(offer.hello, ready)
         reset(frames.socket)
-        server.expect("Cut off|Alice left before you answered")
+        server.expect("Cut off|Alice was gone before you answered")
     stranger(port, keys.mallory)
     server.expect("Her key is new")
     server.expect(QUESTION)
