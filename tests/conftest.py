@@ -35,6 +35,7 @@ from crypto_utils import Channel, FrameSocket, Group, KeyStore, PinnedPeer, Role
 
 ROOT = Path(chat.__file__).parent
 DEADLINE = float(os.environ.get("TEST_DEADLINE", 60))  # seconds, for a loaded machine
+PYTHON = os.environ.get("TEST_PYTHON", sys.executable)  # what the programs under test run on
 
 
 def ffdhe(bits: int, x: int) -> Group:
@@ -211,7 +212,7 @@ class Program:
         home: Path,
         terminal: bool = False,
         size: tuple[int, int] = (0, 0),  # rows and columns of the terminal, if it is to know
-        python: tuple[str, ...] = (sys.executable,),
+        python: tuple[str, ...] = (PYTHON,),
         **environment: str,
     ) -> None:
         self.home = home
@@ -360,7 +361,7 @@ def patched(*statements: str) -> tuple[str, ...]:
         *statements,
         "script.main()",
     )
-    return (sys.executable, "-c", "\n".join(lines))
+    return (PYTHON, "-c", "\n".join(lines))
 
 
 Start = Callable[..., Program]
@@ -429,7 +430,7 @@ def talk(
 
 def start_both(bob: StartBob, start: Start, commands: dict[Role, tuple[str, ...]]) -> dict[Role, Program]:
     """Start both on pipes, one or both by a command of its own; they know each other, and meet."""
-    python = {**dict.fromkeys(Role, (sys.executable,)), **commands}
+    python = {**dict.fromkeys(Role, (PYTHON,)), **commands}
     server, port = bob("--once", python=python[Role.BOB])
     pin_each_other(server.home, port)
     client = start("alice_client.py", "127.0.0.1", "--port", port, python=python[Role.ALICE])
