@@ -343,6 +343,25 @@ def test_ctrl_c_and_ctrl_d_outside_of_a_conversation(
     assert re.search(r"[\r\n](\x1b\[\?2004l)?\Z", program.stdout)  # the shell's prompt begins a row
 
 
+def test_ctrl_c_in_the_search_ends_it_wherever_it_comes(start: Start) -> None:
+    """Here it comes when the main thread has just taken a lock for which the other threads wait."""
+    interrupted = patched(
+        "import os, threading",
+        "enter, seen = threading.Condition.__enter__, []",
+        "def interrupt(condition):",
+        "    value = enter(condition)",
+        "    if sys._getframe(1).f_code.co_name == 'acquire':  # of the semaphore, when work is handed out",
+        "        seen.append(condition)",
+        "        if len(seen) == 9:  # then there are threads",
+        "            os.kill(os.getpid(), 2)",
+        "    return value",
+        "threading.Condition.__enter__ = interrupt",
+    )
+    program = start("bob_server.py", "--port", "0", "--dh-bits", "4096", python=interrupted)
+    program.expect("Searching", "stderr")
+    assert program.wait() == 130
+
+
 @pytest.mark.parametrize("victim", Role)
 def test_ctrl_c_right_after_the_handshake_is_a_goodbye(
     bob: StartBob, start: Start, homes: Path, victim: Role
