@@ -102,8 +102,11 @@ def run(console: chat.Console, options: argparse.Namespace) -> int:
     try:
         while True:
             console.notice("Waiting for Alice; Ctrl-C ends.")
-            status = entertain(console, door.next_guest(), alice)
-            door.guest_has_left()
+            guest = door.next_guest()
+            try:
+                status = entertain(console, guest, alice)
+            finally:
+                door.guest_has_left()
             if options.once and status is not None:
                 return status
     finally:
@@ -159,7 +162,9 @@ class Door:
 
     def guest_has_left(self) -> None:
         """Make room for the next one, and say how many others called."""
-        self._empty_queue()
+        with contextlib.suppress(queue.Empty):
+            while True:
+                self._console.queue.get_nowait()  # steps of others' handshakes, shown by -v
         with self._lock:
             others, self._others = self._others, 0
         if others:
@@ -167,16 +172,14 @@ class Door:
         self._place.release()
 
     def close(self) -> None:
-        """Say goodbye to a guest whom nobody has greeted yet."""
+        """Say goodbye to a guest whom nobody has greeted yet, also to one who has just been sent READY."""
         self._listener.close()
-        self._empty_queue()
-
-    def _empty_queue(self) -> None:
         with contextlib.suppress(queue.Empty):
-            while True:
-                item = self._console.queue.get_nowait()
+            while self._place.locked():
+                item = self._console.queue.get(timeout=chat.GOODBYE_SECONDS)
                 if isinstance(item, chat.Channel):
                     item.close()
+                    self._place.release()
 
     def _accept_connections(self) -> None:
         while True:

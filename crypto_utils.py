@@ -514,7 +514,11 @@ class FrameSocket:
         return bytes(received)
 
     def has_ended(self) -> bool:
-        """Whether nothing follows. Waits until that can be told."""
+        """Whether the peer has hung up; where the system can tell (Linux), also behind what it sent last."""
+        if hasattr(select, "POLLRDHUP"):
+            poll = select.poll()
+            poll.register(self.socket, select.POLLRDHUP)
+            return bool(poll.poll(1000))  # milliseconds: a goodbye is followed by the end at once
         with self._network():
             return self.socket.recv(1, socket.MSG_PEEK) == b""
 
@@ -761,7 +765,7 @@ class Direction:
         name = f"Record {self.number}, {self.sender.label.decode()}, {record_type.name}"
         if record_type is RecordType.READY and self.sender is Role.BOB:
             values.pop("plaintext", None)
-            what += ". Not shown yet: r, of which the words are made"
+            what += ". Not shown here: r, of which the words are made"
         trace(f"{name}: {what}", level=3, **values)
 
 
@@ -1540,8 +1544,8 @@ HELP = """\
 Type a line and press Enter to send it, when it is your turn.
   /words   show your three words
   /help    show this
-  /quit    leave, as END; Ctrl-C leaves at any moment
-To send a line that begins with /, put a space before it.""".replace(
+  /quit    leave, as END
+Ctrl-C leaves at any moment. To send a line that begins with /, put a space before it.""".replace(
     "END", "Ctrl-Z and Enter" if sys.platform == "win32" else "Ctrl-D"
 )
 
@@ -1679,7 +1683,7 @@ class Console:
                 self._row, self._editing = question, True
                 return input(question).rstrip("\n")  # a paste may end with one
             line = sys.stdin.readline()
-        except (EOFError, KeyboardInterrupt):
+        except EOFError:
             self.screen.write("\n")  # keep what stands in this row
             raise
         finally:
@@ -1804,6 +1808,11 @@ class Console:
             self.set_quiet(False)
             os._exit(128 + number)
         self.leaving = True
+        if not self._quiet and is_terminal(sys.stderr):  # the terminal has shown ^C, or something was typed
+            self._row = ""
+            with contextlib.suppress(OSError, ValueError):
+                if select.select([], [sys.stderr], [], 0)[1]:  # not on a stopped screen
+                    os.write(sys.stderr.fileno(), b"\n")
         if not self._holds_signals:
             raise KeyboardInterrupt
 
@@ -1953,8 +1962,9 @@ def ask_for_words(console: Console, channel: Channel) -> None:
                 channel.receive()  # it is her turn: a goodbye, or else an error
                 raise NoConversation(f"{name} left before you answered; nothing is pinned")
             if channel.frames.has_ended():
-                raise ConnectionCut(f"{name} was gone before you answered; nothing is pinned")
-            watched = None  # her first message: it waits until the question is answered
+                raise NoConversation(f"{name} was gone before you answered; nothing is pinned")
+            watched = None  # what it is waits until the question is answered
+            console.notice(f"{name} has said something, or has left. You see it after your answer.")
             continue
         words = re.findall(r"[a-z]+", answer.lower())
         if words == channel.other_words:

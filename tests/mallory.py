@@ -1186,4 +1186,7 @@ if __name__ == "__main__":
     for name in ("SIGTERM", "SIGHUP"):  # then her copy is removed, too
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), lambda *_: sys.exit(1))
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    except KeyboardInterrupt:  # before she waits for Alice
+        sys.exit(1)

@@ -21,6 +21,7 @@ from conftest import (
     Keys,
     Start,
     StartBob,
+    Stranger,
     exhaustive,
     fails,
     patched,
@@ -129,6 +130,42 @@ def test_a_killed_program_is_told_from_a_goodbye(bob: StartBob, start: Start, ki
     dead.process.kill()
     other.expect("^Cut off: ", "stderr")
     assert other.wait() == 1
+    assert "may not have arrived" not in other.stderr
+
+
+@pytest.mark.parametrize("killed", [Role.BOB, *exhaustive(Role.ALICE)])
+def test_after_a_cut_one_is_told_that_ones_last_message_may_not_have_arrived(
+    bob: StartBob, start: Start, killed: Role
+) -> None:
+    server, client = talk(bob("--once"), start)
+    client.write("hello\n")
+    server.expect("^Alice: hello\n")
+    if killed is Role.ALICE:
+        server.write("hello\n")
+        client.expect("^Bob: hello\n")
+    dead, other = (server, client) if killed is Role.BOB else (client, server)
+    dead.process.kill()
+    other.expect(r"^Cut off: .*\. Your last message may not have arrived\.$", "stderr")
+    assert other.wait() == 1
+
+
+def test_half_a_line_that_a_goodbye_interrupts_goes_to_the_next_guest_whole(
+    bob: StartBob, stranger: Stranger, keys: Keys
+) -> None:
+    server, port = bob()
+    pin_each_other(server.home, port)
+    first = stranger(port, keys.alice)
+    first.send("hello")
+    server.expect("^Alice: hello\n")
+    server.write("pay 1")
+    first.close()
+    server.expect("Alice left", "stderr")
+    server.expect("Waiting for Alice", "stderr")
+    second = stranger(port, keys.alice)
+    second.send("how much?")
+    server.expect(r"^Alice: how much\?\n")
+    server.write("00 euros\n")
+    assert second.receive().text == "pay 100 euros"
 
 
 @pytest.mark.exhaustive
@@ -244,6 +281,12 @@ def test_the_address_is_asked_for_once(start: Start) -> None:
         client.write(f"{answer}\r")
         client.expect(told)
         assert client.wait() == status
+
+
+@pytest.mark.parametrize("form", ["{}.", *exhaustive("{}", "{}=", " {} ", "no SHA256:")])
+def test_a_fingerprint_is_taken_as_people_copy_it(keys: Keys, form: str) -> None:
+    whole = chat.fingerprint(keys.bob)
+    assert chat.a_fingerprint(form.format(whole) if "{}" in form else whole.split(":")[1]) == whole
 
 
 @pytest.mark.exhaustive

@@ -824,6 +824,15 @@ def test_any_key_but_the_one_asked_for_is_refused(
     assert known.read_text() == before
 
 
+def test_the_whole_fingerprint_is_compared(store: KeyStore, keys: Keys) -> None:
+    asked_for = fingerprint(keys.bob)
+    assert PinnedPeer(store, BOB, asked_for).check(keys.bob).asked_for
+    for at in range(len("SHA256:"), len(asked_for)):
+        other = "A" if asked_for[at] != "A" else "B"
+        with pytest.raises(TrustError, match="asked for"):
+            PinnedPeer(store, BOB, asked_for[:at] + other + asked_for[at + 1 :]).check(keys.bob)
+
+
 BAD_KEYS: dict[str, Callable[[str], str]] = {
     "another_type": lambda line: line.replace("ssh-rsa", "ssh-dss"),
     "ecdsa": lambda _: f"{BOB} {ECC.generate(curve='P-256').public_key().export_key(format='OpenSSH')}",

@@ -347,7 +347,7 @@ def test_nothing_is_looked_at_before_it_is_decrypted(
         begun.open(ALICE, record)
 
 
-class Interrupted(BaseException):
+class Interrupted(KeyboardInterrupt):
     """Stands for Ctrl-C, a full disk, a broken line: anything, at any moment."""
 
 

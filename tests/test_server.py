@@ -725,7 +725,7 @@ def test_alice_gets_past_a_crowd_that_stalls_drips_and_rants(
     offer = Offer.make(Role.ALICE, keys.alice, GROUP)  # Alice's own hello, as anybody on the line knows it
     visit(server, start, homes, server.port)
     before, during, times = server.use(), [], []
-    with Crowd(server.port, chat.frame(offer.hello)) as crowd:
+    with Crowd(server.port, chat.frame(offer.hello), source="127.0.0.2") as crowd:
         for _ in range(count):
             times.append(visit(server, start, homes, server.port))
             during.append(server.use())

@@ -428,6 +428,18 @@ LIST = [
         """,
     ),
     Weakening(
+        "exponents kept in the module",
+        HANDSHAKE + "z_and_the_exponents_are_gone_after_the_handshake[without evidence]",
+        """
+        OFFERS = []
+
+        def make(*arguments, original=Offer.make):
+            OFFERS.append(original(*arguments))
+            return OFFERS[-1]
+        Offer.make = make
+        """,
+    ),
+    Weakening(
         "Z traced",
         HANDSHAKE + "what_is_traced",
         """
@@ -595,6 +607,20 @@ LIST = [
             nonce, self.closed = original(self), False
             return nonce
         Direction._begin = begin
+        """,
+    ),
+    Weakening(
+        "number used again after Ctrl-C",
+        RECORDS + "no_second_record_under_a_number_whatever_interrupted_the_first[send-after it]",
+        """
+        def seal(self, *arguments, original=Sealer.seal):
+            number, latest = self.number, self.latest
+            try:
+                return original(self, *arguments)
+            except KeyboardInterrupt:
+                self.number, self.latest, self.closed = number, latest, False
+                raise
+        Sealer.seal = seal
         """,
     ),
     Weakening("no padding", ON_THE_WIRE, "PADDING = 1"),
@@ -991,6 +1017,17 @@ LIST = [
         """
         def judge_key(self, key, pins, original=PinnedPeer._judge):
             self.only = self.only and fingerprint(key)
+            return original(self, key, pins)
+        PinnedPeer._judge = judge_key
+        """,
+    ),
+    Weakening(
+        "--peer compared in part",
+        DISK + "the_whole_fingerprint_is_compared",
+        """
+        def judge_key(self, key, pins, original=PinnedPeer._judge):
+            if self.only and fingerprint(key)[:20] == self.only[:20]:
+                self.only = fingerprint(key)
             return original(self, key, pins)
         PinnedPeer._judge = judge_key
         """,
