@@ -77,6 +77,13 @@ def without_escapes(text: str) -> str:
     return re.sub(r"\x1b\[[?0-9;]*[a-zA-Z]", "", text)
 
 
+def rests(program: Program) -> None:
+    """Wait until it waits for the next key, where the system tells that: a signal then interrupts it."""
+    stat = Path(f"/proc/{program.process.pid}/stat")
+    while stat.exists() and ") S " not in stat.read_text():
+        program.read(0.01)
+
+
 # -------------------------------------------------------------------------------------- the prompt
 
 
@@ -305,7 +312,11 @@ def test_leaving_in_turn_and_out_of_turn(terminals: Terminals, leaver: Role, tur
         server.expect(WAITING)
         client.expect("Alice: ")
     leaving, other = (server, client) if leaver is Role.BOB else (client, server)
-    leaving.write(leave)
+    if leave.startswith("half"):
+        leaving.write("half a line")
+        leaving.expect("half a line")
+    rests(leaving)
+    leaving.write(leave.replace("half a line", ""))
     leaving.expect("You left")
     other.expect(f"{leaver.value.title()} left")
     assert (client.wait(), server.wait()) == (0, 0)
@@ -362,6 +373,7 @@ def test_ctrl_c_in_the_search_ends_it_wherever_it_comes(start: Start) -> None:
 @pytest.mark.parametrize("number", [signal.SIGHUP, *exhaustive(signal.SIGTERM, signal.SIGQUIT)])
 def test_a_signal_ends_a_conversation_with_a_goodbye(terminals: Terminals, number: int) -> None:
     server, client = terminals()
+    rests(server)
     server.process.send_signal(number)
     client.expect("Bob left")
     assert (client.wait(), server.wait()) == (1, 0)  # nothing had been said
@@ -375,6 +387,7 @@ def test_a_second_signal_ends_at_once_and_puts_the_terminal_back(
     pin_each_other(homes, port)
     alice = stranger(port, keys.alice)
     server.expect(WAITING)
+    rests(server)
     server.process.send_signal(signal.SIGINT)
     assert alice.receive().type is chat.RecordType.CLOSE
     server.process.send_signal(signal.SIGTERM)
