@@ -1493,7 +1493,8 @@ def _belong_together(before: str, after: str) -> bool:
 
 def is_terminal(stream: TextIO) -> bool:
     """Whether this is a terminal. (Of Windows' NUL, isatty() is true.)"""
-    raw = getattr(getattr(stream, "buffer", None), "raw", None)
+    buffer = getattr(stream, "buffer", None)
+    raw = getattr(buffer, "raw", buffer)  # of `python -u`, there is no buffer
     return stream.isatty() and (sys.platform != "win32" or type(raw).__name__ == "_WindowsConsoleIO")
 
 
