@@ -1812,9 +1812,10 @@ class Console:
             os._exit(128 + number)
         self.leaving = True
         if not self._quiet and is_terminal(sys.stderr):  # the terminal has shown ^C, or something was typed
-            self._row = ""
+            row, self._row = self._row, ""
             with contextlib.suppress(OSError, ValueError):
-                if select.select([], [sys.stderr], [], 0)[1]:  # not on a stopped screen
+                # Not on a stopped screen; on Windows, no ^C is shown, and nothing can be asked.
+                if row if sys.platform == "win32" else select.select([], [sys.stderr], [], 0)[1]:
                     os.write(sys.stderr.fileno(), b"\n")
         if not self._holds_signals:
             raise KeyboardInterrupt
