@@ -506,12 +506,21 @@ class FrameSocket:
         missing = memoryview(received)
         while missing:
             with self._network(PATIENCE if begun else None):
+                if sys.platform == "win32":
+                    self._wait_in_slices()
                 got = self.socket.recv_into(missing)
             if got == 0:
                 where = "in the middle of a message" if begun else "without a goodbye"
                 raise ConnectionCut(f"the connection ended {where}")
             missing, begun = missing[got:], True
         return bytes(received)
+
+    def _wait_in_slices(self) -> None:
+        """Wait for something to read: Windows tells of Ctrl-C only between two calls."""
+        end = time.monotonic() + (self.socket.gettimeout() or math.inf)
+        while not select.select([self.socket], [], [], SLICE)[0]:
+            if time.monotonic() > end:
+                raise socket.timeout
 
     def has_ended(self) -> bool:
         """Whether the peer has hung up; where the system can tell (Linux), also behind what it sent last."""
