@@ -1602,6 +1602,7 @@ class Console:
         self._row = ""  # a prompt, or progress, that stands in the last row of the screen
         self._typed = bytearray()  # read from a pipe, and not used yet
         self._ended = False  # whether the pipe has ended
+        self._pipe: queue.Queue[bytes] | None = None  # on Windows, what a thread has read
         self.leaving = False
         self._holds_signals = False
         self._quiet = False  # whether the terminal hands over single keys, and shows none
@@ -1786,7 +1787,7 @@ class Console:
             end = math.inf if seconds is None else time.monotonic() + seconds
             while True:
                 arrived = bool(watched and select.select(watched, [], [], 0)[0])
-                key = keys and msvcrt.kbhit()
+                key = keys and (not self._pipe.empty() if self._pipe else msvcrt.kbhit())
                 if key or arrived or time.monotonic() >= end:
                     return key, arrived
                 time.sleep(SLICE)
@@ -1796,13 +1797,16 @@ class Console:
     def _line_from_pipe(self, connection: socket.socket) -> str | None:
         """Return the next line of standard input; None if the connection has something first.
 
-        A line is returned whole, whatever interrupts the reading. (On Windows one cannot wait for a pipe and
-        for the connection.) Raises EOFError.
+        A line is returned whole, whatever interrupts the reading. (On Windows one cannot wait for a pipe: a
+        thread reads it.) Raises EOFError.
         """
+        if sys.platform == "win32" and self._pipe is None:
+            self._pipe = queue.Queue(1)
+            threading.Thread(target=self._read_pipe, args=(self._pipe,), daemon=True).start()
         while not (self._ended or b"\n" in self._typed):
-            if sys.platform != "win32" and self._wait(keys=True, connection=connection)[1]:
+            if self._wait(keys=True, connection=connection)[1]:
                 return None
-            data = os.read(sys.stdin.fileno(), 65536)
+            data = self._pipe.get() if self._pipe else os.read(sys.stdin.fileno(), 65536)
             self._ended = not data
             self._typed += data
         if self._wait(keys=False, connection=connection, seconds=0)[1]:
@@ -1811,6 +1815,12 @@ class Console:
             raise EOFError
         line, _, self._typed = self._typed.partition(b"\n")
         return line.removesuffix(b"\r").decode(sys.stdin.encoding, "surrogateescape")
+
+    def _read_pipe(self, pipe: queue.Queue[bytes]) -> None:
+        with open(sys.stdin.fileno(), "rb", buffering=0, closefd=False) as raw, contextlib.suppress(OSError):
+            for data in iter(lambda: raw.read(65536), b""):
+                pipe.put(data)
+        pipe.put(b"")
 
     # Signals.
 
