@@ -281,7 +281,7 @@ def listen(host: str | None, number: int) -> socket.socket:
         reason = {
             errno.EADDRINUSE: "the port is taken; is another Bob there already? (--port 0 finds a free one)",
             errno.EADDRNOTAVAIL: NO_SUCH_ADDRESS,
-            errno.EACCES: "the system does not allow it; try a port from 1024 on with --port",
+            errno.EACCES: "the system does not allow it; try another port, from 1024 on, with --port",
         }.get(error.errno or 0, f"{error.strerror or error}")
     raise chat.NoConnection(f"cannot listen on {host or 'any address'} port {number}: {reason}")
 

@@ -69,6 +69,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import BinaryIO, Callable, NamedTuple, NoReturn, TextIO, Union
 
+PYTHON = r".venv\Scripts\python" if sys.platform == "win32" else "python3"  # in what is to be copied
+
 try:
     from Crypto import IncorrectPassphraseError, PassphraseRequiredError
     from Crypto.Cipher import AES
@@ -84,9 +86,11 @@ try:
     from Crypto.Util.Padding import unpad
     from Crypto.Util.RFC1751 import key_to_english
 except ImportError as missing:
+    install = "python3 -m venv .venv && . .venv/bin/activate && python3 -m pip install -r requirements.txt"
+    if sys.platform == "win32":
+        install = f"py -m venv .venv\n  {PYTHON} -m pip install -r requirements.txt"
     raise ImportError(
-        f"{missing}. Is the virtual environment active? In {Path(__file__).resolve().parent}:\n"
-        "  python3 -m venv .venv && . .venv/bin/activate && python3 -m pip install -r requirements.txt"
+        f"{missing}. Is the virtual environment active? In {Path(__file__).resolve().parent}:\n  {install}"
     ) from None
 
 if sys.platform == "win32":
@@ -1134,7 +1138,7 @@ class KeyStore:
                 raise FileError(
                     f"{path} is a key of a kind, in a form, or with a cipher that is not supported. Keep a "
                     "copy; if it is an RSA key of two primes, this converts it:\n"
-                    f"  ssh-keygen -p -m PKCS8 -f {shlex.quote(str(path))}"
+                    f"  ssh-keygen -p -m PKCS8 -f {quoted(path)}"
                 ) from None
         if not (key.has_private() and key.size_in_bits() in RSA_BITS and key.e == RSA_EXPONENT):
             raise FileError(f"{path} is no private RSA key of 2048 to 4096 bits with exponent 65537")
@@ -1276,6 +1280,11 @@ def disk(what: str, path: Path, way_out: str = "") -> Iterator[None]:
         raise FileError(f"cannot {what} {path}: {reason}" + (f"; {way_out}" if way_out else "")) from None
 
 
+def quoted(path: Path) -> str:
+    """Return a path as a shell takes it."""
+    return f'"{path}"' if sys.platform == "win32" else shlex.quote(str(path))
+
+
 def _check_owner(path: Path, info: os.stat_result, forbidden: int) -> None:
     """Raise FileError where a file or folder is another user's, or others have `forbidden` rights to it."""
     if os.name != "posix":
@@ -1286,7 +1295,7 @@ def _check_owner(path: Path, info: os.stat_result, forbidden: int) -> None:
         problem = f"{path} is open to other users (mode {stat.S_IMODE(info.st_mode):04o})"
         if not _keeps_permissions(path):
             raise FileError(f"{problem}, and this disk keeps no permissions; {ELSEWHERE}")
-        raise FileError(f"{problem}; run:\n  chmod go-rwx {shlex.quote(str(path))}")
+        raise FileError(f"{problem}; run:\n  chmod go-rwx {quoted(path)}")
 
 
 def _keeps_permissions(path: Path) -> bool:
@@ -1931,8 +1940,8 @@ def hanging_up(console: Console, channel: Channel) -> Iterator[None]:
         console.set_quiet(False)
         if channel.transcript.path:
             script = "bob_server.py" if channel.role is Role.BOB else "alice_client.py"
-            path = shlex.quote(str(channel.transcript.path))
-            console.notice(f"To check what was said:\n  python3 {script} --verify {path}")
+            path = quoted(channel.transcript.path)
+            console.notice(f"To check what was said:\n  {PYTHON} {script} --verify {path}")
 
 
 def meet(console: Console, channel: Channel, peer: PinnedPeer) -> None:
