@@ -401,6 +401,7 @@ def test_a_second_signal_ends_at_once_and_puts_the_terminal_back(
 def test_ctrl_z_and_fg_bring_the_prompt_and_the_line_back(
     bob: StartBob, start: Start, homes: Path, turn: Role
 ) -> None:
+    pytest.importorskip("pyte", reason="python3 -m pip install pyte")  # before there is a shell to be left
     server, port = bob("--once")
     pin_each_other(homes, port)
     job = '"$0" "$@"; echo "the shell"; read; fg; echo "status $?"'
