@@ -85,7 +85,8 @@ def run(console: chat.Console, options: argparse.Namespace) -> int:
     try:
         channel = handshake(frames, identity, store, bob, chat.Transcript(options.transcript))
     except chat.ConnectionCut as cut:
-        hint = f"Is bob_server.py there, and does Bob accept your key? It is\n  {chat.fingerprint(identity)}"
+        hint = "Is bob_server.py there, and does Bob accept your key? Your key is"
+        hint += f"\n  {chat.fingerprint(identity)}"
         raise chat.ConnectionCut(f"{cut}, during the handshake. {hint}") from None
     except BaseException:
         frames.hang_up()
@@ -100,6 +101,8 @@ def ask_address(console: chat.Console) -> str:
         return (console.prompt("Bob's address (Enter: this machine): ") or "").strip()
     except EOFError:
         raise KeyboardInterrupt from None
+    finally:
+        console.set_quiet(False)
 
 
 def parse_address(text: str, port: int) -> tuple[str, int]:

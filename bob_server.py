@@ -71,12 +71,13 @@ def handshake(
         return None
     try:
         his = sealer.seal(RecordType.READY, mine.r, opener, frames.send)  # READY -->
+        for tag, entry in ((b"b", mine.hello), (b"a", hello), (b"z", z), (b"A", hers), (b"B", his)):
+            transcript.add(tag, entry)
+        words = chat.make_words(settled.th, mine.r)
+        return chat.Channel(frames, sealer, opener, trust, words, transcript)
     except BaseException:
         place.release()
         raise
-    for tag, entry in ((b"b", mine.hello), (b"a", hello), (b"z", z), (b"A", hers), (b"B", his)):
-        transcript.add(tag, entry)
-    return chat.Channel(frames, sealer, opener, trust, chat.make_words(settled.th, mine.r), transcript)
 
 
 def run(console: chat.Console, options: argparse.Namespace) -> int:

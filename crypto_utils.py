@@ -526,12 +526,12 @@ class FrameSocket:
             if time.monotonic() > end:
                 raise socket.timeout
 
-    def has_ended(self) -> bool:
-        """Whether the peer has hung up; where the system can tell (Linux), also behind what it sent last."""
+    def has_ended(self, seconds: float = 0.0) -> bool:
+        """Whether the peer hangs up within `seconds`; on Linux, also behind something that is unread."""
         if hasattr(select, "POLLRDHUP"):
             poll = select.poll()
             poll.register(self.socket, select.POLLRDHUP)
-            return bool(poll.poll(1000))  # milliseconds: a goodbye is followed by the end at once
+            return bool(poll.poll(1000 * seconds))
         with self._network():
             return self.socket.recv(1, socket.MSG_PEEK) == b""
 
@@ -941,6 +941,8 @@ class Channel:
             text.encode()
         except UnicodeEncodeError:
             raise MessageError("the text is not valid Unicode") from None
+        if self._sealer.closed:
+            raise ConnectionCut("the connection broke while the last message was sent")
         self._sealer.seal(RecordType.TEXT, body, self._opener, self._send)
 
     def receive(self) -> Message:
@@ -957,13 +959,17 @@ class Channel:
         Return whether both sides know that it is over.
         """
         self.frames.deadline = time.monotonic() + wait
-        told = self.peer_left
-        with contextlib.suppress(ConnectionCut):
+        told = False
+        with contextlib.suppress(ConnectionCut, ProtocolError):
+            open_both = not (self._sealer.closed or self._opener.closed)
+            if open_both and self.has_something and self.frames.has_ended():
+                self.receive()  # a goodbye, or that the line was cut: nobody would read ours
+                self._sealer.closed = True
             if not self._sealer.closed:
                 self._sealer.seal(RecordType.CLOSE, b"", self._opener, self._send_goodbye)
                 told = True
         self.frames.hang_up(wait)
-        return told
+        return told or self.peer_left
 
     def _send(self, record: bytes) -> None:
         self.transcript.add(self.role.tag, record)
@@ -1456,7 +1462,7 @@ def screen_lines(text: str, columns: int | None = None) -> list[str]:
     lines = [printable(line) for line in text.split("\n")]
     if columns is None:
         return lines
-    columns, rows = max(columns, 8), []
+    columns, rows = max(columns, 2), []
     for line in lines:
         line, at = line.expandtabs(), 0
         while True:
@@ -1530,6 +1536,8 @@ def marked(mark: str, text: str, stream: TextIO) -> str:
     if stream.encoding.lower() != "utf-8":  # the text as it will be printed
         text = text.encode(stream.encoding, "backslashreplace").decode(stream.encoding)
     width = columns(stream)
+    if width is None and stat.S_ISFIFO(os.fstat(stream.fileno()).st_mode) and is_terminal(sys.stdin):
+        width = columns(sys.stderr)  # as with `| tee`
     return mark + f"\n{'|':>{len(mark) - 1}} ".join(screen_lines(text, width and width - len(mark)))
 
 
@@ -1773,8 +1781,9 @@ class Console:
     def set_quiet(self, quiet: bool) -> None:
         """Let the terminal hand over single keys and show none, or put it back as it was found."""
         if quiet != self._quiet:
-            self._quiet = quiet
+            self._quiet = True  # until it is done: a second signal puts the terminal back
             self._set_terminal(quiet)
+            self._quiet = quiet
 
     def _set_terminal(self, quiet: bool) -> None:
         if sys.platform != "win32" and self._as_found:
@@ -1854,8 +1863,9 @@ class Console:
             editing = self._editing and HAS_READLINE
             self._set_terminal(self._quiet or editing)  # readline takes single keys too
             typed = readline.get_line_buffer() if editing else ""
-            self.screen.write(f"\r{self._row}{typed}")
-            self.screen.flush()
+            row = f"\r{self._row}{typed}".encode(self.screen.encoding, "backslashreplace")
+            with contextlib.suppress(OSError):
+                os.write(self.screen.fileno(), row)  # the stream itself may be writing
 
     @contextlib.contextmanager
     def to_its_end(self) -> Iterator[None]:
@@ -1993,7 +2003,7 @@ def ask_for_words(console: Console, channel: Channel) -> None:
             if channel.role is Role.ALICE:
                 channel.receive()  # it is her turn: a goodbye, or else an error
                 raise NoConversation(f"{name} left before you answered; nothing is pinned")
-            if channel.frames.has_ended():
+            if channel.frames.has_ended(1.0):  # a goodbye is followed by the end at once
                 raise NoConversation(f"{name} was gone before you answered; nothing is pinned")
             watched = None  # what it is waits until the question is answered
             console.notice(f"{name} has said something, or has left. You see it after your answer.")
@@ -2002,7 +2012,10 @@ def ask_for_words(console: Console, channel: Channel) -> None:
         if words == channel.other_words:
             return
         if words == ["no"]:
-            advice = f"Another time, to be asked nothing, start with --peer and {name}'s fingerprint."
+            advice = (
+                f"To be asked nothing the next time, let {name} read you the fingerprint on {name}'s own "
+                "screen, and start with --peer and that one. It need not be the one above."
+            )
             raise TrustError(f"you did not accept {name}'s key; nothing is pinned. {advice}", "")
         if words == ["quit"]:
             raise KeyboardInterrupt
@@ -2188,8 +2201,8 @@ conversation, in this order, and each in reply to what stands before it.
 It does not show when this was said, who kept the file, or whose a key is: compare the fingerprints with \
 their owners.
 A message proves little until the other side has answered it. More may have been said than is in the file: \
-whoever kept it can have left out what came after the other side's last record here, and a goodbye of their \
-own proves nothing. So can whoever stole that side's key.
+whoever kept it, or stole that side's key, can have left out what came after the other side's last record \
+here, and messages of their own that the other side had not received. A goodbye of their own proves nothing.
 Whoever has both keys can have made all of it."""
 
 
@@ -2248,6 +2261,7 @@ def run_program(
             setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_RDWR), mode))
         getattr(sys, name).reconfigure(errors="surrogateescape" if mode == "r" else "backslashreplace")
     console = Console(parser.get_default("role"))
+    sys.unraisablehook = lambda _: None  # Ctrl-C in a finalizer: `leaving` is set all the same
     try:
         for number in (getattr(signal, name) for name in LEAVING_SIGNALS if hasattr(signal, name)):
             if signal.getsignal(number) is not signal.SIG_IGN:  # nohup
@@ -2262,8 +2276,16 @@ def run_program(
         status = start(console, parser.parse_args(), run)
     except KeyboardInterrupt:
         status = 130
+        with contextlib.suppress(OSError):
+            console.write("", console.screen)  # erases a row
     finally:
         console.set_quiet(False)
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(OSError):
+                if not console.leaving:  # a stopped screen must not hold up the end
+                    stream.flush()
+                    continue
+            os.dup2(os.open(os.devnull, os.O_RDWR), stream.fileno())  # Python flushes once more, at its end
     sys.exit(status)
 
 
@@ -2285,7 +2307,6 @@ def start(
         told, status = "Stopped: there is not enough memory", 1
     except OSError as error:  # of a terminal or a pipe: the network and the disk have errors of their own
         told, status = f"Stopped: cannot use the terminal, or the pipe in its place: {error.strerror}", 1
-        os.dup2(os.open(os.devnull, os.O_RDWR), sys.stdout.fileno())  # what is left must not fail again
     with contextlib.suppress(OSError):
         console.notice(told)
     return status

@@ -409,3 +409,15 @@ def test_a_passphrase_is_asked_for_at_the_terminal(
     client.expect(told)
     assert "correct horse" not in client.stdout
     assert client.wait() == 1
+
+
+def test_a_passphrase_is_edited_also_after_the_address(start: Start, homes: Path, keys: Keys) -> None:
+    locked = keys.alice.export_key("PEM", passphrase="correct horse", pkcs=8)
+    KeyStore(homes / "alice").write(KeyStore.IDENTITY, locked)
+    client = start("alice_client.py", terminal=True, size=(24, 80), TERM="xterm")
+    client.expect("Bob's address .*: ")
+    client.write("127.0.0.1:1\r")
+    client.expect("Passphrase of ")
+    client.write("correct house\x7f\x7f\x7frse\r")
+    client.expect("You are Alice")
+    client.wait()

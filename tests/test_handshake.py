@@ -905,6 +905,29 @@ def test_after_a_send_that_failed_the_goodbye_that_crossed_it_is_told(ends: Ends
     assert (message.type, message.crossed, ends.alice.texts) == (CLOSE, True, 1)
 
 
+def test_after_a_send_that_failed_nothing_more_is_sent(ends: Ends) -> None:
+    Interrupted.of(ends.alice, 0, OSError(errno.EPIPE, "Broken pipe"))
+    with pytest.raises(ConnectionCut, match="Broken pipe"):
+        ends.alice.send(REQUEST)
+    with pytest.raises(ConnectionCut, match="broke while the last message was sent"):
+        ends.alice.send(REQUEST)
+
+
+@pytest.mark.parametrize(("politely", "words"), [(True, 0), (False, 0), (True, 1), (False, 1)])
+def test_who_leaves_after_the_other_side_is_told_whether_it_said_goodbye(
+    ends: Ends, politely: bool, words: int
+) -> None:
+    """What the other side said before is read, and not answered."""
+    if words:
+        ends.alice.send(REQUEST)
+        ends.bob.receive()
+        ends.bob.send(REPLY)
+    if politely:
+        ends.bob.close(wait=0.1)
+    ends.bob.frames.abort()
+    assert ends.alice.close() is (politely and not words)
+
+
 def test_leaving_takes_no_longer_than_it_may(ends: Ends) -> None:
     """Bob neither reads nor hangs up. What was sent arrives all the same."""
     assert Background(lambda: ends.alice.close(wait=0.2)).result() is True

@@ -236,9 +236,10 @@ def test_after_a_question_the_next_one_gets_in_and_once_does_not_count_it(
     assert server.wait() == 0
 
 
+@pytest.mark.parametrize("at", ["send", "keep"])
 @pytest.mark.parametrize("error", [ConnectionCut("broken"), MemoryError()], ids=["cut", "memory"])
-def test_the_place_is_free_again_when_ready_cannot_be_sent(
-    tmp_path: Path, keys: Keys, monkeypatch: pytest.MonkeyPatch, error: BaseException
+def test_the_place_is_free_again_when_no_conversation_comes_of_it(
+    tmp_path: Path, keys: Keys, monkeypatch: pytest.MonkeyPatch, error: BaseException, at: str
 ) -> None:
     near, far = loopback()
     place = threading.Lock()
@@ -249,9 +250,15 @@ def test_the_place_is_free_again_when_ready_cannot_be_sent(
         sent.append(payloads)
         if len(sent) == 2:
             assert place.locked(), "it is taken before READY is on its way"
-            raise error
+            if at == "send":
+                raise error
         send(*payloads)
 
+    def fail(*_: object) -> None:
+        raise error
+
+    transcript = Transcript()
+    monkeypatch.setattr(transcript, "add", fail)
     monkeypatch.setattr(frames, "send", fail_the_second_time)
     home = store_with_group(tmp_path / "alice")
     alice = Background(
@@ -261,10 +268,10 @@ def test_the_place_is_free_again_when_ready_cannot_be_sent(
     )
     store = KeyStore(tmp_path / "bob")
     with pytest.raises(type(error)):
-        bob_server.handshake(frames, keys.bob, GROUP, PinnedPeer(store, "alice"), place, Transcript())
+        bob_server.handshake(frames, keys.bob, GROUP, PinnedPeer(store, "alice"), place, transcript)
     assert not place.locked()
     far.close()
-    with pytest.raises(ConnectionCut):
+    with pytest.raises(ConnectionCut) if at == "send" else contextlib.nullcontext():
         alice.result()
     near.close()
 

@@ -6,6 +6,7 @@ has none. What only GNU readline can do is skipped there.
 
 from __future__ import annotations
 
+import io
 import itertools
 import os
 import pty
@@ -394,7 +395,41 @@ def test_a_second_signal_ends_at_once_and_puts_the_terminal_back(
     assert server.wait() == 128 + signal.SIGTERM
 
 
+def test_a_second_signal_while_the_terminal_is_put_back(bob: StartBob, start: Start, homes: Path) -> None:
+    _, port = bob("--once")
+    pin_each_other(homes, port)
+    interrupted = patched(
+        "import os, termios",
+        "put, sent = termios.tcsetattr, []",
+        "second = lambda: (sent.append(1), os.kill(os.getpid(), 15))",
+        "termios.tcsetattr = lambda *a: (sent or not a[2][3] & termios.ECHO or second(), put(*a))",
+    )
+    client = start("alice_client.py", "127.0.0.1", "--port", port, python=interrupted, **AT_TERMINAL)
+    client.expect("Alice: ")
+    rests(client)
+    client.write("\x03")
+    assert client.wait() == 128 + signal.SIGTERM
+
+
 # ------------------------------------------------------------------- what else a terminal does
+
+
+def test_fg_while_something_is_written(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A screen that was stopped is written to when the program goes on, and again by the prompt's handler."""
+    ours, theirs = pty.openpty()
+
+    class Stopped(io.FileIO):
+        def write(self, data: bytes) -> int:
+            console.on_continue()
+            return super().write(data)
+
+    console = chat.Console(Role.ALICE)
+    console.screen = io.TextIOWrapper(io.BufferedWriter(Stopped(theirs, "w")), "utf-8")
+    console.has_prompt, console._row = True, "Alice: "
+    console.write("Bob left.\n", console.screen)
+    assert os.read(ours, 1000) == b"\rAlice: \r       \rBob left.\r\n"
+    os.close(ours)
+    console.screen.close()
 
 
 @pytest.mark.parametrize("turn", [Role.ALICE, *exhaustive(Role.BOB)])
@@ -587,18 +622,25 @@ def test_colour_and_check_mark(bob: StartBob, start: Start, environment: dict[st
 
 
 @pytest.mark.parametrize("encoding", ["ascii", *exhaustive("utf-8", "latin-1")])
-def test_no_row_of_the_peers_imitates_the_program_where_standard_input_is_a_pipe(
-    start: Start, bob: StartBob, homes: Path, encoding: str
+@pytest.mark.parametrize("pipes", ["printf 'hi\\n' | {}", "{} | cat"])
+def test_no_row_of_the_peers_imitates_the_program_where_one_end_is_a_pipe(
+    start: Start, bob: StartBob, homes: Path, pipes: str, encoding: str
 ) -> None:
     """What is printed may be longer than what came."""
     server, port = bob("--once")
     pin_each_other(homes, port)
     program = f"{PYTHON} {ROOT / 'alice_client.py'} 127.0.0.1 --port {port}"
-    shell = f"printf 'hi\\n' | {program}; true #"
+    shell = f"{pipes.format(program)}; true #"
     client = start("-", python=("bash", "-c", shell), PYTHONIOENCODING=encoding, **AT_TERMINAL)
+    if pipes.startswith("{}"):
+        client.expect("Alice: ")
+        client.write("hi\r")
     server.expect("^Alice: hi")
     server.write(("\u20ac" * 7 + "Broken off: the record's signature is not valid. ") * 9 + "\n")
     server.end_input()
+    if pipes.startswith("{}"):
+        client.expect("Alice: ")
+        client.write("\r")
     client.wait()
     rows = [row for row in screen(client).split("\n") if re.search("Broken|signature|valid", row)]
     assert rows

@@ -222,7 +222,7 @@ def test_alice_says_no(strangers: Strangers, homes: Path, no: str, refuses: bool
     client.write(no)
     if refuses:
         client.expect("you did not accept Bob's key; nothing is pinned")
-        client.expect(r"start\s+with\s+--peer\s+and\s+Bob's\s+fingerprint")
+        client.expect(r"on\s+Bob's\s+own\s+screen,\s+and\s+start\s+with\s+--peer\s+and\s+that\s+one")
     assert client.wait() == (3 if refuses else 130)
     assert re.search(r"[\r\n](\x1b\[\?2004[hl]\r?)*\Z", client.stdout)  # at the start of a row
     server.expect("Alice was gone before you answered; nothing is\\s+pinned")

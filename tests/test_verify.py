@@ -167,7 +167,7 @@ def test_it_says_who_said_what_and_what_that_proves(
     verdict = program.stderr.split("\nAlice left.\n")[1]
     assert all(part in verdict for part in ("is sound", "does not show when", "signed", "stole"))
     assert "More may have been said than is in the file" in verdict
-    assert "a goodbye of their own proves nothing" in verdict
+    assert "A goodbye of their own proves nothing" in verdict
 
 
 def test_it_needs_no_home_and_makes_none(kept: Kept, start: Start, tmp_path: Path, keys: Keys) -> None:
