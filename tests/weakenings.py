@@ -874,10 +874,10 @@ LIST = [
             "    opener.number, opener.latest = 1, opener._hash(hers[: -key.size_in_bytes()]).digest()\n",
         ),
         (
-            "    for tag, entry in (",
-            "    opener.number, opener.latest = 0, chat.NOTHING\n"
-            "    opener.open(hers, chat.Sealer(Role.BOB, identity, z, settled.th))\n"
-            "    for tag, entry in (",
+            "        for tag, entry in (",
+            "        opener.number, opener.latest = 0, chat.NOTHING\n"
+            "        opener.open(hers, chat.Sealer(Role.BOB, identity, z, settled.th))\n"
+            "        for tag, entry in (",
         ),
         file=BOB,
     ),
@@ -894,7 +894,7 @@ LIST = [
         "Bob signs before he checked the pin",
         ATTACKS + "man_in_the_middle_with_her_own_key_is_refused_by_the_pin[Role.ALICE]",
         ("    trust = alice.check(key)\n", ""),
-        ("    for tag, entry in (", "    trust = alice.check(key)\n    for tag, entry in ("),
+        ("        for tag, entry in (", "        trust = alice.check(key)\n        for tag, entry in ("),
         file=BOB,
     ),
     edited(
