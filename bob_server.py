@@ -233,16 +233,11 @@ class Door:
                 self._console.queue.put(channel)
         except chat.ChatError as error:
             frames.hang_up()
-            line = f"{where}: {error.told}: {error}"
-            if isinstance(error, chat.TrustError):
-                line += (
-                    f". It showed {error.presented}. If this was Alice, let her read you the fingerprint "
-                    "on her screen, and restart with --peer SHA256:... (in the place of a pinned key; to "
-                    "keep both, add a line to known_peers). Yours, for her --peer, is shown at the start"
+            if isinstance(error, chat.ConnectionCut):
+                error = chat.ConnectionCut(
+                    f"{error}, during the handshake; if this was Alice, her screen says why"
                 )
-            elif isinstance(error, chat.ConnectionCut):
-                line += ", during the handshake; if this was Alice, her screen says why"
-            self._tell(line)
+            self._tell(f"{where}: {chat.explain(error, 'Alice')}")
         except MemoryError:
             frames.hang_up()
         finally:

@@ -682,7 +682,8 @@ class Offer(NamedTuple):
         y = settled.values[self.role.peer]
         z = modexp(y, self.exponent, settled.group.p)
         power = f"{self.role.peer.symbol}^{self.role.symbol.lower()}"
-        trace(f"Z = {power} mod p, {len(z)} bytes. Not shown, since whoever has it can read everything")
+        what = "and the key K and the commitment C of each direction, which are SHA-256 over Z and th"
+        trace(f"Z = {power} mod p, {len(z)} bytes, {what}. Not shown: whoever has Z can read everything")
         return z
 
 
@@ -1533,8 +1534,7 @@ def columns(stream: TextIO) -> int | None:
 
 def marked(mark: str, text: str, stream: TextIO) -> str:
     """Put a mark before the peer's text and a bar before each further row: none passes for the program's."""
-    if stream.encoding.lower() != "utf-8":  # the text as it will be printed
-        text = text.encode(stream.encoding, "backslashreplace").decode(stream.encoding)
+    text = text.encode(stream.encoding, "backslashreplace").decode(stream.encoding)  # as it will be printed
     width = columns(stream)
     if width is None and stat.S_ISFIFO(os.fstat(stream.fileno()).st_mode) and is_terminal(sys.stdin):
         width = columns(sys.stderr)  # as with `| tee`
@@ -1560,7 +1560,8 @@ if sys.platform != "win32" and sys.implementation.name == "cpython":
         HAS_READLINE = True
 # Lines that are pasted together are one message, also if the paste is what the prompt waits for.
 PASTE_ON = PASTE_OFF = ""
-if HAS_READLINE and "libedit" not in (readline.__doc__ or "") and os.environ.get("TERM", "dumb") != "dumb":
+CAN_DRAW = os.environ.get("TERM", "dumb") != "dumb"
+if HAS_READLINE and CAN_DRAW and "libedit" not in (readline.__doc__ or ""):
     readline.parse_and_bind("set enable-bracketed-paste on")
     PASTE_ON, PASTE_OFF = "\x1b[?2004h", "\x1b[?2004l"
 QUIET = 0.3  # seconds without a key, after which what was typed ahead is over
@@ -1571,7 +1572,7 @@ HELP = """\
 Type a line and press Enter to send it, when it is your turn.
   /words   show your three words
   /help    show this
-  /quit    leave, as END
+  /quit    leave, and end this program; so does END
 Ctrl-C leaves at any moment. To send a line that begins with /, put a space before it.""".replace(
     "END", "Ctrl-Z and Enter" if sys.platform == "win32" else "Ctrl-D"
 )
@@ -1640,10 +1641,9 @@ class Console:
     def show_row(self, text: str) -> None:
         """Show a row that whatever is written next takes the place of, on a terminal only."""
         if is_terminal(self.screen):
-            row = text[: (columns(self.screen) or 80) - 1]
             self.write("", self.screen)
-            self._row = row
-            self.screen.write(row)
+            self._row = text[: (columns(self.screen) or 80) - 1]  # before it can be seen: so it is erased
+            self.screen.write(self._row)
             self.screen.flush()
 
     def notice(self, text: str) -> None:
@@ -1666,11 +1666,7 @@ class Console:
         if is_terminal(sys.stdout):
             mark = f"{name} \N{CHECK MARK} " if "utf" in sys.stdout.encoding.lower() else f"{name} + "
         rows = marked(mark, text, sys.stdout)
-        if (
-            is_terminal(sys.stdout)
-            and "NO_COLOR" not in os.environ
-            and os.environ.get("TERM", "dumb") != "dumb"
-        ):
+        if is_terminal(sys.stdout) and CAN_DRAW and "NO_COLOR" not in os.environ:
             rows = f"\x1b[32m{mark}\x1b[0m" + rows[len(mark) :]
         self.write(rows + "\n", sys.stdout)
 
@@ -1756,7 +1752,7 @@ class Console:
         while not self._wait(keys, connection)[1]:
             keys = self.drop_typed(0.0)
             if not told:
-                self.notice(f"It is {self.peer}'s turn; this is not kept.")
+                self.notice(f"It is {self.peer}'s turn; what you type now is not kept.")
                 self.show_row(waiting)
                 told = True
         self.write("", self.screen)
@@ -1993,10 +1989,11 @@ def ask_for_words(console: Console, channel: Channel) -> None:
     They are the yes. No record is opened while the question stands, but for a goodbye that Alice is told of.
     """
     name, wrong = console.peer, [""]
+    question = f"Type the words that {name} reads, or no: "
     watched: socket.socket | None = channel.frames.socket
     while True:
         try:
-            answer = console.prompt(f"Type the words that {name} reads to you: ", watched, watched is None)
+            answer = console.prompt(question, watched, again=watched is None)
         except (EOFError, MessageError):
             raise KeyboardInterrupt from None
         if answer is None:
@@ -2022,7 +2019,7 @@ def ask_for_words(console: Console, channel: Channel) -> None:
         if words == channel.own_words or words == ["words"]:
             console.notice(f"Those are your words, to read to {name}:  {' '.join(channel.own_words)}")
         elif len(words) != 3:
-            console.notice(f"Type the three words that {name} reads to you, or no.")
+            console.notice("These are not three words.")
         elif words == wrong:
             console.notice("The same wrong words again. Somebody may be in between: answer no.")
         else:

@@ -542,8 +542,8 @@ def test_a_closed_terminal(bob: StartBob, start: Start, homes: Path, victim: Rol
     programs = {Role.BOB: server, Role.ALICE: client}
     said = (victim is Role.ALICE) == (at == "out of turn")
     if at == "at the question":
-        client.expect("reads to you: ")
-        server.expect("reads to you: ")
+        client.expect("reads, or no: ")
+        server.expect("reads, or no: ")
     else:
         client.expect("Alice: ")
         server.expect(WAITING)

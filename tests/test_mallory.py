@@ -120,7 +120,7 @@ def attacked(scene: Scene, attack: Attack, shown: tuple[str, ...]) -> Program:
 
 def typed(program: Program, name: str, words: str) -> None:
     """Type three words at the question about the key of `name`."""
-    program.expect(f"Type the words that {name} reads to you: ")
+    program.expect(f"Type the words that {name} reads, or no: ")
     program.write(f"{words}\r")
 
 

@@ -208,11 +208,7 @@ NO_GROUP = "Stopped: {homes}/bob/dh_parameters.pem holds no usable Diffie-Hellma
 NO_TRANSCRIPT = "Broken off: this is no transcript of secure-chat.\nNothing is proven."
 ELSEWHERE = "; name a folder on another disk with --home."
 ADVICE = chat.ADVICE.format(name="Bob")
-LINE_AT_BOBS = (
-    ". It showed {alice}. If this was Alice, let her read you the fingerprint on her screen, and restart "
-    "with --peer SHA256:... (in the place of a pinned key; to keep both, add a line to known_peers). Yours, "
-    "for her --peer, is shown at the start"
-)
+OF_ALICE = f"The key that was presented:\n  {{alice}}\n{chat.ADVICE.format(name='Alice')}"
 
 # What is done, the exit status, and the end of what is told: all of it, to the letter.
 ERRORS: dict[str, tuple[Cause, int, str]] = {
@@ -315,12 +311,13 @@ ERRORS: dict[str, tuple[Cause, int, str]] = {
     "Alice's key has changed": (
         a_line_at_bobs(pinned=True),
         -9,
-        "127.0.0.1: Refused: the key of alice is not the pinned one" + LINE_AT_BOBS,
+        "127.0.0.1: Refused: the key of alice is not the pinned one.\n"
+        f"  {{mallory}}\n    ({{homes}}/bob/known_peers, line 1)\n{OF_ALICE}",
     ),
     "Alice's key is new and nobody to ask": (
         a_line_at_bobs(pinned=False),
         -9,
-        "127.0.0.1: Refused: the key of alice is new, and there is no terminal to ask at" + LINE_AT_BOBS,
+        f"127.0.0.1: Refused: the key of alice is new, and there is no terminal to ask at.\n{OF_ALICE}",
     ),
     "a line of known_peers that is not understood": (
         known_peers("# mine\nalice ssh-rsa AAAA\n"),
@@ -450,11 +447,11 @@ def test_a_conversation_at_terminals_to_the_letter(
     for program in (server, client):
         own[program] = program.expect(r"in person:  (\w+ \w+ \w+)\r\n")[1]
     for typed in ("perhaps", "abed able abut", "abed able abut", own[client], f"1. {own[server].upper()}!"):
-        answer(client, "reads to you: ", typed)
+        answer(client, "reads, or no: ", typed)
     for typed in ("/help", "/quti", "/words"):
         answer(client, "Alice: ", typed)
     client.expect("Alice: ")
-    answer(server, "reads to you: ", own[client])
+    answer(server, "reads, or no: ", own[client])
     server.expect(WAITING)
     server.write("too early")
     server.expect("is not kept")
@@ -466,16 +463,16 @@ def test_a_conversation_at_terminals_to_the_letter(
         single_spaced(
             f"Bob is here. His key is new to you:\n  {chat.fingerprint(keys.bob)}\n"
             f"Read these words to Bob, by telephone or in person:  {own[client]}\n"
-            "Type the words that Bob reads to you: perhaps\n"
-            "Type the three words that Bob reads to you, or no.\n"
-            "Type the words that Bob reads to you: abed able abut\n"
+            "Type the words that Bob reads, or no: perhaps\n"
+            "These are not three words.\n"
+            "Type the words that Bob reads, or no: abed able abut\n"
             "These words do not belong to this connection. A word was misheard, or somebody is in between. "
             "Let Bob read them once more.\n"
-            "Type the words that Bob reads to you: abed able abut\n"
+            "Type the words that Bob reads, or no: abed able abut\n"
             "The same wrong words again. Somebody may be in between: answer no.\n"
-            f"Type the words that Bob reads to you: {own[client]}\n"
+            f"Type the words that Bob reads, or no: {own[client]}\n"
             f"Those are your words, to read to Bob:  {own[client]}\n"
-            f"Type the words that Bob reads to you: 1. {own[server].upper()}!\n"
+            f"Type the words that Bob reads, or no: 1. {own[server].upper()}!\n"
             "The key is pinned.\n"
             "You speak first. Bob may still be deciding about your key. /help lists what you can type.\n"
             f"Alice: /help\n{chat.HELP}\n"
@@ -487,11 +484,11 @@ def test_a_conversation_at_terminals_to_the_letter(
     assert single_spaced(
         f"Alice is here. Her key is new to you:\n  {chat.fingerprint(keys.alice)}\n"
         f"Read these words to Alice, by telephone or in person:  {own[server]}\n"
-        f"Type the words that Alice reads to you: {own[client]}\n"
+        f"Type the words that Alice reads, or no: {own[client]}\n"
         "The key is pinned.\n"
         f"Whoever has this file can read the conversation, and check who said what:\n  {kept}\n"
         "Alice speaks first. Alice may still be deciding about your key. /help lists what you can type.\n"
-        "It is Alice's turn; this is not kept.\n"
+        "It is Alice's turn; what you type now is not kept.\n"
         "Alice left before accepting your key, or before anything was said.\n"
         f"To check what was said:\n  python3 bob_server.py --verify {kept}\n"
     ) in told_by(server)

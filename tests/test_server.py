@@ -138,7 +138,7 @@ def test_who_calls_meanwhile_does_not_touch_what_is_half_typed(
         known_to_bob(homes, keys.alice)
     first = stranger(port, keys.alice)
     if at == "the question":
-        server.expect("Type the words that Alice reads to you: ")
+        server.expect("Type the words that Alice reads, or no: ")
         answer = " ".join(first.own_words)
     else:
         server.expect(WAITING)
@@ -219,7 +219,7 @@ def test_after_a_question_the_next_one_gets_in_and_once_does_not_count_it(
     server, port = bob("--once", **AT_TERMINAL)
     for key in (keys.mallory, keys.alice):
         guest = stranger(port, key)
-        server.expect("Type the words that Alice reads to you: ")
+        server.expect("Type the words that Alice reads, or no: ")
         if answer:
             server.write(answer)
             assert guest.receive().type is RecordType.CLOSE
@@ -227,7 +227,7 @@ def test_after_a_question_the_next_one_gets_in_and_once_does_not_count_it(
         server.expect("nothing is pinned")
         server.expect("Waiting for Alice")
     guest = stranger(port, keys.alice)
-    server.expect("Type the words that Alice reads to you: ")
+    server.expect("Type the words that Alice reads, or no: ")
     server.write(" ".join(guest.own_words) + "\r")
     server.expect(WAITING)
     guest.send("hello")

@@ -29,9 +29,9 @@ import crypto_utils as chat
 from crypto_utils import FrameSocket, KeyStore, PinnedPeer, RecordType, Role, TrustError
 
 WITHOUT_COLOURS = {**AT_TERMINAL, "NO_COLOR": "1"}
-QUESTION = r"Type the words that (Alice|Bob) reads to you: "
+QUESTION = r"Type the words that (Alice|Bob) reads, or no: "
 OTHER_WORDS = r"do not belong to this\s+connection"
-THREE_WORDS = r"Type the three words that (Alice|Bob) reads to you, or no\."
+THREE_WORDS = r"These are not three words\."
 
 Strangers = Callable[..., "tuple[Program, Program, str]"]
 
@@ -113,7 +113,7 @@ def test_who_types_other_words_is_told_so_and_never_a_right_one(ends: Ends) -> N
     other = [*right[:2], wrong[2]]
     misheard = "These words do not belong to this connection. A word was misheard, or somebody is in between."
     again = "The same wrong words again. Somebody may be in between: answer no."
-    usage = "Type the three words that Alice reads to you, or no."
+    usage = "These are not three words."
     asked = [
         (other, f"{misheard} Let Alice read them once more."),
         (other, again),
