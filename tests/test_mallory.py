@@ -204,6 +204,7 @@ def check_stage(scene: Callable[..., Scene], name: str, n: int) -> None:
             victim.expect(refusal(check.reason), "stdout" if at_terminals else "stderr")
         assert statuses(there, alice, check.statuses) == check.statuses
         assert n > 0 or was_shown(there, alice, attack, attack.before)
+        assert not attack.silent or was_shown(there, alice, attack, ((), ()))
         look = f"{check.side.value.title()}'s screen. The check {check.name} refuses"
     elif succeeds:
         assert statuses(there, alice, attack.statuses) == attack.statuses
@@ -219,6 +220,8 @@ def check_stage(scene: Callable[..., Scene], name: str, n: int) -> None:
     told = " ".join(mallory.stdout.split())
     assert look in told
     assert "I end here" in told
+    refused_in_silence = attack.silent and check is not None
+    assert ("Alice says something" not in told) == ("can say anything" in told) == refused_in_silence
     if attack.reads and succeeds:
         assert f"I can read it. Alice: {REQUEST}" in told
         assert f"I can read it. Bob: {REPLY}" in told
