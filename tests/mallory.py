@@ -493,6 +493,7 @@ class Attack(NamedTuple):
     needs_earlier: bool = False  # they have talked before
     needs_recording: bool = False  # ... through Mallory, who has recorded it
     first_meeting: bool = False  # they do not know each other
+    silent: bool = False  # its checks refuse it in the handshake, before anybody can say anything
     still_refused: str = ""  # why it does not succeed even without these checks
 
     @property
@@ -522,6 +523,7 @@ ATTACKS = {
                 Check("commitment", ALICE, "Bob's r does not fit his nonce", AS_ALICE_BREAKS_OFF),
             ),
             "Both talk, and neither notices that they have read different hellos.",
+            silent=True,
         ),
         Attack(
             "version",
@@ -537,6 +539,7 @@ ATTACKS = {
                 Check("th", BOB, SIGNATURE, IN_BOBS_HANDSHAKE),
             ),
             "Both talk. Somebody could make them use an old and weak version.",
+            silent=True,
         ),
         Attack(
             "zero",
@@ -548,6 +551,7 @@ ATTACKS = {
             ),
             "Z is 0, and Mallory reads everything.",
             reads=True,
+            silent=True,
         ),
         Attack(
             "small-p",
@@ -559,6 +563,7 @@ ATTACKS = {
             ),
             "Mallory finds Alice's exponent by trying them all, and reads everything.",
             reads=True,
+            silent=True,
         ),
         Attack(
             "composite-p",
@@ -570,6 +575,7 @@ ATTACKS = {
             ),
             "Mallory sees from A what Alice's exponent is, and reads everything.",
             reads=True,
+            silent=True,
         ),
         Attack(
             "mitm",
@@ -589,6 +595,7 @@ ATTACKS = {
             "Mallory reads everything that both say.",
             reads=True,
             needs_earlier=True,
+            silent=True,
         ),
         Attack(
             "mitm-peer",
@@ -609,6 +616,7 @@ ATTACKS = {
             reads=True,
             needs_peer=True,
             first_meeting=True,
+            silent=True,
         ),
         Attack(
             "bobs-own-key",
@@ -621,6 +629,7 @@ ATTACKS = {
             ),
             "Bob takes Alice's words for those of somebody who has his own key.",
             first_meeting=True,
+            silent=True,
         ),
         Attack(
             "busy",
@@ -639,6 +648,7 @@ ATTACKS = {
             "Alice is told that Bob cannot talk now. He is waiting for her.",
             shown=((), ()),
             statuses=(1, 1),
+            silent=True,
         ),
         Attack(
             "length",
@@ -655,6 +665,7 @@ ATTACKS = {
             ),
             "",
             still_refused="A frame that has begun may not stall for 30 seconds either.",
+            silent=True,
         ),
         Attack(
             "slow",
@@ -662,6 +673,7 @@ ATTACKS = {
             once(ALICE, HELLO, Slowly, "I send Alice's hello to Bob one byte at a time."),
             (Check("deadline", BOB, LATE, IN_BOBS_HANDSHAKE),),
             "Bob is patient. Whoever does this many times side by side keeps others away from him.",
+            silent=True,
         ),
         # ------------------------------------------------------------------------- one record
         Attack(
@@ -931,12 +943,26 @@ def short(value: bytes) -> str:
     return text if len(text) <= 32 else f"{text[:32]}... ({len(value)} bytes)"
 
 
+def first_check(attack: Attack, without: tuple[str, ...]) -> Check | None:
+    """Return the check that refuses the attack: the first one that is in its place."""
+    return next((check for check in attack.checks if check.name not in without), None)
+
+
 def where_to_look(attack: Attack, without: tuple[str, ...]) -> str:
-    for check in attack.checks:
-        if check.name not in without:
-            where = f"Look at {check.side.value.title()}'s screen. The check {check.name} refuses this there:"
-            return f'{check.until_then} {where} "... {check.reason}".'.strip()
+    check = first_check(attack, without)
+    if check:
+        where = f"Look at {check.side.value.title()}'s screen. The check {check.name} refuses this there:"
+        return f'{check.until_then} {where} "... {check.reason}".'.strip()
     return f"Nothing refuses it. {attack.success}" if attack.success else attack.still_refused
+
+
+def what_is_refused(check: Check) -> str:
+    """Return what to do where nobody gets as far as a conversation."""
+    if check.name == "words":
+        return "Start Alice. Nobody can say anything before the words have been typed."
+    who = check.side.value.title() if check.side is BOB else "she"
+    when = "within half a minute" if check.reason == LATE else "at once"
+    return f"Start Alice: {who} refuses {when}, before anybody can say anything."
 
 
 def list_attacks() -> None:
@@ -980,21 +1006,27 @@ def how_to_begin(
         ]
         if not (COPY / "home" / "bob").is_dir():
             lines += [f"There are none in {home} yet: it makes its own, which takes some seconds."]
-    if_there = "end one who is there first, with Ctrl-C" if COPY else "if he is not there yet"
+    if_there = "end one who is there first, with Ctrl-C"
+    if not COPY:
+        if_there = "if he is not there yet; end a broken copy first, with Ctrl-C"
     lines += [f"Bob, in a second terminal ({if_there}):" if here else f"Bob, at {bob[0]}:"]
     lines += [f"  python3 {programs}bob_server.py{option}{at}"]
     lines += ["Alice, in a third one (the command on Bob's screen leads past me):", alice]
     if attack and attack.needs_peer:
         lines += ["Her command needs the fingerprint from Bob's screen."]
-    if attack is None or not attack.in_the_middle:
+    check = first_check(attack, without) if attack else None
+    refused = check is not None and attack is not None and attack.silent
+    if not refused and not (attack and attack.in_the_middle):
         lines += [
             "If a screen asks for the other side's words, type those that stand on the other screen. They "
             "fit, because I have changed nothing by then: I only pass on what both send."
         ]
-    elif attack.needs_earlier:
+    elif attack and attack.needs_earlier and "pin" not in without:
         lines += ["If they have not met yet, start me without an attack first, and let them."]
     if attack is None:
         lines += ["Then let them talk. Ctrl-C ends."]
+    elif check and attack.silent:
+        lines += [what_is_refused(check)]
     else:
         if attack.needs_recording:
             lines += ["First let them talk and leave (/quit); I only listen. Then start Alice again."]
@@ -1063,7 +1095,10 @@ def main() -> int:
             wire.close()
             screen.say("The connection is over.")
             if screen.carried_out:
-                screen.say("So is my attack: I end here. Bob goes on until Ctrl-C.")
+                bob_is = "Bob goes on until Ctrl-C."
+                if COPY:
+                    bob_is = "End the broken Bob too, with Ctrl-C."
+                screen.say(f"So is my attack: I end here. {bob_is}")
                 return 0
             if len(wire.frames[ALICE]) > TEXT:
                 earlier = wire.frames

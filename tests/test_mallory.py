@@ -204,6 +204,7 @@ def check_stage(scene: Callable[..., Scene], name: str, n: int) -> None:
             victim.expect(refusal(check.reason), "stdout" if at_terminals else "stderr")
         assert statuses(there, alice, check.statuses) == check.statuses
         assert n > 0 or was_shown(there, alice, attack, attack.before)
+        assert not attack.silent or was_shown(there, alice, attack, ((), ()))
         look = f"{check.side.value.title()}'s screen. The check {check.name} refuses"
     elif succeeds:
         assert statuses(there, alice, attack.statuses) == attack.statuses
@@ -219,6 +220,8 @@ def check_stage(scene: Callable[..., Scene], name: str, n: int) -> None:
     told = " ".join(mallory.stdout.split())
     assert look in told
     assert "I end here" in told
+    refused_in_silence = attack.silent and check is not None
+    assert ("Alice says something" not in told) == ("can say anything" in told) == refused_in_silence
     if attack.reads and succeeds:
         assert f"I can read it. Alice: {REQUEST}" in told
         assert f"I can read it. Bob: {REPLY}" in told
@@ -255,7 +258,7 @@ def test_the_exercises_of_the_readme_one_after_the_other(
         for name in ("bob", "alice"):
             (homes / name).rename(home / "lesson" / name)
     _, _, section = (ROOT / "README.md").read_text(encoding="utf-8").partition("\n## Meet Mallory\n")
-    commands = iter(re.findall("^    (python3 .*)$", section.partition("\n## ")[0], re.MULTILINE))
+    commands = iter(re.findall("`(python3 [^`]*)`", section.partition("\n## ")[0]))
     with contextlib.ExitStack() as reserved:
         listen, bobs = (str(reserved.enter_context(a_port()).getsockname()[1]) for _ in range(2))
 
@@ -273,17 +276,20 @@ def test_the_exercises_of_the_readme_one_after_the_other(
             program.expect("Waiting for Alice", patience=5 * DEADLINE)  # parameters are found by chance
             return program
 
-        def broken_copies(program: Program) -> tuple[Program, Program]:
-            his = bob(program.expect(r"^  (python3 \S+/bob_server\.py .*)$")[1])
-            return his, run(program.expect(r"^  (python3 \S+/alice_client\.py .*)$")[1], **TERMINAL)
+        def alice(she: Program) -> Program:
+            return run(she.expect(r"^  (python3 \S*alice_client\.py .*)$")[1], **TERMINAL)
+
+        def both(she: Program) -> tuple[Program, Program]:
+            his = bob(she.expect(r"^  (python3 \S*bob_server\.py .*)$")[1])
+            return his, alice(she)
 
         def leaves(program: Program) -> None:
             program.write("\x03")
             assert program.wait() == 130
 
         # 1. Listen.
-        she, his = mallory(), bob(next(commands))
-        hers = run(next(commands), **TERMINAL)
+        she = mallory()
+        his, hers = both(she)
         words = words_of(his)
         typed(his, "Alice", words_of(hers))
         typed(hers, "Bob", words)
@@ -297,22 +303,24 @@ def test_the_exercises_of_the_readme_one_after_the_other(
         assert she.wait() == 0
         assert "hello" not in she.stdout.replace("hello, ", "")
         # 2. Change one bit.
-        she, hers = mallory(), run(next(commands), **TERMINAL)
+        she = mallory()
+        hers = alice(she)
         types(hers, "Alice", "pay 100 to Carol")
         his.expect("Broken off: the record's signature is not valid")
         assert (she.wait(), hers.wait()) == (0, 1)
         leaves(his)
-        # 3. Take the checks away.
+        # 3. Take two checks away.
         she = mallory()
-        his, hers = broken_copies(she)
+        his, hers = both(she)
         types(hers, "Alice", "pay 100 to Carol")
         his.expect("Alice [✓+] pay 900 to Carol")
         types(his, "Bob", "done")
         hers.expect("the record replies to another record than the last one")
         assert (she.wait(), hers.wait()) == (0, 3)
         leaves(his)
+        # 4. Take the third away.
         she = mallory()
-        his, hers = broken_copies(she)
+        his, hers = both(she)
         types(hers, "Alice", "pay 100 to Carol")
         his.expect("Alice [✓+] pay 900 to Carol")
         types(his, "Bob", "done")
@@ -320,14 +328,15 @@ def test_the_exercises_of_the_readme_one_after_the_other(
         types(hers, "Alice", "/quit")
         assert (she.wait(), hers.wait()) == (0, 0)
         leaves(his)
-        # 4. Be in the middle.
-        she, his = mallory(), bob(next(commands))
-        hers = run(next(commands), **TERMINAL)
+        # 5. Be in the middle.
+        she = mallory()
+        his, hers = both(she)
         hers.expect("is not the pinned one")
         assert (she.wait(), hers.wait()) == (0, 3)
         leaves(his)
+        # 6. Meet as strangers.
         she = mallory()
-        his, hers = broken_copies(she)
+        his, hers = both(she)
         words = words_of(his)
         typed(his, "Alice", words_of(hers))
         typed(hers, "Bob", words)
@@ -337,8 +346,9 @@ def test_the_exercises_of_the_readme_one_after_the_other(
         his.expect("nothing is pinned")
         assert (she.wait(), hers.wait()) == (0, 1)
         leaves(his)
+        # 7. Do not compare.
         she = mallory()
-        his, hers = broken_copies(she)
+        his, hers = both(she)
         typed(his, "Alice", "any three words")
         typed(hers, "Bob", "will do here")
         types(hers, "Alice", "pay 100 to Carol")
@@ -350,7 +360,7 @@ def test_the_exercises_of_the_readme_one_after_the_other(
         types(hers, "Alice", "/quit")
         assert (she.wait(), hers.wait()) == (0, 0)
         leaves(his)
-        # 5. All the others.
+        # 8. Try the others.
         assert run(next(commands)).wait() == 0
         assert next(commands, None) is None
     assert [path.name for path in home.iterdir()] == ["lesson"]
