@@ -1572,8 +1572,8 @@ HELP = """\
 Type a line and press Enter to send it, when it is your turn.
   /words   show your three words
   /help    show this
-  /quit    leave, and end this program; so does END
-Ctrl-C leaves at any moment. To send a line that begins with /, put a space before it.""".replace(
+  /quit    leave and end this program
+Ctrl-C leaves at any moment, END in your turn. To send a line that begins with /, put a space before it.""".replace(
     "END", "Ctrl-Z and Enter" if sys.platform == "win32" else "Ctrl-D"
 )
 
