@@ -178,7 +178,7 @@ class FileError(ChatError):
 
 
 class MessageError(ChatError):
-    """The text cannot be sent as it is. Nothing was sent, and the conversation can go on."""
+    """The text cannot be sent. Nothing was sent, and the conversation can go on."""
 
     told = "Not sent"
 
@@ -1568,14 +1568,13 @@ QUIET = 0.3  # seconds without a key, after which what was typed ahead is over
 TERMINAL_LINE = 4095  # bytes that a terminal without readline hands over at most: the rest may be lost
 QUEUE_LIMIT = 100  # lines of other threads that wait for the screen
 LEAVING_SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP", "SIGQUIT", "SIGBREAK")
-HELP = """\
+END = "Ctrl-Z and Enter" if sys.platform == "win32" else "Ctrl-D"
+HELP = f"""\
 Type a line and press Enter to send it, when it is your turn.
   /words   show your three words
   /help    show this
   /quit    leave and end this program
-Ctrl-C leaves at any moment, END in your turn. To send a line that begins with /, put a space before it.""".replace(
-    "END", "Ctrl-Z and Enter" if sys.platform == "win32" else "Ctrl-D"
-)
+Ctrl-C leaves at any moment, {END} in your turn. To send a line that begins with /, put a space before it."""
 
 
 class UsageError(ChatError):
@@ -1597,7 +1596,7 @@ class NoConversation(ChatError):
 
 
 class PersonLeft(ChatError):
-    """The person at this terminal leaves. The status is 1 if a line from a pipe could not be sent."""
+    """The person at this terminal leaves. The status is 1 if the other side could not be told."""
 
     told, status = "You left", 0
 
@@ -1621,6 +1620,7 @@ class Console:
         self._typed = bytearray()  # read from a pipe, and not used yet
         self._ended = False  # whether the pipe has ended
         self._pipe: queue.Queue[bytes] | None = None  # on Windows, what a thread has read
+        self.lost_a_line = False  # whether one from a pipe could not be sent: then the exit status is not 0
         self.leaving = False
         self._holds_signals = False
         self._quiet = False  # whether the terminal hands over single keys, and shows none
@@ -1844,12 +1844,15 @@ class Console:
             self.set_quiet(False)
             os._exit(128 + number)
         self.leaving = True
-        if not self._quiet and is_terminal(sys.stderr):  # the terminal has shown ^C, or something was typed
-            row, self._row = self._row, ""
-            with contextlib.suppress(OSError, ValueError):
-                # Not on a stopped screen; on Windows, no ^C is shown, and nothing can be asked.
-                if row if sys.platform == "win32" else select.select([], [sys.stderr], [], 0)[1]:
-                    os.write(sys.stderr.fileno(), b"\n")
+        row, self._row = self._row, ""
+        # A row is erased, but not where the terminal has shown ^C, or something was typed.
+        end = f"\r{' ' * len(row)}\r" if self._quiet else "\n"
+        with contextlib.suppress(OSError, ValueError):
+            # Not on a stopped screen; on Windows, no ^C is shown, and nothing can be asked.
+            if is_terminal(self.screen) and (
+                row if sys.platform == "win32" else select.select([], [self.screen], [], 0)[1]
+            ):
+                os.write(self.screen.fileno(), end.encode())
         if not self._holds_signals:
             raise KeyboardInterrupt
 
@@ -2032,35 +2035,15 @@ def ask_for_words(console: Console, channel: Channel) -> None:
 
 def converse(console: Console, channel: Channel) -> int:
     """Talk until the peer leaves; return the exit status. Raises PersonLeft when the person leaves."""
-    unsent = 0
     try:
         while True:
-            if channel.my_turn:
-                try:
-                    text = console.next_line(channel)
-                    if text is not None and not channel.has_something:
-                        with console.to_its_end():
-                            channel.send(text)
-                        continue
-                except MessageError as error:
-                    unsent = int(not console.has_prompt)
-                    console.notice(f"{error.told}: {error}")
-                    continue
-                except ConnectionCut:  # a goodbye may have come before the cut
-                    if not channel.has_something:
-                        raise
-                    unsent = int(not console.has_prompt)
-                else:
-                    if text is not None:
-                        unsent = int(not console.has_prompt)
-                        console.notice(
-                            f"Not sent: {console.peer} is no longer there. Your line was:\n  {text}"
-                        )
-            else:
+            if not channel.my_turn:
                 console.wait_for_peer(channel.frames.socket)
+            elif speak(console, channel):
+                continue
             message = channel.receive()
             if message.type is RecordType.CLOSE:
-                return peer_left(console, channel, message) or unsent
+                return peer_left(console, channel, message.crossed)
             console.show(console.peer, message.text)
             if console.has_prompt:
                 console.write("\a", console.screen)
@@ -2069,24 +2052,36 @@ def converse(console: Console, channel: Channel) -> int:
             raise ConnectionCut(f"{cut}. Your last message may not have arrived") from None
         raise
     except (KeyboardInterrupt, EOFError):
-        left = PersonLeft()
-        left.status = unsent
-        raise left from None
+        raise PersonLeft from None
 
 
-def peer_left(console: Console, channel: Channel, goodbye: Message) -> int:
+def speak(console: Console, channel: Channel) -> bool:
+    """Let the person speak; return False if there is something to receive instead."""
+    try:
+        text = console.next_line(channel)
+        if text is None:
+            return False
+        if channel.has_something:
+            raise MessageError(f"{console.peer} is no longer there. Your line was:\n  {text}")
+        with console.to_its_end():
+            channel.send(text)
+        return True
+    except MessageError as error:
+        console.notice(explain(error, console.peer))
+    except ConnectionCut:
+        if not channel.has_something:  # a goodbye may have come before the cut
+            raise
+    console.lost_a_line = not console.has_prompt
+    return not channel.has_something
+
+
+def peer_left(console: Console, channel: Channel, crossed: bool) -> int:
     """Show the peer's goodbye; return the exit status, 1 if no text had arrived on either side."""
-    if channel.texts - goodbye.crossed == 0:
-        what = (
-            "before anything was said"
-            if channel.trust.known
-            else "before accepting your key, or before anything was said"
-        )
-        console.notice(f"{console.peer} left {what}.")
+    if channel.texts == crossed:
+        deciding = "" if channel.trust.known else "before accepting your key, or "
+        console.notice(f"{console.peer} left {deciding}before anything was said.")
         return 1
-    console.notice(
-        f"{console.peer} left" + (" before your last message had arrived." if goodbye.crossed else ".")
-    )
+    console.notice(f"{console.peer} left{' before your last message had arrived' * crossed}.")
     return 0
 
 
@@ -2273,8 +2268,6 @@ def run_program(
         status = start(console, parser.parse_args(), run)
     except KeyboardInterrupt:
         status = 130
-        with contextlib.suppress(OSError):
-            console.write("", console.screen)  # erases a row
     finally:
         console.set_quiet(False)
         for stream in (sys.stdout, sys.stderr):
@@ -2283,7 +2276,7 @@ def run_program(
                     stream.flush()
                     continue
             os.dup2(os.open(os.devnull, os.O_RDWR), stream.fileno())  # Python flushes once more, at its end
-    sys.exit(status)
+    sys.exit(status or int(console.lost_a_line))
 
 
 def start(

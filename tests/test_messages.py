@@ -530,8 +530,8 @@ def test_what_cannot_be_sent_is_told_and_counts(bob: StartBob, start: Start) -> 
     client.end_input()
     assert client.wait() == 1
     assert client.stderr.endswith(
-        f"Not sent: the text is longer than {chat.TEXT_LIMIT} bytes\n"
-        "Not sent: the text is not valid Unicode\nYou left.\n"
+        f"Not sent: the text is longer than {chat.TEXT_LIMIT} bytes.\n"
+        "Not sent: the text is not valid Unicode.\nYou left.\n"
     )
 
 
