@@ -146,9 +146,9 @@ class Door:
         self._console = console
         self._place = place
         self._handshake = let_in
-        self._threads = threading.Semaphore(HANDSHAKES + HANDSHAKES // 4)  # with those that are giving way
+        self._threads = threading.Semaphore(HANDSHAKES)
         self._lock = threading.Lock()  # for what follows
-        self._handshaking: dict[chat.FrameSocket, str] = {}  # and where from; in the order in which they came
+        self._handshaking: dict[socket.socket, str] = {}  # and where from; in the order in which they came
         self._others = 0  # who called during a conversation
         threading.Thread(target=self._accept_connections, daemon=True).start()
 
@@ -193,55 +193,51 @@ class Door:
                 # without this pause, the loop would take a whole core.
                 time.sleep(0.05)
                 continue
-            self._make_room()
-            self._threads.acquire()
+            if not self._threads.acquire(blocking=False):
+                self._end_one()
+                self._threads.acquire()
+            with self._lock:
+                self._handshaking[connected] = source(address[0])
             try:
-                frames = chat.FrameSocket(connected)
-                with self._lock:
-                    self._handshaking[frames] = source(address[0])
-                threading.Thread(target=self._meet_stranger, args=(frames, address[0]), daemon=True).start()
-            except (RuntimeError, chat.ConnectionCut):  # no thread is free now; or whoever called is gone
-                connected.close()
+                threading.Thread(
+                    target=self._meet_stranger, args=(connected, address[0]), daemon=True
+                ).start()
+            except RuntimeError:  # no thread is free now
                 self._forget(connected)
+                connected.close()
 
-    def _make_room(self) -> None:
-        """End one handshake if there are as many as may be: the oldest from the address that has the most."""
-        with self._lock:
-            if len(self._handshaking) < HANDSHAKES:
-                return
-            (most, _), *_ = Counter(self._handshaking.values()).most_common(1)
-            oldest = next(frames for frames, where in self._handshaking.items() if where == most)
-            del self._handshaking[oldest]
-        oldest.abort()
+    def _end_one(self) -> None:
+        """End a handshake, the oldest from the address that has the most: its thread finds the line cut."""
+        with self._lock, contextlib.suppress(OSError):
+            for most, _ in Counter(self._handshaking.values()).most_common(1):
+                oldest = next(one for one, where in self._handshaking.items() if where == most)
+                oldest.shutdown(socket.SHUT_RDWR)
 
     def _forget(self, connected: socket.socket) -> None:
         with self._lock:
-            for frames in [frames for frames in self._handshaking if frames.socket is connected]:
-                del self._handshaking[frames]
+            del self._handshaking[connected]
         self._threads.release()
 
-    def _meet_stranger(self, frames: chat.FrameSocket, address: str) -> None:
+    def _meet_stranger(self, connected: socket.socket, address: str) -> None:
         """Hold the handshake with one stranger; hand over the channel, or say what came of it."""
-        where = address.removeprefix("::ffff:")
+        where, frames = address.removeprefix("::ffff:"), chat.FrameSocket(connected)
         try:
             channel = self._handshake(frames)
             if channel is None:
-                with self._lock:
-                    self._others += 1
+                self._tell(f"{where} called, and was told that you are busy.")
                 frames.hang_up(chat.GOODBYE_SECONDS)
             else:
                 self._console.queue.put(channel)
         except chat.ChatError as error:
             frames.hang_up()
             if isinstance(error, chat.ConnectionCut):
-                error = chat.ConnectionCut(
-                    f"{error}, during the handshake; if this was Alice, her screen says why"
-                )
+                hint = "if this was Alice, her screen says why"
+                error = chat.ConnectionCut(f"{error}, during the handshake; {hint}")
             self._tell(f"{where}: {chat.explain(error, 'Alice')}")
         except MemoryError:
             frames.hang_up()
         finally:
-            self._forget(frames.socket)
+            self._forget(connected)
 
     def _tell(self, line: str) -> None:
         if self._place.locked():

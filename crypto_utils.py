@@ -482,11 +482,11 @@ class FrameSocket:
     def __init__(self, connected: socket.socket) -> None:
         self.socket = connected
         self.deadline: float | None = time.monotonic() + PATIENCE
-        with self._network():
+        with contextlib.suppress(OSError):  # then whatever comes next tells why
             connected.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-            for option, value in TCP_OPTIONS.items():
-                with contextlib.suppress(AttributeError, OSError):  # not every system has each
-                    connected.setsockopt(socket.IPPROTO_TCP, getattr(socket, option), value)
+        for option, value in TCP_OPTIONS.items():
+            with contextlib.suppress(AttributeError, OSError):  # not every system has each
+                connected.setsockopt(socket.IPPROTO_TCP, getattr(socket, option), value)
 
     def send(self, *payloads: bytes) -> None:
         """Send each payload as a frame, all in one write."""
@@ -549,11 +549,6 @@ class FrameSocket:
                     if not self.socket.recv(65536):
                         break
         self.socket.close()
-
-    def abort(self) -> None:
-        """End the connection from another thread: its user finds it cut."""
-        with contextlib.suppress(OSError):
-            self.socket.shutdown(socket.SHUT_RDWR)
 
     @contextlib.contextmanager
     def _network(self, limit: float | None = None) -> Iterator[None]:
@@ -1996,7 +1991,7 @@ def ask_for_words(console: Console, channel: Channel) -> None:
     watched: socket.socket | None = channel.frames.socket
     while True:
         try:
-            answer = console.prompt(question, watched, again=watched is None)
+            answer = console.prompt(question, watched, watched is None)
         except (EOFError, MessageError):
             raise KeyboardInterrupt from None
         if answer is None:

@@ -743,7 +743,7 @@ def test_the_handshake_has_one_deadline(
     with pytest.raises(ConnectionCut, match="did not answer in time"):
         shake(role, dripping, keys, tmp_path)
     assert dripping.now == 1030
-    assert dripping.limits == [30, *([30] if role is BOB else []), *range(30, 0, -1)]
+    assert dripping.limits == [*([30] if role is BOB else []), *range(30, 0, -1)]
 
 
 def test_who_was_too_slow_is_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -762,7 +762,6 @@ def test_after_the_handshake_only_a_frame_that_has_begun_has_a_limit(
     dripping = Dripping(b"\0\0\0\4", monkeypatch)
     frames = FrameSocket(dripping)  # type: ignore[arg-type]
     frames.deadline = None
-    dripping.limits.clear()
     assert frames.receive(4) == b"xxxx"
     assert dripping.limits == [None, *[chat.PATIENCE] * 7]
 
@@ -924,7 +923,7 @@ def test_who_leaves_after_the_other_side_is_told_whether_it_said_goodbye(
         ends.bob.send(REPLY)
     if politely:
         ends.bob.close(wait=0.1)
-    ends.bob.frames.abort()
+    ends.bob.frames.hang_up()
     assert ends.alice.close() is (politely and not words)
 
 
@@ -945,7 +944,7 @@ def test_unread_bytes_do_not_destroy_a_goodbye(ends: Ends) -> None:
 
 
 def test_a_line_that_is_gone_is_a_cut(ends: Ends) -> None:
-    ends.bob.frames.abort()
+    ends.bob.frames.socket.shutdown(socket.SHUT_RDWR)
     with pytest.raises(ConnectionCut, match="without a goodbye"):
         ends.alice.receive()
     with pytest.raises(ConnectionCut, match="the connection"):
@@ -953,7 +952,6 @@ def test_a_line_that_is_gone_is_a_cut(ends: Ends) -> None:
             ends.alice.send("x" * chat.TEXT_LIMIT)
             ends.alice._opener.number += 1
     assert not ends.alice.close()
-    ends.alice.frames.abort()
 
 
 def test_a_line_is_watched_while_it_is_idle(ends: Ends) -> None:

@@ -581,7 +581,7 @@ def loaded_bob(homes: Path, keys: Keys) -> Iterator[LoadedBob]:
 CROWD = 200
 AT_ONCE = 300  # strangers that a crowd with a rate holds at most: more than fit into Bob's hands and queue
 KINDS = ("says nothing", "drips", "sends rubbish", "closes", "stops inside its hello", "stops before READY")
-THREADS = 2 * bob_server.HANDSHAKES  # at most; some that were cut off have not noticed yet
+THREADS = 2 * bob_server.HANDSHAKES  # at most, with some that are ending
 DESCRIPTORS = THREADS + 20  # a socket a thread; the streams, the listener, files open for a moment
 MEMORY = 32 * 1024  # KiB more than at rest, at most: stacks, hellos, and what the allocator keeps
 GROWTH = 4 * 1024  # KiB more after the whole of a long test than after its first part: it does not grow

@@ -10,6 +10,7 @@ import itertools
 import os
 import resource
 import signal
+import socket
 import stat
 import subprocess
 import time
@@ -307,7 +308,7 @@ def test_it_holds_each_record_as_soon_as_it_is_sent_or_received(kept: Ends) -> N
 
 def test_a_text_whose_sending_failed_is_in_it(kept: Ends) -> None:
     """It may have arrived; a goodbye that comes after all tells whether it has."""
-    kept.alice.frames.abort()
+    kept.alice.frames.socket.shutdown(socket.SHUT_RDWR)
     with pytest.raises(ConnectionCut, match="the connection broke"):
         kept.alice.send(REQUEST)
     assert said(file_of(kept.alice)) == EVERYTHING[:3]
