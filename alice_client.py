@@ -119,7 +119,7 @@ def parse_address(text: str, port: int) -> tuple[str, int]:
 
 
 def connect(host: str, port: int) -> chat.FrameSocket:
-    """Connect to Bob. Raises NoConnection, which says why it was not possible."""
+    """Connect to Bob. Raises ChatError, which says why it was not possible."""
     try:
         return chat.FrameSocket(socket.create_connection((host, port), timeout=CONNECT_SECONDS))
     except (socket.gaierror, UnicodeError):
@@ -132,7 +132,7 @@ def connect(host: str, port: int) -> chat.FrameSocket:
         reason = "nobody is listening there; is bob_server.py running?"
     except OSError as error:
         reason = f"{error.strerror or error}; is the address right, and is this machine on that network?"
-    raise chat.NoConnection(f"cannot connect to {host} port {port}: {reason}")
+    raise chat.ChatError(f"cannot connect to {host} port {port}: {reason}")
 
 
 def main() -> None:

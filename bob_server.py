@@ -244,7 +244,7 @@ class Door:
             with self._lock:
                 self._others += 1
         else:
-            self._console.tell(line)
+            self._console.notice(line)
 
 
 def source(address: str) -> str:
@@ -256,7 +256,7 @@ def source(address: str) -> str:
 
 
 def listen(host: str | None, number: int) -> socket.socket:
-    """Listen on one address, or on all of IPv4 and IPv6. Raises NoConnection, which says why it cannot be."""
+    """Listen on one address, or on all of IPv4 and IPv6. Raises ChatError, which says why it cannot be."""
     try:
         if host is not None:
             family, _, _, _, address = socket.getaddrinfo(host, number, type=socket.SOCK_STREAM)[0]
@@ -275,7 +275,7 @@ def listen(host: str | None, number: int) -> socket.socket:
             errno.EADDRNOTAVAIL: NO_SUCH_ADDRESS,
             errno.EACCES: "the system does not allow it; try another port, from 1024 on, with --port",
         }.get(error.errno or 0, f"{error.strerror or error}")
-    raise chat.NoConnection(f"cannot listen on {host or 'any address'} port {number}: {reason}")
+    raise chat.ChatError(f"cannot listen on {host or 'any address'} port {number}: {reason}")
 
 
 def own_address(listener: socket.socket) -> tuple[str, str]:
@@ -314,7 +314,7 @@ def load_group(console: chat.Console, store: chat.KeyStore, bits: int | None) ->
         with console.to_its_end():
             group = chat.generate_group(size, progress)
     except RuntimeError:  # from starting a thread
-        raise chat.NoConnection("this machine allows no further thread") from None
+        raise chat.ChatError("this machine allows no further thread") from None
     console.notice(f"Found after {time.monotonic() - begun:.1f} s.")
     store.save_group(group)
     return group

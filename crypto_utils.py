@@ -1458,32 +1458,32 @@ def screen_lines(text: str, columns: int | None = None) -> list[str]:
     lines = [printable(line) for line in text.split("\n")]
     if columns is None:
         return lines
-    columns, rows = max(columns, 2), []
+    rows = []
     for line in lines:
-        line, at = line.expandtabs(), 0
-        while True:
-            whole = end = _row_end(line, at, columns)
-            if end >= len(line):
-                break
-            while end > at and _belong_together(line[end - 1], line[end]):
-                end -= 1
-            end = line.rfind(" ", at, end) + 1 or (end if end > at else whole)
+        line, at, end = line.expandtabs(), 0, -1
+        while end < len(line):
+            end = _row_end(line, at, max(columns, 2))
             rows.append(line[at:end])
             at = end
-        rows.append(line[at:])
     return rows
 
 
 def _row_end(line: str, at: int, columns: int) -> int:
-    """Return where a row that begins with `at` is full."""
-    if line[at : at + columns + 1].isascii():
-        return at + columns
-    taken = 0
-    for end in range(at, len(line)):
-        taken += _width(line[end])
-        if taken > columns:
-            return end
-    return len(line)
+    """Return where a row that begins with `at` ends."""
+    full, taken = at + columns, 0
+    if not line[at : full + 1].isascii():
+        for full in range(at, len(line)):
+            taken += _width(line[full])
+            if taken > columns:
+                break
+        else:
+            full = len(line)
+    if full >= len(line):
+        return len(line)
+    end = full
+    while end > at and _belong_together(line[end - 1], line[end]):
+        end -= 1
+    return line.rfind(" ", at, end) + 1 or (end if end > at else full)
 
 
 # Two columns in Unicode 16 or in the C library, though not in the tables of each Python.
@@ -1520,11 +1520,10 @@ def is_terminal(stream: TextIO) -> bool:
 
 def columns(stream: TextIO) -> int | None:
     """Return the width of a terminal, None of anything else."""
-    if not is_terminal(stream):
-        return None
     with contextlib.suppress(OSError):
-        return os.get_terminal_size(stream.fileno()).columns or 80
-    return 80
+        if is_terminal(stream):
+            return os.get_terminal_size(stream.fileno()).columns or 80
+    return None
 
 
 def marked(mark: str, text: str, stream: TextIO) -> str:
@@ -1578,12 +1577,6 @@ class UsageError(ChatError):
     told, status = "Usage", 2
 
 
-class NoConnection(ChatError):
-    """There is no connection, or none can be waited for."""
-
-    told = "No connection"
-
-
 class NoConversation(ChatError):
     """There is a connection, but no conversation comes of it."""
 
@@ -1591,7 +1584,7 @@ class NoConversation(ChatError):
 
 
 class PersonLeft(ChatError):
-    """The person at this terminal leaves. The status is 1 if the other side could not be told."""
+    """The person at this terminal leaves."""
 
     told, status = "You left", 0
 
@@ -1599,8 +1592,7 @@ class PersonLeft(ChatError):
 class Console:
     """What one person sees and types. Only the main thread uses it, except for the queue.
 
-    The conversation goes to standard output, everything else to standard error. At a terminal, lines are
-    typed at a prompt; from a pipe, each line is a message.
+    The conversation goes to standard output, everything else to standard error.
     """
 
     def __init__(self, role: Role) -> None:
@@ -1609,11 +1601,9 @@ class Console:
         self.has_prompt = is_terminal(sys.stdin) and is_terminal(self.screen)
         self.can_ask = is_terminal(sys.stdin) and is_terminal(sys.stderr)
         self.queue: queue.SimpleQueue[str | Channel] = queue.SimpleQueue()  # from other threads
-        self._edits = self.has_prompt and self.screen is sys.stdout and (HAS_READLINE or os.name == "nt")
-        self._editing = False
+        self._editing = False  # whether input() edits a line
         self._row = ""  # a prompt, or progress, that stands in the last row of the screen
         self._typed = bytearray()  # read from a pipe, and not used yet
-        self._ended = False  # whether the pipe has ended
         self._pipe: queue.Queue[bytes] | None = None  # on Windows, what a thread has read
         self.lost_a_line = False  # whether one from a pipe could not be sent: then the exit status is not 0
         self.leaving = False
@@ -1635,18 +1625,23 @@ class Console:
 
     def show_row(self, text: str) -> None:
         """Show a row that whatever is written next takes the place of, on a terminal only."""
-        if is_terminal(self.screen):
+        row = text[: (columns(self.screen) or 80) - 1]
+        if is_terminal(self.screen) and row != self._row:
             self.write("", self.screen)
-            self._row = text[: (columns(self.screen) or 80) - 1]  # before it can be seen: so it is erased
-            self.screen.write(self._row)
+            self._row = row  # before it can be seen: so it is erased
+            self.screen.write(row)
             self.screen.flush()
 
     def notice(self, text: str) -> None:
         """Tell the person something that is not part of the conversation. Raises OSError.
 
-        Lines are broken between words for a terminal, but not those that are indented: fingerprints, paths
-        and commands stay whole.
+        From another thread it goes through the queue, if there is room. Lines are broken between words for
+        a terminal, but not those that are indented: fingerprints, paths and commands stay whole.
         """
+        if threading.current_thread() is not threading.main_thread():
+            if self.queue.qsize() < QUEUE_LIMIT:
+                self.queue.put(text)
+            return
         width, rows = columns(sys.stderr), []
         for line in map(printable, text.split("\n")):
             if width is None or not line or line.startswith("  "):
@@ -1665,13 +1660,6 @@ class Console:
             rows = f"\x1b[32m{mark}\x1b[0m" + rows[len(mark) :]
         self.write(rows + "\n", sys.stdout)
 
-    def tell(self, text: str) -> None:
-        """Show a line; from another thread, through the queue, as long as there is room in it."""
-        if threading.current_thread() is threading.main_thread():
-            self.notice(text)
-        elif self.queue.qsize() < QUEUE_LIMIT:
-            self.queue.put(text)
-
     # What a person types.
 
     def prompt(
@@ -1679,17 +1667,17 @@ class Console:
     ) -> str | None:
         """Return the line that a person types, or None as soon as the connection has something first.
 
-        What was typed before is dropped: it was no answer to what the screen shows now (unless the question
-        has stood there already, and is put `again`). Until the first key,
-        the terminal is quiet, and that key is left unread for input(), which does all the editing. (Without
-        readline, a key that was waited for could not be taken back: then only input() waits.) Raises
-        EOFError, and MessageError.
+        What was typed before is dropped: it was no answer to what the screen shows now, unless the same
+        question stood there (`again`). The first key is waited for, and left unread for input(), which does
+        all the editing. (Without readline, such a key would be lost: only input() waits.) Raises EOFError,
+        and MessageError.
         """
+        edits = self.screen is sys.stdout and (HAS_READLINE or os.name == "nt")
         if not again:
             self.drop_typed()
-        self.set_quiet(self._edits)
+        self.set_quiet(edits)
         self.show_row(question)
-        if self._edits:
+        if edits:
             try:
                 self.screen.write(PASTE_ON)
                 self.screen.flush()
@@ -1700,7 +1688,7 @@ class Console:
                 return None
         self.set_quiet(False)
         try:
-            if self._edits:
+            if edits:
                 self._row, self._editing = question, True
                 return input(question).rstrip("\n")  # a paste may end with one
             line = sys.stdin.readline()
@@ -1739,35 +1727,26 @@ class Console:
 
     def wait_for_peer(self, connection: socket.socket) -> None:
         """Wait, in the other side's turn, until the connection has something. What is typed is not kept."""
-        waiting = f"({self.peer}'s turn; Ctrl-C leaves)"
-        keys, told = self.has_prompt, False
-        self.set_quiet(keys)
-        if keys:
+        waiting, told = f"({self.peer}'s turn; Ctrl-C leaves)", False
+        if self.has_prompt:
+            self.set_quiet(True)
             self.show_row(waiting)
-        while not self._wait(keys, connection)[1]:
-            keys = self.drop_typed(0.0)
+        while not self._wait(self.has_prompt, connection)[1]:
+            self.drop_typed(0.0)
             if not told:
                 self.notice(f"It is {self.peer}'s turn; what you type now is not kept.")
                 self.show_row(waiting)
                 told = True
         self.write("", self.screen)
 
-    def drop_typed(self, quiet: float = QUIET) -> bool:
-        """Drop what was typed at a terminal until now, and until no key has come for `quiet` seconds.
-
-        Return False if the terminal is gone.
-        """
-        if not is_terminal(sys.stdin):
-            return True
+    def drop_typed(self, quiet: float = QUIET) -> None:
+        """Drop what was typed until now, and until no key has come for `quiet` seconds. Raises EOFError."""
         self.set_quiet(True)
-        with contextlib.suppress(OSError):
-            while self._wait(keys=True, seconds=quiet)[0]:
-                if sys.platform == "win32":
-                    msvcrt.getwch()
-                elif not os.read(sys.stdin.fileno(), 65536):
-                    return False
-            return True
-        return False
+        while self._wait(keys=True, seconds=quiet)[0]:
+            if sys.platform == "win32":
+                msvcrt.getwch()
+            elif not os.read(sys.stdin.fileno(), 65536):
+                raise EOFError
 
     def set_quiet(self, quiet: bool) -> None:
         """Let the terminal hand over single keys and show none, or put it back as it was found."""
@@ -1812,16 +1791,15 @@ class Console:
         if sys.platform == "win32" and self._pipe is None:
             self._pipe = queue.Queue(1)
             threading.Thread(target=self._read_pipe, args=(self._pipe,), daemon=True).start()
-        while not (self._ended or b"\n" in self._typed):
+        while b"\n" not in self._typed:
             if self._wait(keys=True, connection=connection)[1]:
                 return None
             data = self._pipe.get() if self._pipe else os.read(sys.stdin.fileno(), 65536)
-            self._ended = not data
-            self._typed += data
+            if not (data or self._typed):
+                raise EOFError
+            self._typed += data or b"\n"  # the last line may have no end
         if self._wait(keys=False, connection=connection, seconds=0)[1]:
             return None
-        if not self._typed:
-            raise EOFError
         line, _, self._typed = self._typed.partition(b"\n")
         return line.removesuffix(b"\r").decode(sys.stdin.encoding, "surrogateescape")
 
@@ -1883,44 +1861,35 @@ class StepHandler(logging.Handler):
 
     def handle(self, record: logging.LogRecord) -> bool:
         rows = [f"{record.getMessage()}. [{record.filename}: {record.funcName}]"]
-        width = (max(columns(sys.stderr) or 100, 40) - 15) // 16 * 16
-        for name, value in self._parts(getattr(record, "values", {})):
+        for name, value in getattr(record, "values", {}).items():
             data = to_bytes(value) if isinstance(value, int) else bytes(value)
-            rows += [
-                f"  {name:11}  {part}" if n == 0 else f"  {'':11}  {part}"
-                for n, part in enumerate(self._rows(data, width))
-            ]
+            parts = {name: data}
+            if name == "plaintext":
+                end = data.rindex(b"\x80")
+                body, padding = data[33:end], data[end:]
+                parts = {"type": data[:1], "in_reply_to": data[1:33], "body": body, "padding": padding}
+            for part, shown in parts.items():
+                first, *more = self._rows(part, shown)
+                rows += [f"  {part:11}  {first}", *(f"{'':15}{row}" for row in more)]
         if not self._console.leaving:  # a stopped screen must not hold up the goodbye
-            self._console.tell("\n".join(rows))
+            self._console.notice("\n".join(rows))
         return True
 
-    def _rows(self, data: bytes, width: int) -> list[str]:
+    def _rows(self, name: str, data: bytes) -> list[str]:
         """Return hexadecimal rows of an even width; a text below its bytes, a run of zeros counted."""
-        shown, zeros = data.rstrip(b"\0"), len(data) - len(data.rstrip(b"\0"))
+        width = (max(columns(sys.stderr) or 100, 40) - 15) // 16 * 16
+        shown = data.rstrip(b"\0")
+        zeros = len(data) - len(shown)
         if zeros <= 8:
             shown, zeros = data, 0
         whole = self._whole or 2 * len(shown) <= width
-        text = shown.hex() if whole else shown.hex()[: width - 16]
-        rows = [text[at : at + width] for at in range(0, len(text), width)]
+        rows = textwrap.wrap(shown.hex() if whole else shown.hex()[: width - 16], width)
         if not whole:
             rows[-1] += f"... ({len(data)} bytes)"
-        with contextlib.suppress(UnicodeDecodeError):
-            if shown and shown.decode().isprintable():
-                rows += [
-                    f'"{row}"' for row in screen_lines(shown.decode(), width - 2)[: None if whole else 1]
-                ]
+        if shown and name in ("version", "body", "words"):
+            texts = screen_lines(shown.decode(), width - 2)
+            rows += [f'"{text}"' for text in (texts if whole else texts[:1])]
         return rows + [f"{zeros} zero bytes"] * bool(zeros) or ["(empty)"]
-
-    @staticmethod
-    def _parts(values: dict[str, Buffer | int]) -> Iterator[tuple[str, Buffer | int]]:
-        """Yield the values, with a plaintext taken apart."""
-        for name, value in values.items():
-            if name == "plaintext" and isinstance(value, bytes):
-                end = value.rindex(b"\x80")
-                yield from (("type", value[:1]), ("in_reply_to", value[1:33]), ("body", value[33:end]))
-                yield "padding", value[end:]
-            else:
-                yield name, value
 
 
 # ---------------------------------------------------- a conversation, from the question to the goodbye

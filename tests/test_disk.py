@@ -1043,7 +1043,7 @@ def test_a_tilde_is_a_home_in_every_path(start: Start, tmp_path: Path, keys: Key
     store_with_group(tmp_path / "chat" / "alice").write("identity.pem", pem_of(keys.alice))
     arguments = ("127.0.0.1:1", "--home=~/chat", "--transcript=~/talks")
     client = start("alice_client.py", *arguments, HOME=str(tmp_path))
-    fails(client, 1, "^No connection")
+    fails(client, 1, "^Stopped: cannot connect")
     assert {path.name for path in tmp_path.iterdir()} >= {"chat", "talks"}
     fails(
         start("alice_client.py", "--verify=~/chat/alice/identity.pem", HOME=str(tmp_path)), 3, "no transcript"

@@ -199,7 +199,7 @@ USAGE = {
     "alice": "usage: alice_client.py [options] [HOST]\nalice_client.py: error: ",
     "bob": "usage: bob_server.py [options]\nbob_server.py: error: ",
 }
-TO_ALICE = "No connection: cannot connect to 127.0.0.1 port {port}: "
+TO_ALICE = "Stopped: cannot connect to 127.0.0.1 port {port}: "
 NO_BOB = (
     ", during the handshake. Is bob_server.py there, and does Bob accept your key? Your key is\n  {alice}"
 )
@@ -222,7 +222,7 @@ ERRORS: dict[str, tuple[Cause, int, str]] = {
     "no such name": (
         started(ALICE, "no-such-host.invalid"),
         1,
-        "No connection: cannot connect to no-such-host.invalid port 65432: there is no such host; "
+        "Stopped: cannot connect to no-such-host.invalid port 65432: there is no such host; "
         "check the address.",
     ),
     "no address": (started(ALICE, "192.0.2.7:port"), 2, "Usage: 192.0.2.7:port" + NO_ADDRESS),
@@ -257,13 +257,13 @@ ERRORS: dict[str, tuple[Cause, int, str]] = {
     "the port is taken": (
         lambda world: world.start(BOB, "--port", port_of(world.listener())),
         1,
-        "No connection: cannot listen on any address port {port}: the port is taken; "
+        "Stopped: cannot listen on any address port {port}: the port is taken; "
         "is another Bob there already? (--port 0 finds a free one)",
     ),
     "an address of another machine": (
         started(BOB, "--host", "192.0.2.77"),
         1,
-        "No connection: cannot listen on 192.0.2.77 port 65432: this machine has no such address.",
+        "Stopped: cannot listen on 192.0.2.77 port 65432: this machine has no such address.",
     ),
     # how a conversation may end
     "Bob is killed": (

@@ -449,7 +449,7 @@ def test_parameters_first_then_listening(start: Start, homes: Path) -> None:
         port = str(listener.getsockname()[1])
         taken = start("bob_server.py", "--host", "127.0.0.1", "--port", port, python=slow)
         assert taken.wait() == 1
-        taken.expect(r"\ANo connection: cannot listen on 127.0.0.1 port \d+: the port is taken", "stderr")
+        taken.expect(r"\AStopped: cannot listen on 127.0.0.1 port \d+: the port is taken", "stderr")
     server = start("bob_server.py", "--host", "127.0.0.1", "--port", port, python=slow)
     server.expect("^\\(searching\\)", "stderr")
     with socket.socket() as early:

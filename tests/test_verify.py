@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import logging
 import re
 import shutil
 import struct
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import NamedTuple
 
 import pytest
@@ -347,6 +349,16 @@ def test_each_side_tells_its_steps_in_the_order_in_which_they_are_done(kept: Kep
         )
         assert told.index(hellos[0]) < told.index(hellos[1]) < told.index("Both hellos have passed")
         assert told.index("Both hellos have passed") < told.index("Z = ") < told.index("Record 0")
+
+
+def test_quotes_stand_around_texts_only() -> None:
+    """Not around a value of a hello that nobody has checked, though it may look like a text."""
+    told: list[str] = []
+    handler = chat.StepHandler(SimpleNamespace(leaving=False, notice=told.append), whole=True)
+    record = logging.LogRecord("", logging.INFO, "", 0, "", (), None)
+    record.values = {"nonce_B": b"The key is pinned", "plaintext": b"\1" + bytes(32) + b"one\ntwo\x80\0"}
+    handler.handle(record)
+    assert re.findall(r'"(.*)"', told[0]) == ["one", "two"]
 
 
 @pytest.mark.exhaustive
