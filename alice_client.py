@@ -74,9 +74,9 @@ def run(console: chat.Console, options: argparse.Namespace) -> int:
     """Alice's side, from Bob's address to the exit status."""
     host = options.host
     if host is None:
-        host = "127.0.0.1"
-        if console.has_prompt:
-            host = ask_address(console) or host
+        asked = console.prompt("Bob's address (Enter: this machine): ") if console.has_prompt else None
+        host = (asked or "").strip() or "127.0.0.1"
+        console.set_quiet(False)
     host, port = parse_address(host, options.port)
     store, identity = chat.open_home(console, options)
     bob = chat.PinnedPeer(store, f"[{host}]:{port}", options.peer, console.can_ask)
@@ -86,23 +86,14 @@ def run(console: chat.Console, options: argparse.Namespace) -> int:
         channel = handshake(frames, identity, store, bob, chat.Transcript(options.transcript))
     except chat.ConnectionCut as cut:
         hint = "Is bob_server.py there, and does Bob accept your key? Your key is"
-        hint += f"\n  {chat.fingerprint(identity)}"
-        raise chat.ConnectionCut(f"{cut}, during the handshake. {hint}") from None
+        told = f"{cut}, during the handshake. {hint}\n  {chat.fingerprint(identity)}"
+        raise chat.ConnectionCut(told) from None
     except BaseException:
         frames.hang_up()
         raise
     with chat.hanging_up(console, channel):
         chat.meet(console, channel, bob)
         return chat.converse(console, channel)
-
-
-def ask_address(console: chat.Console) -> str:
-    try:
-        return (console.prompt("Bob's address (Enter: this machine): ") or "").strip()
-    except EOFError:
-        raise KeyboardInterrupt from None
-    finally:
-        console.set_quiet(False)
 
 
 def parse_address(text: str, port: int) -> tuple[str, int]:
@@ -146,8 +137,6 @@ def main() -> None:
     )
     help_host = "Bob's address or name, also HOST:PORT (default: asks; from a pipe, 127.0.0.1)"
     parser.add_argument("host", nargs="?", metavar="HOST", help=help_host)
-    help_port = "his port (default: %(default)s)"
-    parser.add_argument("--port", type=chat.a_port, default=chat.PORT, metavar="N", help=help_port)
     chat.run_program(parser, run)
 
 

@@ -21,9 +21,9 @@ if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is not signal.SIG_
 import argparse
 import contextlib
 import errno
+import functools
 import ipaddress
 import queue
-import re
 import socket
 import threading
 import time
@@ -86,9 +86,8 @@ def run(console: chat.Console, options: argparse.Namespace) -> int:
     store, identity = chat.open_home(console, options)
     group = load_group(console, store, options.dh_bits)
     alice = chat.PinnedPeer(store, "alice", options.peer, console.can_ask)
-    place = threading.Lock()  # who holds it talks to Bob, or Bob is asked about their key
 
-    def let_in(frames: chat.FrameSocket) -> chat.Channel | None:
+    def let_in(frames: chat.FrameSocket, place: threading.Lock) -> chat.Channel | None:
         transcript = chat.Transcript(options.transcript)
         return handshake(frames, identity, group, alice, place, transcript)
 
@@ -99,7 +98,7 @@ def run(console: chat.Console, options: argparse.Namespace) -> int:
     command = f"  python3 alice_client.py {address}{at} --peer {chat.fingerprint(identity)}"
     console.notice(f"Send this command to Alice. It has your fingerprint in it.{advice}\n\n{command}\n")
     console.notice(f"Listening on port {number}.")
-    door = Door(listener, console, place, let_in)
+    door = Door(listener, console, let_in)
     try:
         while True:
             console.notice("Waiting for Alice; Ctrl-C ends.")
@@ -116,40 +115,37 @@ def run(console: chat.Console, options: argparse.Namespace) -> int:
 
 def entertain(console: chat.Console, guest: chat.Channel, alice: chat.PinnedPeer) -> int | None:
     """Meet a guest and talk; return the status of a conversation, None if none began."""
-    status = None
+    began = False
     try:
         with chat.hanging_up(console, guest):
             chat.meet(console, guest, alice)
-            status = 0
+            began = True
             return chat.converse(console, guest)
     except (chat.ConnectionCut, chat.ProtocolError, chat.TrustError, chat.NoConversation) as error:
         console.notice(chat.explain(error, "Alice"))
-        return None if status is None else error.status
+        return error.status if began else None
 
 
 class Door:
     """Where strangers come in: a thread accepts connections, and each handshake has a thread of its own.
 
-    Each has its time-out; when there are too many, the oldest of those from the address that has the most
-    gives way. The one guest at a time, and lines about others while nobody is here, go to the main thread
-    through the console's queue. During a conversation the others are only counted.
+    When there are too many, the oldest from the address that has the most gives way. One at a time gets the
+    place of the guest, and goes to the main thread through the console's queue.
     """
 
     def __init__(
         self,
         listener: socket.socket,
         console: chat.Console,
-        place: threading.Lock,
-        let_in: Callable[[chat.FrameSocket], chat.Channel | None],
+        let_in: Callable[[chat.FrameSocket, threading.Lock], chat.Channel | None],
     ) -> None:
         self._listener = listener
         self._console = console
-        self._place = place
-        self._handshake = let_in
-        self._threads = threading.Semaphore(HANDSHAKES)
-        self._lock = threading.Lock()  # for what follows
+        self._let_in = let_in
+        self._place = threading.Lock()  # who holds it talks to Bob, or Bob is asked about their key
+        self._change = threading.Condition()  # of what follows
         self._handshaking: dict[socket.socket, str] = {}  # and where from; in the order in which they came
-        self._others = 0  # who called during a conversation
+        self._others = 0  # who called while the place was taken
         threading.Thread(target=self._accept_connections, daemon=True).start()
 
     def next_guest(self) -> chat.Channel:
@@ -166,7 +162,7 @@ class Door:
         with contextlib.suppress(queue.Empty):
             while True:
                 self._console.queue.get_nowait()  # steps of others' handshakes, shown by -v
-        with self._lock:
+        with self._change:
             others, self._others = self._others, 0
         if others:
             self._console.notice(f"Meanwhile others called: {others}.")
@@ -185,7 +181,7 @@ class Door:
     def _accept_connections(self) -> None:
         while True:
             try:
-                connected, address = self._listener.accept()
+                connected, (address, *_) = self._listener.accept()
             except OSError:
                 if self._listener.fileno() < 0:  # Bob has left
                     return
@@ -193,36 +189,34 @@ class Door:
                 # without this pause, the loop would take a whole core.
                 time.sleep(0.05)
                 continue
-            if not self._threads.acquire(blocking=False):
-                self._end_one()
-                self._threads.acquire()
-            with self._lock:
-                self._handshaking[connected] = source(address[0])
+            with self._change:
+                if len(self._handshaking) >= HANDSHAKES:
+                    self._end_one()
+                    self._change.wait_for(lambda: len(self._handshaking) < HANDSHAKES)
+                self._handshaking[connected] = source(address)
             try:
-                threading.Thread(
-                    target=self._meet_stranger, args=(connected, address[0]), daemon=True
-                ).start()
+                threading.Thread(target=self._meet, args=(connected, address), daemon=True).start()
             except RuntimeError:  # no thread is free now
-                self._forget(connected)
                 connected.close()
+                self._forget(connected)
 
     def _end_one(self) -> None:
-        """End a handshake, the oldest from the address that has the most: its thread finds the line cut."""
-        with self._lock, contextlib.suppress(OSError):
-            for most, _ in Counter(self._handshaking.values()).most_common(1):
-                oldest = next(one for one, where in self._handshaking.items() if where == most)
-                oldest.shutdown(socket.SHUT_RDWR)
+        """End the oldest handshake from the address that has the most: its thread finds the line cut."""
+        most, _ = Counter(self._handshaking.values()).most_common(1)[0]
+        oldest = next(one for one, where in self._handshaking.items() if where == most)
+        with contextlib.suppress(OSError):
+            oldest.shutdown(socket.SHUT_RDWR)
 
     def _forget(self, connected: socket.socket) -> None:
-        with self._lock:
+        with self._change:
             del self._handshaking[connected]
-        self._threads.release()
+            self._change.notify()
 
-    def _meet_stranger(self, connected: socket.socket, address: str) -> None:
+    def _meet(self, connected: socket.socket, address: str) -> None:
         """Hold the handshake with one stranger; hand over the channel, or say what came of it."""
         where, frames = address.removeprefix("::ffff:"), chat.FrameSocket(connected)
         try:
-            channel = self._handshake(frames)
+            channel = self._let_in(frames, self._place)
             if channel is None:
                 self._tell(f"{where} called, and was told that you are busy.")
                 frames.hang_up(chat.GOODBYE_SECONDS)
@@ -240,10 +234,10 @@ class Door:
             self._forget(connected)
 
     def _tell(self, line: str) -> None:
-        if self._place.locked():
-            with self._lock:
-                self._others += 1
-        else:
+        """Say what came of a stranger; during a conversation, only count them."""
+        with self._change:
+            self._others += self._place.locked()
+        if not self._place.locked():
             self._console.notice(line)
 
 
@@ -260,13 +254,10 @@ def listen(host: str | None, number: int) -> socket.socket:
     try:
         if host is not None:
             family, _, _, _, address = socket.getaddrinfo(host, number, type=socket.SOCK_STREAM)[0]
-            return socket.create_server(address, family=family, backlog=128)
-        if socket.has_dualstack_ipv6():
-            with contextlib.suppress(OSError):  # IPv6 may be switched off
-                return socket.create_server(
-                    ("", number), family=socket.AF_INET6, dualstack_ipv6=True, backlog=128
-                )
-        return socket.create_server(("", number), backlog=128)
+            return socket.create_server(address, family=family)
+        with contextlib.suppress(OSError, ValueError):  # IPv6 may be missing, or switched off
+            return socket.create_server(("", number), family=socket.AF_INET6, dualstack_ipv6=True)
+        return socket.create_server(("", number))
     except (socket.gaierror, UnicodeError):
         reason = NO_SUCH_ADDRESS
     except OSError as error:
@@ -300,15 +291,11 @@ def load_group(console: chat.Console, store: chat.KeyStore, bits: int | None) ->
         return kept
     size, begun = bits or 2048, time.monotonic()
     console.notice(f"Searching for Diffie-Hellman parameters ({size} bits); this is done once.")
-    shown = begun
 
     def progress() -> None:
-        nonlocal shown
         if console.leaving:  # here, outside of every lock of the search
             raise KeyboardInterrupt
-        if time.monotonic() - shown > 0.5:
-            shown = time.monotonic()
-            console.show_row(f"{shown - begun:.0f} s; it may take a minute.")
+        console.show_row(f"{time.monotonic() - begun:.0f} s; it may take a minute.")
 
     try:
         with console.to_its_end():
@@ -320,12 +307,6 @@ def load_group(console: chat.Console, store: chat.KeyStore, bits: int | None) ->
     return group
 
 
-def group_bits(text: str) -> int:
-    if not re.fullmatch("[0-9]{4}", text) or int(text) not in chat.GROUP_BITS:
-        raise argparse.ArgumentTypeError("Diffie-Hellman parameters have 2048 to 4096 bits")
-    return int(text)
-
-
 def main() -> None:
     parser = chat.common_options(
         Role.BOB,
@@ -335,12 +316,10 @@ def main() -> None:
   python3 bob_server.py --peer SHA256:...    for one Alice, whose key is known
   python3 bob_server.py --verify FILE        what was said? see --transcript""",
     )
-    parser.add_argument("--host", metavar="ADDR", help="address to listen on (default: all, IPv4 and IPv6)")
-    help_port = "port to listen on (default: %(default)s; 0: any free one)"
-    parser.add_argument("--port", type=chat.a_port, default=chat.PORT, metavar="N", help=help_port)
-    parser.add_argument("--once", action="store_true", help="end after the first conversation")
-    help_bits = "bits of p, 2048 to 4096 (default: as kept, or 2048)"
-    parser.add_argument("--dh-bits", type=group_bits, metavar="N", help=help_bits)
+    option, bits = parser.add_argument, functools.partial(chat.a_number, allowed=chat.GROUP_BITS)
+    option("--host", metavar="ADDR", help="address to listen on (default: all, IPv4 and IPv6)")
+    option("--once", action="store_true", help="end after the first conversation")
+    option("--dh-bits", type=bits, metavar="N", help="bits of p, 2048 to 4096 (default: as kept, or 2048)")
     chat.run_program(parser, run)
 
 

@@ -1903,10 +1903,9 @@ def hanging_up(console: Console, channel: Channel) -> Iterator[None]:
     except (ProtocolError, ConnectionCut):
         raise
     except BaseException as reason:
-        if not channel.close() and isinstance(reason, (PersonLeft, KeyboardInterrupt)):
-            console.notice(f"The goodbye could not be sent: {console.peer} sees that the line was cut.")
-            if isinstance(reason, PersonLeft):
-                reason.status = 1
+        if not channel.close() and isinstance(reason, (PersonLeft, KeyboardInterrupt, EOFError)):
+            told = f"the goodbye could not be sent; {console.peer} sees that the line was cut"
+            raise ChatError(told) from None
         raise
     finally:
         channel.frames.hang_up()
@@ -1919,24 +1918,20 @@ def hanging_up(console: Console, channel: Channel) -> Iterator[None]:
 
 def meet(console: Console, channel: Channel, peer: PinnedPeer) -> None:
     """Settle who is at the other end, pin a new key, and say how to begin. Raises TrustError for a no."""
-    key, trust, name = channel.peer_key, channel.trust, console.peer
-    own, their = " ".join(channel.own_words), "Her" if name == "Alice" else "His"
+    trust, name = channel.trust, console.peer
+    key = f"a key that you know as {', '.join(trust.also)}" if trust.also else "a key that is new to you"
+    read = f"Read these words to {name}, by telephone or in person:"
     if trust.settled:
-        console.notice(f"{name} is here, with the key you {'know' if trust.known else 'asked for'}:")
-        console.notice(f"  {fingerprint(key)}")
-        console.notice(f"If {name} asks for your words, read them out:  {own}")
-    else:
-        also = f"a key that you know as {', '.join(trust.also)}"
-        told = (
-            f"{name} is here, with {also}:" if trust.also else f"{name} is here. {their} key is new to you:"
-        )
-        console.notice(f"{told}\n  {fingerprint(key)}")
-        console.notice(f"Read these words to {name}, by telephone or in person:  {own}")
+        key = f"the key you {'know' if trust.known else 'asked for'}"
+        read = f"If {name} asks for your words, read them out:"
+    console.notice(f"{name} is here, with {key}:\n  {fingerprint(channel.peer_key)}")
+    console.notice(f"{read}  {' '.join(channel.own_words)}")
+    if not trust.settled:
         ask_for_words(console, channel)
     trace("The words are made of th and r", words=" ".join(channel.words).encode())
     if not trust.known:
         try:
-            peer.pin(key)
+            peer.pin(channel.peer_key)
         except TrustError as error:
             raise FileError(f"{error}: another program has pinned one while you were asked") from None
         console.notice("The key is pinned.")
@@ -1944,7 +1939,7 @@ def meet(console: Console, channel: Channel, peer: PinnedPeer) -> None:
     if channel.transcript.path:
         console.notice("Whoever has this file can read the conversation, and check who said what:")
         console.notice(f"  {channel.transcript.path}")
-    first = "You speak first." if channel.role is Role.ALICE else f"{name} speaks first."
+    first = "You speak first." if channel.my_turn else f"{name} speaks first."
     deciding = "" if trust.known else f" {name} may still be deciding about your key."
     commands = " /help lists what you can type." if console.has_prompt else ""
     console.notice(first + deciding + commands)
@@ -1956,18 +1951,13 @@ def ask_for_words(console: Console, channel: Channel) -> None:
     They are the yes. No record is opened while the question stands, but for a goodbye that Alice is told of.
     """
     name, wrong = console.peer, [""]
-    question = f"Type the words that {name} reads, or no: "
     watched: socket.socket | None = channel.frames.socket
     while True:
-        try:
-            answer = console.prompt(question, watched, watched is None)
-        except (EOFError, MessageError):
-            raise KeyboardInterrupt from None
+        answer = console.prompt(f"Type the words that {name} reads, or no: ", watched, watched is None)
         if answer is None:
-            if channel.role is Role.ALICE:
-                channel.receive()  # it is her turn: a goodbye, or else an error
-                raise NoConversation(f"{name} left before you answered; nothing is pinned")
-            if channel.frames.has_ended(1.0):  # a goodbye is followed by the end at once
+            if channel.my_turn:
+                channel.receive()  # a goodbye, or else an error
+            if channel.my_turn or channel.frames.has_ended(1.0):  # a goodbye is followed by the end at once
                 raise NoConversation(f"{name} was gone before you answered; nothing is pinned")
             watched = None  # what it is waits until the question is answered
             console.notice(f"{name} has said something, or has left. You see it after your answer.")
@@ -1978,22 +1968,23 @@ def ask_for_words(console: Console, channel: Channel) -> None:
         if words == ["no"]:
             advice = (
                 f"To be asked nothing the next time, let {name} read you the fingerprint on {name}'s own "
-                "screen, and start with --peer and that one. It need not be the one above."
+                "screen, and start with --peer and that one. It need not be the one above"
             )
             raise TrustError(f"you did not accept {name}'s key; nothing is pinned. {advice}", "")
         if words == ["quit"]:
             raise KeyboardInterrupt
-        if words == channel.own_words or words == ["words"]:
-            console.notice(f"Those are your words, to read to {name}:  {' '.join(channel.own_words)}")
+        if words in (channel.own_words, ["words"]):
+            told = f"Those are your words, to read to {name}:  {' '.join(channel.own_words)}"
         elif len(words) != 3:
-            console.notice("These are not three words.")
+            told = "These are not three words."
         elif words == wrong:
-            console.notice("The same wrong words again. Somebody may be in between: answer no.")
+            told = "The same wrong words again. Somebody may be in between: answer no."
         else:
-            console.notice(
+            told = (
                 "These words do not belong to this connection. A word was misheard, or somebody is in "
                 f"between. Let {name} read them once more."
             )
+        console.notice(told)
         wrong = words
 
 
@@ -2001,52 +1992,51 @@ def converse(console: Console, channel: Channel) -> int:
     """Talk until the peer leaves; return the exit status. Raises PersonLeft when the person leaves."""
     try:
         while True:
-            if not channel.my_turn:
+            if channel.my_turn:
+                speak(console, channel)
+            else:
                 console.wait_for_peer(channel.frames.socket)
-            elif speak(console, channel):
-                continue
-            message = channel.receive()
-            if message.type is RecordType.CLOSE:
-                return peer_left(console, channel, message.crossed)
-            console.show(console.peer, message.text)
-            if console.has_prompt:
-                console.write("\a", console.screen)
+            if channel.has_something:
+                message = channel.receive()
+                if message.type is RecordType.CLOSE:
+                    return peer_left(console, channel, message.crossed)
+                console.show(console.peer, message.text)
+                if console.has_prompt:
+                    console.write("\a", console.screen)
     except ConnectionCut as cut:
-        if channel.texts and not channel.my_turn:
-            raise ConnectionCut(f"{cut}. Your last message may not have arrived") from None
-        raise
+        lost = ". Your last message may not have arrived" if channel.texts and not channel.my_turn else ""
+        raise ConnectionCut(f"{cut}{lost}") from None
     except (KeyboardInterrupt, EOFError):
         raise PersonLeft from None
 
 
-def speak(console: Console, channel: Channel) -> bool:
-    """Let the person speak; return False if there is something to receive instead."""
+def speak(console: Console, channel: Channel) -> None:
+    """Let the person speak, unless there is something to receive."""
     try:
         text = console.next_line(channel)
         if text is None:
-            return False
+            return
         if channel.has_something:
             raise MessageError(f"{console.peer} is no longer there. Your line was:\n  {text}")
         with console.to_its_end():
             channel.send(text)
-        return True
+        return
     except MessageError as error:
         console.notice(explain(error, console.peer))
     except ConnectionCut:
         if not channel.has_something:  # a goodbye may have come before the cut
             raise
     console.lost_a_line = not console.has_prompt
-    return not channel.has_something
 
 
 def peer_left(console: Console, channel: Channel, crossed: bool) -> int:
     """Show the peer's goodbye; return the exit status, 1 if no text had arrived on either side."""
-    if channel.texts == crossed:
-        deciding = "" if channel.trust.known else "before accepting your key, or "
-        console.notice(f"{console.peer} left {deciding}before anything was said.")
-        return 1
-    console.notice(f"{console.peer} left{' before your last message had arrived' * crossed}.")
-    return 0
+    if channel.texts > crossed:
+        console.notice(f"{console.peer} left{' before your last message had arrived' * crossed}.")
+        return 0
+    deciding = "" if channel.trust.known else "before accepting your key, or "
+    console.notice(f"{console.peer} left {deciding}before anything was said.")
+    return 1
 
 
 ADVICE = """\
@@ -2063,11 +2053,10 @@ def explain(error: ChatError, name: str) -> str:
     text = f"{error.told}: {error}" if str(error) else error.told
     if not text.endswith((".", "?", ")")) and "\n  " not in text:  # a command, or a fingerprint, ends it
         text += "."
-    if not isinstance(error, TrustError) or not error.presented:
-        return text
-    expected = [f"  {known}\n    ({where})" for known, where in error.expected]
-    shown = ["The key that was presented:", f"  {error.presented}"]
-    return "\n".join([text, *expected, *shown, ADVICE.format(name=name)])
+    if isinstance(error, TrustError) and error.presented:
+        text += "".join(f"\n  {known}\n    ({where})" for known, where in error.expected)
+        text += f"\nThe key that was presented:\n  {error.presented}\n{ADVICE.format(name=name)}"
+    return text
 
 
 # ------------------------------------------------------- from the command line to the exit status
@@ -2080,9 +2069,9 @@ def a_fingerprint(text: str) -> str:
     return f"SHA256:{found[1]}"
 
 
-def a_port(text: str) -> int:
-    if not re.fullmatch("[0-9]{1,5}", text) or int(text) > 65535:
-        raise argparse.ArgumentTypeError("a port is a number up to 65535")
+def a_number(text: str, allowed: range) -> int:
+    if not re.fullmatch("[0-9]{1,5}", text) or int(text) not in allowed:
+        raise argparse.ArgumentTypeError(f"this is no number from {allowed[0]} to {allowed[-1]}")
     return int(text)
 
 
@@ -2095,7 +2084,6 @@ def a_path(text: str) -> Path:
 
 def common_options(role: Role, description: str, examples: str) -> argparse.ArgumentParser:
     """Return a parser for the options that both programs have."""
-    peer = role.peer.value.title()
     width = max(shutil.get_terminal_size().columns, 40) - 2
     parser = argparse.ArgumentParser(
         usage="%(prog)s [options]" + ("" if role is Role.BOB else " [HOST]"),
@@ -2104,17 +2092,15 @@ def common_options(role: Role, description: str, examples: str) -> argparse.Argu
         formatter_class=functools.partial(argparse.RawDescriptionHelpFormatter, width=width),
     )
     parser.set_defaults(role=role)
+    option, peer = parser.add_argument, role.peer.value.title()
     home = os.environ.get("SECURE_CHAT_HOME") or "~/.secure-chat"
-    help_home = "where keys are ($SECURE_CHAT_HOME, or ~/.secure-chat)"
-    parser.add_argument("--home", type=a_path, default=home, metavar="DIR", help=help_home)
-    help_peer = f"accept the key of {peer} with this fingerprint only"
-    parser.add_argument("--peer", type=a_fingerprint, metavar="FINGERPRINT", help=help_peer)
-    help_transcript = "keep each conversation in a file there, as evidence"
-    parser.add_argument("--transcript", type=a_path, metavar="DIR", help=help_transcript)
-    help_verify = "check and show such a file, and end"
-    parser.add_argument("--verify", type=a_path, metavar="FILE", help=help_verify)
-    help_steps = "show each step as it happens; -vv: whole values"
-    parser.add_argument("-v", "--verbose", action="count", default=0, help=help_steps)
+    option("--home", type=a_path, default=home, metavar="DIR", help="where keys are (default: %(default)s)")
+    option("--peer", type=a_fingerprint, metavar="FINGERPRINT", help=f"accept this key of {peer} only")
+    option("--transcript", type=a_path, metavar="DIR", help="keep each conversation in a file there")
+    option("--verify", type=a_path, metavar="FILE", help="check and show such a file, and end")
+    option("-v", "--verbose", action="count", default=0, help="show each step; -vv: whole values")
+    port = functools.partial(a_number, allowed=range(65536))
+    option("--port", type=port, default=PORT, metavar="N", help="Bob's port (default: %(default)s)")
     return parser
 
 
@@ -2134,8 +2120,7 @@ def open_home(console: Console, options: argparse.Namespace) -> tuple[KeyStore, 
             options.transcript.mkdir(mode=0o700, parents=True, exist_ok=True)
             if not os.access(options.transcript, os.W_OK):
                 raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
-    console.notice(f"You are {console.me}. The fingerprint of your key is")
-    console.notice(f"  {fingerprint(identity)}")
+    console.notice(f"You are {console.me}. The fingerprint of your key is\n  {fingerprint(identity)}")
     return store, identity
 
 
@@ -2166,41 +2151,42 @@ def verify_file(console: Console, options: argparse.Namespace) -> int:
     """Show what a transcript proves. Raises what is wrong with it."""
     known = known_keys(console, options)
     shown: set[Role] = set()
-    with contextlib.ExitStack() as stack:
-        with disk("read", options.verify):
-            file = stack.enter_context(open_regular(options.verify, getattr(os, "O_NONBLOCK", 0)))
-        try:
-            for opener, message in verify_transcript(file):
-                name, key = opener.sender.value.title(), fingerprint(opener.signer)
-                if opener.sender not in shown:
-                    shown.add(opener.sender)
-                    console.notice(f"{name} is {known.get(key, 'not known here')}:\n  {key}")
-                    if name == console.peer and options.peer not in (None, key):
-                        reason = f"{name}'s key is not the one asked for, {options.peer}"
-                        raise TrustError(reason, "")
-                elif message.type is RecordType.TEXT:
-                    console.show(name, message.text)
-                else:
-                    crossed = " before the last message had arrived" if message.crossed else ""
-                    console.notice(f"{name} left{crossed}.")
-        except ProtocolError as error:
-            proven = "Nothing is proven but what stands above" if shown else "Nothing is proven"
-            raise ProtocolError(f"{error}.\n{proven}.") from None
+    try:
+        for opener, message in read_transcript(options.verify):
+            name, key = opener.sender.value.title(), fingerprint(opener.signer)
+            if opener.sender not in shown:
+                shown.add(opener.sender)
+                console.notice(f"{name} is {known.get(key, 'not known here')}:\n  {key}")
+                if name == console.peer and options.peer not in (None, key):
+                    raise TrustError(f"{name}'s key is not the one asked for, {options.peer}", "")
+            elif message.type is RecordType.TEXT:
+                console.show(name, message.text)
+            else:
+                console.notice(f"{name} left{' before the last message had arrived' * message.crossed}.")
+    except ProtocolError as error:
+        proven = "Nothing is proven but what stands above" if shown else "Nothing is proven"
+        raise ProtocolError(f"{error}.\n{proven}") from None
     console.notice(VERDICT)
     return 0
 
 
+def read_transcript(path: Path) -> Iterator[tuple[Opener, Message]]:
+    with disk("read", path), open_regular(path, getattr(os, "O_NONBLOCK", 0)) as file:
+        yield from verify_transcript(file)
+
+
 def known_keys(console: Console, options: argparse.Namespace) -> dict[str, str]:
-    """Return what is known of keys in the home folder, if there is one, by their fingerprints."""
+    """Return whose the keys in the home folder are, if there is one, by their fingerprints."""
     folder = options.home / str(options.role.value)
     with disk("read", folder):
         if not folder.is_dir():
             return {}
     store = KeyStore(folder)
-    known = {
-        fingerprint(RSA.import_key(pin.key)): f"the {console.peer} you pinned as {pin.name}"
-        for pin in PinnedPeer(store, options.role.peer.value).pins()
-    }
+    known: dict[str, str] = {}
+    for pin in PinnedPeer(store, options.role.peer.value).pins():
+        key = fingerprint(RSA.import_key(pin.key))
+        before = f"{known[key]} and" if key in known else f"the {console.peer} you pinned as"
+        known[key] = f"{before} {pin.name}"
     with contextlib.suppress(FileError):  # with a passphrase, it is not worth asking for it
         identity = store.load_identity(lambda _: "")
         if identity is not None:
@@ -2208,9 +2194,10 @@ def known_keys(console: Console, options: argparse.Namespace) -> dict[str, str]:
     return known
 
 
-def run_program(
-    parser: argparse.ArgumentParser, run: Callable[[Console, argparse.Namespace], int]
-) -> NoReturn:
+Run = Callable[[Console, argparse.Namespace], int]  # a program, from its options to the exit status
+
+
+def run_program(parser: argparse.ArgumentParser, run: Run) -> NoReturn:
     """Run a program and exit. What a user, a peer or the disk can cause ends in a line, not a traceback."""
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:  # the program was started with that stream closed
@@ -2229,8 +2216,11 @@ def run_program(
                 parser.error(
                     f"{printable(argument)}: a messenger changed a dash or a space; type it anew, with --"
                 )
-        status = start(console, parser.parse_args(), run)
-    except KeyboardInterrupt:
+        options = parser.parse_args()
+        log.addHandler(StepHandler(console, whole=options.verbose > 1))
+        log.setLevel(logging.INFO if options.verbose else logging.WARNING)
+        status = start(console, options, verify_file if options.verify else run)
+    except (KeyboardInterrupt, EOFError):
         status = 130
     finally:
         console.set_quiet(False)
@@ -2243,16 +2233,12 @@ def run_program(
     sys.exit(status or int(console.lost_a_line))
 
 
-def start(
-    console: Console, options: argparse.Namespace, run: Callable[[Console, argparse.Namespace], int]
-) -> int:
-    """Run the program for these options; return the exit status. Raises KeyboardInterrupt."""
-    log.addHandler(StepHandler(console, whole=options.verbose > 1))
-    log.setLevel(logging.INFO if options.verbose else logging.WARNING)
+def start(console: Console, options: argparse.Namespace, run: Run) -> int:
+    """Run the program for these options; return the exit status, after a line that says what went wrong."""
     try:
         if HAS_READLINE:
             readline.parse_and_bind("set disable-completion on")
-        status = (verify_file if options.verify else run)(console, options)
+        status = run(console, options)
         sys.stdout.flush()
         return status
     except ChatError as error:

@@ -487,7 +487,7 @@ def test_who_leaves_is_told_when_the_goodbye_cannot_be_sent(bob: StartBob, start
     client.expect(WAITS, "stderr")
     client.process.terminate()
     assert client.wait() == 1
-    client.expect("^The goodbye could not be sent: Bob sees that the line was cut", "stderr")
+    client.expect("^Stopped: the goodbye could not be sent; Bob sees that the line was cut", "stderr")
     assert server.wait() == 1
     server.expect(CUT.says, "stderr")
 

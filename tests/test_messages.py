@@ -344,12 +344,12 @@ ERRORS: dict[str, tuple[Cause, int, str]] = {
     "no port": (
         started(BOB, "--port", "65536"),
         2,
-        USAGE["bob"] + "argument --port: a port is a number up to 65535",
+        USAGE["bob"] + "argument --port: this is no number from 0 to 65535",
     ),
     "too small": (
         started(BOB, "--dh-bits", "1024"),
         2,
-        USAGE["bob"] + "argument --dh-bits: Diffie-Hellman parameters have 2048 to 4096 bits",
+        USAGE["bob"] + "argument --dh-bits: this is no number from 2048 to 4096",
     ),
     # files
     "a key that others can read": (
@@ -461,7 +461,7 @@ def test_a_conversation_at_terminals_to_the_letter(
     (kept,) = (homes / "kept").iterdir()
     assert told_by(client).endswith(
         single_spaced(
-            f"Bob is here. His key is new to you:\n  {chat.fingerprint(keys.bob)}\n"
+            f"Bob is here, with a key that is new to you:\n  {chat.fingerprint(keys.bob)}\n"
             f"Read these words to Bob, by telephone or in person:  {own[client]}\n"
             "Type the words that Bob reads, or no: perhaps\n"
             "These are not three words.\n"
@@ -482,7 +482,7 @@ def test_a_conversation_at_terminals_to_the_letter(
         )
     )
     assert single_spaced(
-        f"Alice is here. Her key is new to you:\n  {chat.fingerprint(keys.alice)}\n"
+        f"Alice is here, with a key that is new to you:\n  {chat.fingerprint(keys.alice)}\n"
         f"Read these words to Alice, by telephone or in person:  {own[server]}\n"
         f"Type the words that Alice reads, or no: {own[client]}\n"
         "The key is pinned.\n"

@@ -345,9 +345,9 @@ class Hall:
         self.strangers: list[socket.socket] = []
         self._arrivals: queue.Queue[tuple[socket.socket, tuple[str, int]]] = queue.Queue()
         self.accept = self._arrivals.get
-        self.door = bob_server.Door(self, self.console, threading.Lock(), self._wait)  # a listener in name
+        self.door = bob_server.Door(self, self.console, self._wait)  # a listener in name
 
-    def _wait(self, frames: FrameSocket) -> None:
+    def _wait(self, frames: FrameSocket, _: threading.Lock) -> None:
         self.begun.put(frames)
         frames.receive(1)
 

@@ -252,7 +252,7 @@ def test_bob_leaves_while_alice_is_asked(strangers: Strangers, homes: Path) -> N
     """His goodbye ends her question at once, and the terminal is as it was."""
     server, client, _ = strangers()
     server.write("no\r")
-    client.expect("Bob left before you answered; nothing is\\s+pinned")
+    client.expect("Bob was gone before you answered; nothing is\\s+pinned")
     assert client.wait() == 1
     assert not is_pinned(homes, Role.ALICE)
 
@@ -389,7 +389,7 @@ def test_a_stranger_who_is_gone_at_once_is_never_pinned(
         reset(frames.socket)
         server.expect("Cut off|Alice was gone before you answered")
     stranger(port, keys.mallory)
-    server.expect("Her key is new")
+    server.expect("a key that is new to you")
     server.expect(QUESTION)
     assert not is_pinned(homes, Role.BOB)
 

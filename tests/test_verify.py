@@ -26,7 +26,7 @@ from Crypto.Util.number import bytes_to_long
 from Crypto.Util.RFC1751 import key_to_english
 
 import crypto_utils as chat
-from crypto_utils import KeyStore
+from crypto_utils import KeyStore, PinnedPeer
 
 SCRIPTS = {"bob": "bob_server.py", "alice": "alice_client.py"}
 
@@ -177,6 +177,17 @@ def test_it_needs_no_home_and_makes_none(kept: Kept, start: Start, tmp_path: Pat
     assert program.wait() == 0
     assert "Bob is not known here" in program.stderr
     assert not (tmp_path / "none").exists()
+
+
+def test_every_name_under_which_a_key_is_pinned_is_told(
+    kept: Kept, start: Start, homes: Path, keys: Keys
+) -> None:
+    names = ["[192.0.2.1]:1", "[192.0.2.2]:2", "[192.0.2.3]:3"]
+    for name in names:
+        PinnedPeer(KeyStore(homes / "alice"), name).pin(keys.bob)
+    program = start("alice_client.py", "--verify", str(kept.files["bob"]))
+    assert program.wait() == 0
+    assert f"Bob is the Bob you pinned as {' and '.join(names)}:" in program.stderr
 
 
 def test_it_asks_for_no_passphrase(kept: Kept, start: Start, homes: Path, keys: Keys) -> None:

@@ -1156,8 +1156,7 @@ LIST = [
         SERVER + "the_oldest_of_the_address_that_has_the_most_gives_way[there1-203.0.113.1-1]",
         """
         def end_one(self):
-            with self._lock:
-                next(iter(self._handshaking)).shutdown(socket.SHUT_RDWR)
+            next(iter(self._handshaking)).shutdown(socket.SHUT_RDWR)
         Door._end_one = end_one
         """,
         file=BOB,
