@@ -28,7 +28,7 @@ import socket
 import threading
 import time
 from collections import Counter
-from typing import Callable
+from typing import Callable, Optional
 
 try:
     import crypto_utils as chat
@@ -38,7 +38,6 @@ except ImportError as problem:
 from crypto_utils import RecordType, Role
 
 HANDSHAKES = 64  # at most, side by side
-NO_SUCH_ADDRESS = "this machine has no such address"
 
 
 def handshake(
@@ -78,6 +77,9 @@ def handshake(
     except BaseException:
         place.release()
         raise
+
+
+Handshake = Callable[[chat.FrameSocket, threading.Lock], Optional[chat.Channel]]
 
 
 def run(console: chat.Console, options: argparse.Namespace) -> int:
@@ -127,18 +129,9 @@ def entertain(console: chat.Console, guest: chat.Channel, alice: chat.PinnedPeer
 
 
 class Door:
-    """Where strangers come in: a thread accepts connections, and each handshake has a thread of its own.
+    """Where strangers come in: a thread accepts connections, and each handshake has a thread of its own."""
 
-    When there are too many, the oldest from the address that has the most gives way. One at a time gets the
-    place of the guest, and goes to the main thread through the console's queue.
-    """
-
-    def __init__(
-        self,
-        listener: socket.socket,
-        console: chat.Console,
-        let_in: Callable[[chat.FrameSocket, threading.Lock], chat.Channel | None],
-    ) -> None:
+    def __init__(self, listener: socket.socket, console: chat.Console, let_in: Handshake) -> None:
         self._listener = listener
         self._console = console
         self._let_in = let_in
@@ -149,7 +142,7 @@ class Door:
         threading.Thread(target=self._accept_connections, daemon=True).start()
 
     def next_guest(self) -> chat.Channel:
-        """Wait for Alice; show meanwhile what else happens."""
+        """Wait for whoever gets the place; show meanwhile what else happens."""
         while True:
             with contextlib.suppress(queue.Empty):  # in slices: Windows tells of Ctrl-C only between them
                 item = self._console.queue.get(timeout=0.5)
@@ -185,9 +178,7 @@ class Door:
             except OSError:
                 if self._listener.fileno() < 0:  # Bob has left
                     return
-                # Whoever called is gone; or no descriptor is free. Until one is, accept() fails at once:
-                # without this pause, the loop would take a whole core.
-                time.sleep(0.05)
+                time.sleep(0.05)  # until a descriptor is free, accept() fails at once
                 continue
             with self._change:
                 if len(self._handshaking) >= HANDSHAKES:
@@ -258,14 +249,13 @@ def listen(host: str | None, number: int) -> socket.socket:
         with contextlib.suppress(OSError, ValueError):  # IPv6 may be missing, or switched off
             return socket.create_server(("", number), family=socket.AF_INET6, dualstack_ipv6=True)
         return socket.create_server(("", number))
-    except (socket.gaierror, UnicodeError):
-        reason = NO_SUCH_ADDRESS
+    except UnicodeError:
+        reason = "that is no address"
     except OSError as error:
         reason = {
             errno.EADDRINUSE: "the port is taken; is another Bob there already? (--port 0 finds a free one)",
-            errno.EADDRNOTAVAIL: NO_SUCH_ADDRESS,
             errno.EACCES: "the system does not allow it; try another port, from 1024 on, with --port",
-        }.get(error.errno or 0, f"{error.strerror or error}")
+        }.get(error.errno or 0, f"{error.strerror or error}; is this an address of this machine?")
     raise chat.ChatError(f"cannot listen on {host or 'any address'} port {number}: {reason}")
 
 

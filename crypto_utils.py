@@ -1451,10 +1451,7 @@ def printable(text: str) -> str:
 
 
 def screen_lines(text: str, columns: int | None = None) -> list[str]:
-    """Return the printable lines of a text; if `columns` is given, broken after a space where possible.
-
-    If each row is printed behind a mark, none can imitate a line of the program.
-    """
+    """Return the printable lines of a text; if `columns` is given, broken after a space where possible."""
     lines = [printable(line) for line in text.split("\n")]
     if columns is None:
         return lines
@@ -1590,10 +1587,7 @@ class PersonLeft(ChatError):
 
 
 class Console:
-    """What one person sees and types. Only the main thread uses it, except for the queue.
-
-    The conversation goes to standard output, everything else to standard error.
-    """
+    """What one person sees and types. Only the main thread uses it, except for `notice` and the queue."""
 
     def __init__(self, role: Role) -> None:
         self.me, self.peer = role.value.title(), role.peer.value.title()
@@ -1611,8 +1605,6 @@ class Console:
         self._quiet = False  # whether the terminal hands over single keys, and shows none
         if sys.platform != "win32":
             self._as_found = termios.tcgetattr(sys.stdin) if is_terminal(sys.stdin) else None
-
-    # What a person sees.
 
     def write(self, text: str, stream: TextIO) -> None:
         """Write in one go, in the place of a prompt or of progress. Raises OSError."""
@@ -1633,10 +1625,9 @@ class Console:
             self.screen.flush()
 
     def notice(self, text: str) -> None:
-        """Tell the person something that is not part of the conversation. Raises OSError.
+        """Tell the person something that is not part of the conversation: on standard error, at words.
 
-        From another thread it goes through the queue, if there is room. Lines are broken between words for
-        a terminal, but not those that are indented: fingerprints, paths and commands stay whole.
+        Lines that are indented stay whole: fingerprints, paths and commands. Raises OSError.
         """
         if threading.current_thread() is not threading.main_thread():
             if self.queue.qsize() < QUEUE_LIMIT:
@@ -1644,11 +1635,10 @@ class Console:
             return
         width, rows = columns(sys.stderr), []
         for line in map(printable, text.split("\n")):
-            if width is None or not line or line.startswith("  "):
-                rows.append(line)
-            else:
-                rows += textwrap.wrap(line, max(width, 20), break_long_words=False, break_on_hyphens=False)
-        self.write("".join(row + "\n" for row in rows), sys.stderr)
+            if width is not None and not line.startswith("  "):
+                line = textwrap.fill(line, max(width, 20), break_long_words=False, break_on_hyphens=False)
+            rows.append(line + "\n")
+        self.write("".join(rows), sys.stderr)
 
     def show(self, name: str, text: str) -> None:
         """Show a message of the peer's. At a terminal, a check mark says that it was verified."""
@@ -1660,21 +1650,13 @@ class Console:
             rows = f"\x1b[32m{mark}\x1b[0m" + rows[len(mark) :]
         self.write(rows + "\n", sys.stdout)
 
-    # What a person types.
-
-    def prompt(
-        self, question: str, connection: socket.socket | None = None, again: bool = False
-    ) -> str | None:
+    def prompt(self, question: str, connection: socket.socket | None = None) -> str | None:
         """Return the line that a person types, or None as soon as the connection has something first.
 
-        What was typed before is dropped: it was no answer to what the screen shows now, unless the same
-        question stood there (`again`). The first key is waited for, and left unread for input(), which does
-        all the editing. (Without readline, such a key would be lost: only input() waits.) Raises EOFError,
-        and MessageError.
+        The first key is waited for, and left unread for input(), which does all the editing. (Without
+        readline, such a key would be lost: only input() waits.) Raises EOFError, and MessageError.
         """
         edits = self.screen is sys.stdout and (HAS_READLINE or os.name == "nt")
-        if not again:
-            self.drop_typed()
         self.set_quiet(edits)
         self.show_row(question)
         if edits:
@@ -1708,22 +1690,22 @@ class Console:
     def next_line(self, channel: Channel) -> str | None:
         """Return what the person says, in their own turn, or None if the connection has something first.
 
-        Raises EOFError when the person leaves, and MessageError for a line that cannot be sent.
+        What was typed before is dropped: it was no answer to what the screen shows now. Raises EOFError when
+        the person leaves, and MessageError for a line that cannot be sent.
         """
         if not self.has_prompt:
             return self._line_from_pipe(channel.frames.socket)
         while True:
+            self.drop_typed()
             line = self.prompt(f"{self.me}: ", channel.frames.socket)
             if line is None or not line.startswith("/"):
                 return line
             command = line.strip().lower()
             if command == "/quit":
                 raise EOFError
+            told = f"Not sent: {command} is no command; /help lists them. To send it, put a space before it."
             known = {"/help": HELP, "/words": f"Your words: {' '.join(channel.own_words)}"}
-            unknown = (
-                f"Not sent: {command} is no command; /help lists them. To send it, put a space before it."
-            )
-            self.notice(known.get(command, unknown))
+            self.notice(known.get(command, told))
 
     def wait_for_peer(self, connection: socket.socket) -> None:
         """Wait, in the other side's turn, until the connection has something. What is typed is not kept."""
@@ -1783,11 +1765,7 @@ class Console:
         return sys.stdin in ready, connection in ready
 
     def _line_from_pipe(self, connection: socket.socket) -> str | None:
-        """Return the next line of standard input; None if the connection has something first.
-
-        A line is returned whole, whatever interrupts the reading. (On Windows one cannot wait for a pipe: a
-        thread reads it.) Raises EOFError.
-        """
+        """Return the next line, whole whatever interrupts the reading. (On Windows, a thread reads it.)"""
         if sys.platform == "win32" and self._pipe is None:
             self._pipe = queue.Queue(1)
             threading.Thread(target=self._read_pipe, args=(self._pipe,), daemon=True).start()
@@ -1808,8 +1786,6 @@ class Console:
             for data in iter(lambda: raw.read(65536), b""):
                 pipe.put(data)
         pipe.put(b"")
-
-    # Signals.
 
     def on_signal(self, number: int, _: object) -> None:
         """Leave at the first signal; at the second, put the terminal back and end at once."""
@@ -1948,12 +1924,14 @@ def meet(console: Console, channel: Channel, peer: PinnedPeer) -> None:
 def ask_for_words(console: Console, channel: Channel) -> None:
     """Ask for the words that the other side reads out, until they are typed. Raises TrustError for a no.
 
-    They are the yes. No record is opened while the question stands, but for a goodbye that Alice is told of.
+    What was typed before the question is no answer. No record is opened while it stands, but for a goodbye
+    that Alice is told of.
     """
     name, wrong = console.peer, [""]
     watched: socket.socket | None = channel.frames.socket
+    console.drop_typed()
     while True:
-        answer = console.prompt(f"Type the words that {name} reads, or no: ", watched, watched is None)
+        answer = console.prompt(f"Type the words that {name} reads, or no: ", watched)
         if answer is None:
             if channel.my_turn:
                 channel.receive()  # a goodbye, or else an error

@@ -249,7 +249,9 @@ def test_each_of_the_three_words_that_are_typed_counts(ends: Ends, place: int) -
     typed = [*ends.bob.other_words]
     typed[place] = "wrong"
     answers = [" ".join(typed), "no"]
-    person = SimpleNamespace(peer="Alice", prompt=lambda *_: answers.pop(0), notice=lambda _: None)
+    person = SimpleNamespace(
+        peer="Alice", prompt=lambda *_: answers.pop(0), notice=lambda _: None, drop_typed=lambda: None
+    )
     with pytest.raises(TrustError, match="you did not accept"):
         chat.ask_for_words(person, ends.bob)
 

@@ -79,7 +79,10 @@ class Person:
         self._answers = list(answers)
         self.told: list[str] = []
 
-    def prompt(self, question: str, connection: socket.socket, again: bool) -> str:
+    def drop_typed(self) -> None:
+        pass
+
+    def prompt(self, question: str, connection: socket.socket) -> str:
         return self._answers.pop(0)
 
     def notice(self, text: str) -> None:
