@@ -213,14 +213,12 @@ class Door:
                 frames.hang_up(chat.GOODBYE_SECONDS)
             else:
                 self._console.queue.put(channel)
-        except chat.ChatError as error:
+        except (chat.ChatError, MemoryError) as error:
             frames.hang_up()
             if isinstance(error, chat.ConnectionCut):
                 hint = "if this was Alice, her screen says why"
                 error = chat.ConnectionCut(f"{error}, during the handshake; {hint}")
             self._tell(f"{where}: {chat.explain(error, 'Alice')}")
-        except MemoryError:
-            frames.hang_up()
         finally:
             self._forget(connected)
 
@@ -249,13 +247,14 @@ def listen(host: str | None, number: int) -> socket.socket:
         with contextlib.suppress(OSError, ValueError):  # IPv6 may be missing, or switched off
             return socket.create_server(("", number), family=socket.AF_INET6, dualstack_ipv6=True)
         return socket.create_server(("", number))
-    except UnicodeError:
-        reason = "that is no address"
+    except (socket.gaierror, UnicodeError):
+        reason = "there is no such address"
     except OSError as error:
         reason = {
             errno.EADDRINUSE: "the port is taken; is another Bob there already? (--port 0 finds a free one)",
+            errno.EADDRNOTAVAIL: "this machine has no such address",
             errno.EACCES: "the system does not allow it; try another port, from 1024 on, with --port",
-        }.get(error.errno or 0, f"{error.strerror or error}; is this an address of this machine?")
+        }.get(error.errno or 0, str(error.strerror))
     raise chat.ChatError(f"cannot listen on {host or 'any address'} port {number}: {reason}")
 
 
@@ -266,7 +265,7 @@ def own_address(listener: socket.socket) -> tuple[str, str]:
     """
     bound = str(listener.getsockname()[0])
     if not ipaddress.ip_address(bound.partition("%")[0]).is_unspecified:
-        return (f"[{bound}]" if ":" in bound else bound), ""
+        return bound, ""
     for family, anywhere in ((socket.AF_INET, "192.0.2.1"), (socket.AF_INET6, "2001:db8::1")):
         with contextlib.suppress(OSError), socket.socket(family, socket.SOCK_DGRAM) as probe:
             probe.connect((anywhere, 9))

@@ -1967,25 +1967,34 @@ def ask_for_words(console: Console, channel: Channel) -> None:
 
 
 def converse(console: Console, channel: Channel) -> int:
-    """Talk until the peer leaves; return the exit status. Raises PersonLeft when the person leaves."""
+    """Talk until the peer leaves; return the exit status, 1 if no text had arrived on either side.
+
+    Raises PersonLeft when the person leaves.
+    """
+    name, message = console.peer, None
     try:
-        while True:
+        while message is None or message.type is RecordType.TEXT:
             if channel.my_turn:
                 speak(console, channel)
             else:
                 console.wait_for_peer(channel.frames.socket)
             if channel.has_something:
                 message = channel.receive()
-                if message.type is RecordType.CLOSE:
-                    return peer_left(console, channel, message.crossed)
-                console.show(console.peer, message.text)
-                if console.has_prompt:
-                    console.write("\a", console.screen)
+                if message.type is RecordType.TEXT:
+                    console.show(name, message.text)
+                    if console.has_prompt:
+                        console.write("\a", console.screen)
     except ConnectionCut as cut:
         lost = ". Your last message may not have arrived" if channel.texts and not channel.my_turn else ""
         raise ConnectionCut(f"{cut}{lost}") from None
     except (KeyboardInterrupt, EOFError):
         raise PersonLeft from None
+    if channel.texts > message.crossed:
+        console.notice(f"{name} left{' before your last message had arrived' * message.crossed}.")
+        return 0
+    deciding = "" if channel.trust.known else "before accepting your key, or "
+    console.notice(f"{name} left {deciding}before anything was said.")
+    return 1
 
 
 def speak(console: Console, channel: Channel) -> None:
@@ -2007,16 +2016,6 @@ def speak(console: Console, channel: Channel) -> None:
     console.lost_a_line = not console.has_prompt
 
 
-def peer_left(console: Console, channel: Channel, crossed: bool) -> int:
-    """Show the peer's goodbye; return the exit status, 1 if no text had arrived on either side."""
-    if channel.texts > crossed:
-        console.notice(f"{console.peer} left{' before your last message had arrived' * crossed}.")
-        return 0
-    deciding = "" if channel.trust.known else "before accepting your key, or "
-    console.notice(f"{console.peer} left {deciding}before anything was said.")
-    return 1
-
-
 ADVICE = """\
 Nothing was signed, and no message was sent. Ask {name}, in person or by telephone, to read the fingerprint \
 on {name}'s own screen. If it is the one that was presented, start again with it:
@@ -2026,8 +2025,12 @@ reads another one, somebody is in between: do not connect. ({name} may need your
 at its start.)"""
 
 
-def explain(error: ChatError, name: str) -> str:
+def explain(error: ChatError | MemoryError | OSError, name: str) -> str:
     """Return how a failure is told; for a key of `name` that is not trusted, with what a person can do."""
+    if isinstance(error, MemoryError):
+        return "Stopped: there is not enough memory"
+    if isinstance(error, OSError):  # the network and the disk have errors of their own
+        return f"Stopped: cannot use the terminal, or the pipe in its place: {error.strerror}"
     text = f"{error.told}: {error}" if str(error) else error.told
     if not text.endswith((".", "?", ")")) and "\n  " not in text:  # a command, or a fingerprint, ends it
         text += "."
@@ -2172,10 +2175,7 @@ def known_keys(console: Console, options: argparse.Namespace) -> dict[str, str]:
     return known
 
 
-Run = Callable[[Console, argparse.Namespace], int]  # a program, from its options to the exit status
-
-
-def run_program(parser: argparse.ArgumentParser, run: Run) -> NoReturn:
+def run_program(parser: argparse.ArgumentParser, run: Callable[..., int]) -> NoReturn:
     """Run a program and exit. What a user, a peer or the disk can cause ends in a line, not a traceback."""
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:  # the program was started with that stream closed
@@ -2197,7 +2197,15 @@ def run_program(parser: argparse.ArgumentParser, run: Run) -> NoReturn:
         options = parser.parse_args()
         log.addHandler(StepHandler(console, whole=options.verbose > 1))
         log.setLevel(logging.INFO if options.verbose else logging.WARNING)
-        status = start(console, options, verify_file if options.verify else run)
+        if HAS_READLINE:
+            readline.parse_and_bind("set disable-completion on")
+        try:
+            status = (verify_file if options.verify else run)(console, options)
+            sys.stdout.flush()
+        except (ChatError, MemoryError, OSError) as error:
+            status = error.status if isinstance(error, ChatError) else 1
+            with contextlib.suppress(OSError):
+                console.notice(explain(error, console.peer))
     except (KeyboardInterrupt, EOFError):
         status = 130
     finally:
@@ -2209,22 +2217,3 @@ def run_program(parser: argparse.ArgumentParser, run: Run) -> NoReturn:
                     continue
             os.dup2(os.open(os.devnull, os.O_RDWR), stream.fileno())  # Python flushes once more, at its end
     sys.exit(status or int(console.lost_a_line))
-
-
-def start(console: Console, options: argparse.Namespace, run: Run) -> int:
-    """Run the program for these options; return the exit status, after a line that says what went wrong."""
-    try:
-        if HAS_READLINE:
-            readline.parse_and_bind("set disable-completion on")
-        status = run(console, options)
-        sys.stdout.flush()
-        return status
-    except ChatError as error:
-        told, status = explain(error, console.peer), error.status
-    except MemoryError:
-        told, status = "Stopped: there is not enough memory", 1
-    except OSError as error:  # of a terminal or a pipe: the network and the disk have errors of their own
-        told, status = f"Stopped: cannot use the terminal, or the pipe in its place: {error.strerror}", 1
-    with contextlib.suppress(OSError):
-        console.notice(told)
-    return status

@@ -263,8 +263,7 @@ ERRORS: dict[str, tuple[Cause, int, str]] = {
     "an address of another machine": (
         started(BOB, "--host", "192.0.2.77"),
         1,
-        "Stopped: cannot listen on 192.0.2.77 port 65432: Cannot assign requested address; "
-        "is this an address of this machine?",
+        "Stopped: cannot listen on 192.0.2.77 port 65432: this machine has no such address.",
     ),
     # how a conversation may end
     "Bob is killed": (
