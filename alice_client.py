@@ -129,7 +129,7 @@ def connect(host: str, port: int) -> chat.FrameSocket:
 def main() -> None:
     parser = chat.common_options(
         Role.ALICE,
-        "Talk to Bob (bob_server.py) so that nobody can listen in.",
+        "Connect to Bob, and talk to him.",
         """\
   python3 alice_client.py                    asks where Bob is
   python3 alice_client.py 192.0.2.7 --peer SHA256:...    as Bob's screen shows it

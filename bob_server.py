@@ -299,7 +299,7 @@ def load_group(console: chat.Console, store: chat.KeyStore, bits: int | None) ->
 def main() -> None:
     parser = chat.common_options(
         Role.BOB,
-        "Wait for Alice (alice_client.py) and talk to her so that nobody can listen in.",
+        "Wait for Alice, and talk to her.",
         """\
   python3 bob_server.py                      for Alice, here or elsewhere
   python3 bob_server.py --peer SHA256:...    for one Alice, whose key is known

@@ -55,7 +55,6 @@ import re
 import secrets
 import select
 import shlex
-import shutil
 import signal
 import socket
 import stat
@@ -1668,24 +1667,21 @@ class Console:
                 self.write(PASTE_OFF, self.screen)
             if not key:
                 return None
+            self._row, self._editing = question, True
         self.set_quiet(False)
         try:
-            if edits:
-                self._row, self._editing = question, True
-                return input(question).rstrip("\n")  # a paste may end with one
-            line = sys.stdin.readline()
+            line = input(question) if edits else sys.stdin.readline()
+            if not (line or edits):
+                raise EOFError
         except EOFError:
             self.screen.write("\n")  # keep what stands in this row
             raise
         finally:
             self._editing, self._row = False, ""
             self.set_quiet(True)
-        if not line:
-            raise EOFError
-        line = line.removesuffix("\n")
-        if len(os.fsencode(line)) >= TERMINAL_LINE:
+        if len(os.fsencode(line)) > TERMINAL_LINE and not edits:
             raise MessageError("the line is too long for this terminal, and its end may be lost; use a pipe")
-        return line
+        return line.rstrip("\n")  # a paste may end with one, too
 
     def next_line(self, channel: Channel) -> str | None:
         """Return what the person says, in their own turn, or None if the connection has something first.
@@ -2065,18 +2061,17 @@ def a_path(text: str) -> Path:
 
 def common_options(role: Role, description: str, examples: str) -> argparse.ArgumentParser:
     """Return a parser for the options that both programs have."""
-    width = max(shutil.get_terminal_size().columns, 40) - 2
     parser = argparse.ArgumentParser(
         usage="%(prog)s [options]" + ("" if role is Role.BOB else " [HOST]"),
-        description=textwrap.fill(description, width),
+        description=description,
         epilog=f"examples:\n{examples}",
-        formatter_class=functools.partial(argparse.RawDescriptionHelpFormatter, width=width),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.set_defaults(role=role)
     option, peer = parser.add_argument, role.peer.value.title()
     home = os.environ.get("SECURE_CHAT_HOME") or "~/.secure-chat"
     option("--home", type=a_path, default=home, metavar="DIR", help="where keys are (default: %(default)s)")
-    option("--peer", type=a_fingerprint, metavar="FINGERPRINT", help=f"accept this key of {peer} only")
+    option("--peer", type=a_fingerprint, metavar="FINGERPRINT", help=f"accept this key of {peer}'s only")
     option("--transcript", type=a_path, metavar="DIR", help="keep each conversation in a file there")
     option("--verify", type=a_path, metavar="FILE", help="check and show such a file, and end")
     option("-v", "--verbose", action="count", default=0, help="show each step; -vv: whole values")
@@ -2191,9 +2186,7 @@ def run_program(parser: argparse.ArgumentParser, run: Callable[..., int]) -> NoR
             signal.signal(signal.SIGCONT, console.on_continue)
         for argument in sys.argv[1:]:
             if re.match(r"[\u2010-\u2015\u2212]|.*\s--", argument):
-                parser.error(
-                    f"{printable(argument)}: a messenger changed a dash or a space; type it anew, with --"
-                )
+                parser.error(f"{printable(argument)}: a messenger changed a dash or a space; type it with --")
         options = parser.parse_args()
         log.addHandler(StepHandler(console, whole=options.verbose > 1))
         log.setLevel(logging.INFO if options.verbose else logging.WARNING)

@@ -262,9 +262,7 @@ def test_a_mistake_in_usage_is_told_before_a_key_is_made(start: Start, tmp_path:
 
 @pytest.mark.parametrize("argument", ["\u2014peer", "192.0.2.2\u00a0--peer"])
 def test_a_command_that_a_messenger_has_changed(start: Start, argument: str) -> None:
-    fails(
-        start("alice_client.py", argument), 2, "a messenger changed a dash or a space; type it anew, with --"
-    )
+    fails(start("alice_client.py", argument), 2, "a messenger changed a dash or a space; type it with --")
 
 
 def test_the_address_is_asked_for_once(start: Start) -> None:
