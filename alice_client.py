@@ -5,8 +5,7 @@
 # ///
 """Alice: connects to Bob (bob_server.py) and talks to him.
 
-`handshake` is her column of the picture that opens crypto_utils.py; `run` is the whole story: her key, the
-connection, the handshake, and the conversation.
+`handshake` is her column of the picture that opens crypto_utils.py, `run` the whole story.
 """
 
 from __future__ import annotations
@@ -116,9 +115,7 @@ def connect(host: str, port: int) -> chat.FrameSocket:
     except (socket.gaierror, UnicodeError):
         reason = "there is no such host; check the address"
     except socket.timeout:
-        reason = (
-            f"no answer within {CONNECT_SECONDS:.0f} s; is the address right, does a firewall drop the port?"
-        )
+        reason = f"no answer within {CONNECT_SECONDS} s; is the address right, does a firewall drop the port?"
     except ConnectionRefusedError:
         reason = "nobody is listening there; is bob_server.py running?"
     except OSError as error:
@@ -127,14 +124,7 @@ def connect(host: str, port: int) -> chat.FrameSocket:
 
 
 def main() -> None:
-    parser = chat.common_options(
-        Role.ALICE,
-        "Connect to Bob, and talk to him.",
-        """\
-  python3 alice_client.py                    asks where Bob is
-  python3 alice_client.py 192.0.2.7 --peer SHA256:...    as Bob's screen shows it
-  python3 alice_client.py --verify FILE      what was said? see --transcript""",
-    )
+    parser = chat.common_options(Role.ALICE, "Connect to Bob, and talk to him.")
     help_host = "Bob's address or name, also HOST:PORT (default: asks; from a pipe, 127.0.0.1)"
     parser.add_argument("host", nargs="?", metavar="HOST", help=help_host)
     chat.run_program(parser, run)

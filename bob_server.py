@@ -5,8 +5,7 @@
 # ///
 """Bob: waits for Alice (alice_client.py) and talks to her.
 
-`handshake` is his column of the picture that opens crypto_utils.py; `run` is the whole story: his port, his
-key and the Diffie-Hellman parameters, then one Alice after the other. `Door` deals with whoever calls.
+`handshake` is his column of the picture that opens crypto_utils.py, `run` the whole story.
 """
 
 from __future__ import annotations
@@ -28,6 +27,7 @@ import socket
 import threading
 import time
 from collections import Counter
+from collections.abc import Iterator
 from typing import Callable, Optional
 
 try:
@@ -104,11 +104,8 @@ def run(console: chat.Console, options: argparse.Namespace) -> int:
     try:
         while True:
             console.notice("Waiting for Alice; Ctrl-C ends.")
-            guest = door.next_guest()
-            try:
+            with door.guest() as guest:
                 status = entertain(console, guest, alice)
-            finally:
-                door.guest_has_left()
             if options.once and status is not None:
                 return status
     finally:
@@ -141,25 +138,26 @@ class Door:
         self._others = 0  # who called while the place was taken
         threading.Thread(target=self._accept_connections, daemon=True).start()
 
-    def next_guest(self) -> chat.Channel:
-        """Wait for whoever gets the place; show meanwhile what else happens."""
+    @contextlib.contextmanager
+    def guest(self) -> Iterator[chat.Channel]:
+        """Wait for whoever gets the place, and show meanwhile what else happens; free it in the end."""
         while True:
             with contextlib.suppress(queue.Empty):  # in slices: Windows tells of Ctrl-C only between them
-                item = self._console.queue.get(timeout=0.5)
-                if isinstance(item, chat.Channel):
-                    return item
-                self._console.notice(item)
-
-    def guest_has_left(self) -> None:
-        """Make room for the next one, and say how many others called."""
-        with contextlib.suppress(queue.Empty):
-            while True:
-                self._console.queue.get_nowait()  # steps of others' handshakes, shown by -v
-        with self._change:
-            others, self._others = self._others, 0
-        if others:
-            self._console.notice(f"Meanwhile others called: {others}.")
-        self._place.release()
+                guest = self._console.queue.get(timeout=0.5)
+                if isinstance(guest, chat.Channel):
+                    break
+                self._console.notice(guest)
+        try:
+            yield guest
+        finally:
+            with contextlib.suppress(queue.Empty):
+                while True:
+                    self._console.queue.get_nowait()  # steps of others' handshakes, shown by -v
+            with self._change:
+                others, self._others = self._others, 0
+            if others:
+                self._console.notice(f"Meanwhile others called: {others}.")
+            self._place.release()
 
     def close(self) -> None:
         """Say goodbye to a guest whom nobody has greeted yet, also to one who has just been sent READY."""
@@ -297,14 +295,7 @@ def load_group(console: chat.Console, store: chat.KeyStore, bits: int | None) ->
 
 
 def main() -> None:
-    parser = chat.common_options(
-        Role.BOB,
-        "Wait for Alice, and talk to her.",
-        """\
-  python3 bob_server.py                      for Alice, here or elsewhere
-  python3 bob_server.py --peer SHA256:...    for one Alice, whose key is known
-  python3 bob_server.py --verify FILE        what was said? see --transcript""",
-    )
+    parser = chat.common_options(Role.BOB, "Wait for Alice, and talk to her.")
     option, bits = parser.add_argument, functools.partial(chat.a_number, allowed=chat.GROUP_BITS)
     option("--host", metavar="ADDR", help="address to listen on (default: all, IPv4 and IPv6)")
     option("--once", action="store_true", help="end after the first conversation")

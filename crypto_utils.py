@@ -1568,20 +1568,14 @@ Ctrl-C leaves at any moment, {END} in your turn. To send a line that begins with
 
 
 class UsageError(ChatError):
-    """The command line, or an address, cannot be used."""
-
     told, status = "Usage", 2
 
 
-class NoConversation(ChatError):
-    """There is a connection, but no conversation comes of it."""
-
+class NoConversation(ChatError):  # though there is a connection
     told = "No conversation"
 
 
-class PersonLeft(ChatError):
-    """The person at this terminal leaves."""
-
+class PersonLeft(ChatError):  # the one at this terminal
     told, status = "You left", 0
 
 
@@ -2059,12 +2053,13 @@ def a_path(text: str) -> Path:
         raise argparse.ArgumentTypeError(f"cannot tell which folder {text} is; give its full path") from None
 
 
-def common_options(role: Role, description: str, examples: str) -> argparse.ArgumentParser:
+def common_options(role: Role, description: str) -> argparse.ArgumentParser:
     """Return a parser for the options that both programs have."""
+    program, host = f"  {PYTHON} %(prog)s", "" if role is Role.BOB else " 192.0.2.7"
     parser = argparse.ArgumentParser(
         usage="%(prog)s [options]" + ("" if role is Role.BOB else " [HOST]"),
         description=description,
-        epilog=f"examples:\n{examples}",
+        epilog=f"examples:\n{program}\n{program}{host} --peer SHA256:...\n{program} --verify FILE",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.set_defaults(role=role)
