@@ -203,29 +203,25 @@ class Door:
 
     def _meet(self, connected: socket.socket, address: str) -> None:
         """Hold the handshake with one stranger; hand over the channel, or say what came of it."""
-        where, frames = address.removeprefix("::ffff:"), chat.FrameSocket(connected)
+        where, frames, channel = address.removeprefix("::ffff:"), chat.FrameSocket(connected), None
+        told, wait = f"{where} called, and was told that you are busy.", chat.GOODBYE_SECONDS
         try:
             channel = self._let_in(frames, self._place)
-            if channel is None:
-                self._tell(f"{where} called, and was told that you are busy.")
-                frames.hang_up(chat.GOODBYE_SECONDS)
-            else:
-                self._console.queue.put(channel)
         except (chat.ChatError, MemoryError) as error:
-            frames.hang_up()
             if isinstance(error, chat.ConnectionCut):
                 hint = "if this was Alice, her screen says why"
                 error = chat.ConnectionCut(f"{error}, during the handshake; {hint}")
-            self._tell(f"{where}: {chat.explain(error, 'Alice')}")
-        finally:
-            self._forget(connected)
-
-    def _tell(self, line: str) -> None:
-        """Say what came of a stranger; during a conversation, only count them."""
-        with self._change:
-            self._others += self._place.locked()
-        if not self._place.locked():
-            self._console.notice(line)
+            told, wait = f"{where}: {chat.explain(error, 'Alice')}", 0.0
+        if channel:
+            self._console.queue.put(channel)
+        else:
+            with self._change:
+                busy = self._place.locked()
+                self._others += busy  # during a conversation, they are only counted
+            if not busy:
+                self._console.notice(told)
+            frames.hang_up(wait)
+        self._forget(connected)
 
 
 def source(address: str) -> str:
@@ -257,16 +253,13 @@ def listen(host: str | None, number: int) -> socket.socket:
 
 
 def own_address(listener: socket.socket) -> tuple[str, str]:
-    """Return where others reach this machine, and what to say of it.
-
-    Connecting a datagram socket tells the address, and sends nothing.
-    """
+    """Return where others reach this machine, and what to say of it."""
     bound = str(listener.getsockname()[0])
     if not ipaddress.ip_address(bound.partition("%")[0]).is_unspecified:
         return bound, ""
     for family, anywhere in ((socket.AF_INET, "192.0.2.1"), (socket.AF_INET6, "2001:db8::1")):
         with contextlib.suppress(OSError), socket.socket(family, socket.SOCK_DGRAM) as probe:
-            probe.connect((anywhere, 9))
+            probe.connect((anywhere, 9))  # which sends nothing
             return str(probe.getsockname()[0]), ""
     return "YOUR-ADDRESS", " Put the address of this machine in the place of YOUR-ADDRESS."
 

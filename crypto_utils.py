@@ -1903,8 +1903,8 @@ def meet(console: Console, channel: Channel, peer: PinnedPeer) -> None:
         console.notice("The key is pinned.")
     channel.transcript.begin(channel.role)
     if channel.transcript.path:
-        console.notice("Whoever has this file can read the conversation, and check who said what:")
-        console.notice(f"  {channel.transcript.path}")
+        told = "Whoever has this file can read the conversation, and check who said what:"
+        console.notice(f"{told}\n  {channel.transcript.path}")
     first = "You speak first." if channel.my_turn else f"{name} speaks first."
     deciding = "" if trust.known else f" {name} may still be deciding about your key."
     commands = " /help lists what you can type." if console.has_prompt else ""
@@ -2097,9 +2097,7 @@ def open_home(console: Console, options: argparse.Namespace) -> tuple[KeyStore, 
 
 def ask_passphrase(prompt: str) -> str:
     if not is_terminal(sys.stdin):
-        raise FileError(
-            "your key has a passphrase, which can only be typed at a terminal; start this program there"
-        )
+        raise FileError("your key has a passphrase, which can only be typed at a terminal")
     try:
         return getpass.getpass(prompt)
     except (EOFError, UnicodeError):

@@ -475,7 +475,7 @@ def test_a_passphrase_is_typed_at_a_terminal_alone_and_not_shown(
     client = start("alice_client.py", "127.0.0.1:1", terminal=terminal)
     if not terminal:
         client.write("correct horse\n")
-        fails(client, 1, "^Stopped: your key has a passphrase, which can only be typed at a terminal; start")
+        fails(client, 1, "^Stopped: your key has a passphrase, which can only be typed at a terminal")
         return
     for typed in ("wrong horse", "correct horse"):
         client.expect("Passphrase of .*: ")

@@ -367,8 +367,7 @@ ERRORS: dict[str, tuple[Cause, int, str]] = {
     "a passphrase without a terminal": (
         locked,
         1,
-        "Stopped: your key has a passphrase, which can only be typed at a terminal; "
-        "start this program there.",
+        "Stopped: your key has a passphrase, which can only be typed at a terminal.",
     ),
     "a home that is a file": (
         in_place_of("file", b"", *AS_ALICE, "--home", "{homes}/file"),
