@@ -1120,15 +1120,24 @@ class KeyStore:
 
     def load_identity(self, ask_passphrase: Callable[[str], str]) -> RsaKey | None:
         """Return the private RSA key, or None if there is none yet. A passphrase may be tried three times."""
-        path = self.folder / self.IDENTITY
-        data = self.read(self.IDENTITY, forbidden=0o077)
+        path, data = self.folder / self.IDENTITY, self.read(self.IDENTITY, forbidden=0o077)
         if data is None:
             return None
-        pem = _private_key_block(data, path)
+        if data.startswith(b"PuTTY-User-Key-File"):
+            raise FileError(
+                f"{path} is a key of PuTTY's, in a form that is not supported; this converts it:\n"
+                "  puttygen KEY.ppk -O private-openssh -o identity.pem"
+            )
+        # What stands around the key is passed over (RFC 7468, section 2).
+        pem = re.search(rb"-----BEGIN ([A-Z ]*PRIVATE KEY)-----\s[\s!-~]+?-----END \1-----", data)
+        if pem is None:
+            raise FileError(
+                f"{path} is damaged, or no private key; restore it, or move it away for a new one"
+            )
         passphrase = None
         for question in ("", "That was not it. ", "That was not it. ", None):
             try:
-                key = RSA.import_key(pem, passphrase)
+                key = RSA.import_key(pem[0], passphrase)
                 break
             except (PassphraseRequiredError, IncorrectPassphraseError):
                 if question is None:
@@ -1136,8 +1145,8 @@ class KeyStore:
                 passphrase = os.fsencode(ask_passphrase(f"{question}Passphrase of {path}: "))
             except UNPARSABLE:
                 raise FileError(
-                    f"{path} is a key of a kind, in a form, or with a cipher that is not supported. Keep a "
-                    "copy; if it is an RSA key of two primes, this converts it:\n"
+                    f"{path} is a key of a kind, in a form, or with a cipher that is not supported, or it is "
+                    "not whole. Keep a copy; if it is an RSA key of two primes, this converts it:\n"
                     f"  ssh-keygen -p -m PKCS8 -f {quoted(path)}"
                 ) from None
         if not (key.has_private() and key.size_in_bits() in RSA_BITS and key.e == RSA_EXPONENT):
@@ -1168,27 +1177,27 @@ class KeyStore:
                 check_group(group, rounds=0)
                 return group
             check_group(Group(group.p, 4))
-            if not group.contains(group.g):
-                group = Group(group.p, 4)
         except (ValueError, ProtocolError) as error:
             reason = f"{path} holds no usable Diffie-Hellman parameters ({error}); move it away"
             raise FileError(reason) from None
+        if not group.contains(group.g):
+            group = Group(group.p, 4)
         with contextlib.suppress(FileError):  # then it is tested again the next time
             self.save_group(group)
+        return group
+
+    def accept_group(self, group: Group) -> Group:
+        """Check a peer's group, unless it is the one that is kept; keep it once it has passed."""
+        if self.read(self.GROUP) != group.export():
+            check_group(group)
+            with contextlib.suppress(FileError):  # then it is tested again the next time
+                self.save_group(group)
         return group
 
     def save_group(self, group: Group) -> None:
         """Keep a group that has passed its tests."""
         with self.locked():
             self.write(self.GROUP, group.export())
-
-    def accept_group(self, group: Group) -> Group:
-        """Check a peer's group, and keep it once it has passed: one that is kept is not tested again."""
-        if self.read(self.GROUP) != group.export():
-            check_group(group)
-            with contextlib.suppress(FileError):  # then it is tested again the next time
-                self.save_group(group)
-        return group
 
     def read(self, name: str, forbidden: int = 0o022) -> bytes | None:
         """Return a file's bytes, None if there is none. By default, nobody else may be able to write it."""
@@ -1243,20 +1252,6 @@ def _insist(act: Callable[[], object]) -> None:
             time.sleep(SLICE)
 
 
-def _private_key_block(data: bytes, path: Path) -> bytes:
-    """Return the PEM block of a private key. What stands around it is passed over (RFC 7468, section 2)."""
-    block = re.search(rb"-----BEGIN ([A-Z ]*PRIVATE KEY)-----\s(.*?)-----END \1-----", data, re.DOTALL)
-    with contextlib.suppress(ValueError, IndexError):
-        if block and b":" in block[2]:  # the headers of an encrypted key
-            return block[0]
-        der = base64.b64decode(b"".join(block[2].split()), validate=True) if block else b""
-        length = int.from_bytes(der[2 : 2 + der[1] % 128], "big") if len(der) > 1 else 0
-        if der.startswith(b"openssh-key-v1\0") or length == len(der) - 2 - der[1] % 128 > 0:
-            assert block is not None
-            return block[0]
-    raise FileError(f"{path} is damaged, or no private key; restore it, or move it away for a new one")
-
-
 @contextlib.contextmanager
 def open_regular(path: Path, flags: int = _OPEN_FLAGS) -> Iterator[BinaryIO]:
     """Open a regular file to read, by default not through a link. Raises OSError, and FileError."""
@@ -1292,22 +1287,11 @@ def _check_owner(path: Path, info: os.stat_result, forbidden: int) -> None:
     if info.st_uid != os.geteuid():
         raise FileError(f"{path} belongs to another user; name a folder of your own with --home")
     if info.st_mode & forbidden:
-        problem = f"{path} is open to other users (mode {stat.S_IMODE(info.st_mode):04o})"
-        if not _keeps_permissions(path):
-            raise FileError(f"{problem}, and this disk keeps no permissions; {ELSEWHERE}")
-        raise FileError(f"{problem}; run:\n  chmod go-rwx {quoted(path)}")
-
-
-def _keeps_permissions(path: Path) -> bool:
-    """Whether the disk keeps permissions: a new file that is made for its owner alone tells."""
-    probe = (path if path.is_dir() else path.parent) / ".probe"
-    with contextlib.suppress(OSError):
-        probe.unlink(missing_ok=True)
-        with open(probe, "xb", opener=_private) as file:
-            mode = os.fstat(file.fileno()).st_mode
-        probe.unlink()
-        return not mode & 0o077
-    return True
+        raise FileError(
+            f"{path} is open to other users (mode {stat.S_IMODE(info.st_mode):04o}); run:\n"
+            f"  chmod go-rwx {quoted(path)}\n"
+            f"If that changes nothing, this disk keeps no permissions: {ELSEWHERE}."
+        )
 
 
 class Trust(NamedTuple):
@@ -1321,6 +1305,14 @@ class Trust(NamedTuple):
     def settled(self) -> bool:
         """Whether nobody need be asked about it."""
         return self.known or self.asked_for
+
+
+class Pin(NamedTuple):
+    """A line of known_peers."""
+
+    number: int  # from 1
+    name: str
+    fingerprint: str
 
 
 class PinnedPeer:
@@ -1341,21 +1333,16 @@ class PinnedPeer:
 
     def check(self, key: RsaKey) -> Trust:
         """Return what is known of a key, before anything is signed. Raises TrustError for a wrong key."""
-        return self._judge(key, self.pins())
-
-    def _judge(self, key: RsaKey, pins: list[Pin]) -> Trust:
-        presented, line = fingerprint(key), ssh_line(key)
+        presented, pins = fingerprint(key), self.pins()
         mine = [pin for pin in pins if pin.name == self.name]
-        known = line in (pin.key for pin in mine)
-        also = tuple(pin.name for pin in pins if pin.key == line and pin.name != self.name)
+        known = presented in (pin.fingerprint for pin in mine)
+        also = tuple(pin.name for pin in pins if pin.fingerprint == presented and pin.name != self.name)
         if self.only is not None:
             if presented != self.only:
                 asked_for = ((self.only, "asked for"),)
                 raise TrustError(f"the key of {self.name} is not the one asked for", presented, asked_for)
         elif mine and not known:
-            pinned = tuple(
-                (fingerprint(RSA.import_key(p.key)), f"{self.path}, line {p.number}") for p in mine
-            )
+            pinned = tuple((pin.fingerprint, f"{self.path}, line {pin.number}") for pin in mine)
             elsewhere = f", but the one you know as {', '.join(also)}" if also else ""
             raise TrustError(f"the key of {self.name} is not the pinned one{elsewhere}", presented, pinned)
         elif not (known or self._can_ask):
@@ -1363,22 +1350,38 @@ class PinnedPeer:
         return Trust(known, self.only is not None, also)
 
     def pin(self, key: RsaKey) -> None:
-        """Remember a key that `check` found new.
+        """Remember a key whose owner has proven to hold it, and that a person has accepted.
 
-        Call it once the key's owner has proven to hold it, and a person has accepted it. It checks again,
-        under the lock: another program may have pinned another key since.
+        It is checked again, under the lock: another program may have pinned another key since.
         """
         with self._store.locked():
-            lines = self._lines()
-            pins = self._pins(lines)
-            if not self._judge(key, pins).known:
-                replaced = {pin.number for pin in pins if pin.name == self.name}  # only --peer replaces a pin
-                lines = [line for number, line in enumerate(lines, 1) if number not in replaced]
-                lines.append(f"{self.name} {ssh_line(key)}")
-                self._store.write(KeyStore.KNOWN_PEERS, "".join(line + "\n" for line in lines).encode())
+            if self.check(key).known:
+                return
+            replaced = [pin.number for pin in self.pins() if pin.name == self.name]  # by --peer alone
+            lines = [line for number, line in enumerate(self._lines(), 1) if number not in replaced]
+            lines.append(f"{self.name} {ssh_line(key)}")
+            self._store.write(KeyStore.KNOWN_PEERS, "".join(line + "\n" for line in lines).encode())
 
     def pins(self) -> list[Pin]:
-        return self._pins(self._lines())
+        """Return what is pinned. A line that is not understood is refused, not passed over."""
+        form, pattern = "[HOST]:PORT", r"\[[^][,*?\s]+\]:(0|[1-9][0-9]{0,4})"
+        if self.name == "alice":
+            form = pattern = "alice"
+        pins = []
+        for number, line in enumerate(self._lines(), 1):
+            name, *words = line.split()[:3] or ["#"]
+            if name.startswith("#"):
+                continue
+            try:
+                key = RSA.import_key(" ".join(words))
+                understood = re.fullmatch(pattern, name.lower()) and ssh_line(key) == " ".join(words)
+            except UNPARSABLE:
+                understood = False
+            if not understood:
+                problem = f"not {form} ssh-rsa BASE64; mend or delete the line"
+                raise FileError(f"{self.path}, line {number}: {problem}")
+            pins.append(Pin(number, name.lower(), fingerprint(key)))
+        return pins
 
     def _lines(self) -> list[str]:
         try:
@@ -1386,39 +1389,6 @@ class PinnedPeer:
         except UnicodeDecodeError:
             raise FileError(f"{self.path} is damaged: it is not UTF-8 text") from None
         return lines[:-1] if lines[-1] == "" else lines
-
-    def _pins(self, lines: list[str]) -> list[Pin]:
-        """Return what the lines pin. A line that is not understood is refused, not passed over."""
-        form, pattern = "[HOST]:PORT", r"\[[^][,*?\s]+\]:(0|[1-9][0-9]{0,4})"
-        if self.name == "alice":
-            form = pattern = "alice"
-        pins = []
-        for number, line in enumerate(lines, 1):
-            name, *key = line.split()[:3] or ["#"]
-            if name.startswith("#"):
-                continue
-            pin = Pin(number, name.lower(), " ".join(key))
-            if not (re.fullmatch(pattern, pin.name) and _is_ssh_line(pin.key)):
-                problem = f"not {form} ssh-rsa BASE64; mend or delete the line"
-                raise FileError(f"{self.path}, line {number}: {problem}")
-            pins.append(pin)
-        return pins
-
-
-class Pin(NamedTuple):
-    """A line of known_peers."""
-
-    number: int  # from 1
-    name: str
-    key: str  # as `ssh_line` returns it
-
-
-def _is_ssh_line(line: str) -> bool:
-    """Whether `line` is "ssh-rsa AAAA..." in its canonical encoding."""
-    try:
-        return ssh_line(RSA.import_key(line)) == line
-    except UNPARSABLE:
-        return False
 
 
 # ==================================================================================================
@@ -2229,7 +2199,7 @@ def known_keys(console: Console, options: argparse.Namespace) -> dict[str, str]:
             return {}
     store = KeyStore(folder)
     known = {
-        fingerprint(RSA.import_key(pin.key)): f"the {console.peer} you pinned as {pin.name}"
+        pin.fingerprint: f"the {console.peer} you pinned as {pin.name}"
         for pin in PinnedPeer(store, options.role.peer.value).pins()
     }
     with contextlib.suppress(FileError):  # with a passphrase, it is not worth asking for it
