@@ -21,11 +21,10 @@
     n         number           12            number of a record, and its GCM nonce (SP 800-38D, 8.2.1)
               in_reply_to      32            in each record: what was signed of the last record received
 
-The steps are Diffie-Hellman (1), SHA-256 and AES-GCM (2) and RSA-PSS (3). They are followed by frames and
-hellos, records, the channel, evidence, and keys on disk. The two columns of the picture are `handshake` in
-bob_server.py and in alice_client.py. Up to the banner, bytes go in and bytes come out, and nothing prints or
-asks. Below it is what both programs need for a person. Whatever a peer sends becomes a value that passed
-every check, or an exception.
+Steps 1 to 3 are followed by frames and hellos, records, the channel, evidence, and keys on disk. The two
+columns of the picture are `handshake` in bob_server.py and in alice_client.py. Up to the banner, bytes go in
+and bytes come out, and nothing prints or asks; below it is what both programs need for a person. Whatever a
+peer sends becomes a value that passed every check, or an exception.
 """
 
 from __future__ import annotations
@@ -63,11 +62,10 @@ import textwrap
 import threading
 import time
 import unicodedata
-from array import array
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import BinaryIO, Callable, NamedTuple, NoReturn, TextIO, Union
+from typing import BinaryIO, Callable, NamedTuple, NoReturn, TextIO
 
 PYTHON = r".venv\Scripts\python" if sys.platform == "win32" else "python3"  # in what is to be copied
 
@@ -83,7 +81,7 @@ try:
     from Crypto.PublicKey.RSA import RsaKey as RsaKey
     from Crypto.Signature import pss
     from Crypto.Util.asn1 import DerBitString, DerObject, DerSequence
-    from Crypto.Util.Padding import unpad
+    from Crypto.Util.Padding import pad, unpad
     from Crypto.Util.RFC1751 import key_to_english
 except ImportError as missing:
     install = "python3 -m venv .venv && . .venv/bin/activate && python3 -m pip install -r requirements.txt"
@@ -136,7 +134,6 @@ TCP_OPTIONS = {
     "TCP_USER_TIMEOUT": 30_000,
 }
 
-Buffer = Union[bytes, memoryview]
 Random = Callable[[int], bytes]
 UNPARSABLE = (ValueError, IndexError, TypeError, ArithmeticError)  # what the library raises for damaged keys
 
@@ -154,9 +151,9 @@ class ProtocolError(ChatError):
 
 
 class TrustError(ChatError):
-    """The peer's key is not to be trusted: a person has to decide. Fingerprints are the facts for that.
+    """The peer's key is not to be trusted: a person has to decide, by fingerprints.
 
-    `expected` has the fingerprints that would have been right, each with where it stands.
+    `expected` has those that would have been right, each with where it stands.
     """
 
     told, status = "Refused", 3
@@ -192,12 +189,9 @@ def require(condition: bool, reason: str) -> None:
 log = logging.getLogger("secure_chat")
 
 
-def trace(step: str, *, level: int = 2, **values: Buffer | int) -> None:
-    """Log a step of the protocol with its values: in a conversation, no secrets but our own texts.
-
-    The function `level` - 1 calls up is the one that does the step.
-    """
-    log.info(step, extra={"values": values}, stacklevel=level)
+def trace(step: str, **values: bytes | int) -> None:
+    """Log a step that the calling function does, with its values: no secrets but our own texts."""
+    log.info(step, extra={"values": values}, stacklevel=2)
 
 
 class Role(enum.Enum):
@@ -232,9 +226,8 @@ class Role(enum.Enum):
 def modexp(base: int, exponent: bytes, modulus: int) -> bytes:
     """Return base^exponent mod modulus, left-padded to the length of the modulus.
 
-    The running time depends on the lengths alone: the exponent is kept as bytes, and the library's
-    Integer is constant-time (this module cannot be imported where it is not). No other function
-    sees a secret Diffie-Hellman exponent.
+    The time depends on the lengths alone: the exponent is bytes, and the library's Integer is constant-time
+    (or this module cannot be imported). No other function sees a secret Diffie-Hellman exponent.
     """
     result = pow(Integer(base), Integer.from_bytes(exponent), Integer(modulus))
     return result.to_bytes(byte_length(modulus))
@@ -268,17 +261,16 @@ class Group(NamedTuple):
         return (self.p - 1) // 2
 
     def contains(self, y: int) -> bool:
-        """Whether y is in the subgroup of order q and not 1 (SP 800-56A, 5.6.2.3.1).
+        """Whether y is in the subgroup of order q and not 1 (SP 800-56A, 5.6.2.3.1). All are public.
 
-        Modulo a safe prime, that subgroup consists of the squares (Euler's criterion), and the Jacobi
-        symbol tells a square six times faster than y^q does. All values are public.
+        The subgroup consists of the squares, which the Jacobi symbol tells six times faster than y^q = 1.
         """
         return 2 <= y <= self.p - 2 and Integer.jacobi_symbol(y, self.p) == 1
 
     def private_exponent(self, random: Random = secrets.token_bytes) -> bytes:
         """Return len(p) / 8 random bytes: 256 bits for a 2048-bit group, over twice its strength.
 
-        (SP 800-56A, 5.6.1.1.3 excludes 0. It has probability 2^-256, and the peer would refuse g^0 = 1.)
+        (SP 800-56A, 5.6.1.1.3 excludes 0: a chance of 2^-256, and the peer would refuse g^0 = 1.)
         """
         return random(byte_length(self.p) // 8)
 
@@ -304,8 +296,7 @@ class Group(NamedTuple):
 def check_group(group: Group, rounds: int = 64) -> None:
     """Raise ProtocolError unless p is a safe prime of 2048 to 4096 bits and g generates the subgroup.
 
-    `rounds` of Miller-Rabin test q: 64 for a p that somebody else chose (an error below 2^-128), none for
-    a p that has passed and was kept: `4^q = 1 mod p` shows that its file is damaged, unless p is still prime.
+    For a p that has passed and was kept, no `rounds` are needed: `4^q = 1 mod p` tells a damaged file.
     """
     p, g = group.p, group.g
     require(p.bit_length() in GROUP_BITS, f"p has {p.bit_length()} bits, not 2048 to 4096")
@@ -317,9 +308,8 @@ def check_group(group: Group, rounds: int = 64) -> None:
 def is_safe_prime(p: int, rounds: int = 64) -> bool:
     """Whether the odd number p and q = (p - 1) / 2 are both prime.
 
-    q passes `rounds` of Miller-Rabin with random bases; a composite q passes one with probability 1/4 at
-    most. Then p is proven prime: with q > sqrt(p) prime, 4^q = 1 mod p and gcd(4 - 1, p) = 1 suffice
-    (Pocklington's theorem).
+    A composite q passes a round of Miller-Rabin (random base) with probability 1/4 at most. Then p is proven
+    prime: with q > sqrt(p) prime, 4^q = 1 mod p and gcd(4 - 1, p) = 1 suffice (Pocklington).
     """
     q = (p - 1) // 2
     return p % 3 != 0 and is_power_one(4, q, p) and bool(miller_rabin_test(q, rounds))
@@ -329,16 +319,15 @@ def generate_group(bits: int = 2048, progress: Callable[[], None] = lambda: None
     """Make new parameters: the first safe prime p of exactly `bits` bits after a random start; g = 2.
 
     Every p here is 24k - 1. Then q = 12k - 1, neither is divisible by 2 or 3, and 2 is a square mod p
-    (p = 7 mod 8), so it has order q. A million numbers k from a random start are sieved of small factors
-    of p and q. What is left is tested, one thread per core (the library's arithmetic releases the
-    interpreter lock). `progress` is called after every test.
+    (p = 7 mod 8). Two million k are sieved of small factors of p and q. What is left is tested, one thread
+    per core (the library's arithmetic releases the interpreter lock); `progress` is called after each test.
     """
-    bound, run = 10_000_000 if bits < 2560 else 24_000_000, 1 << 20
-    small_primes = _small_primes(bound)
+    run = 1 << 21
+    small_primes = _small_primes(run)
     pool = ThreadPoolExecutor(max_workers=os.cpu_count())
     try:
         while True:
-            start = (secrets.randbelow(1 << (bits - 1)) + (1 << (bits - 1))) // 24
+            start = (secrets.randbits(bits) | 1 << (bits - 1)) // 24
             candidates = (12 * (start + i) - 1 for i in _survivors(start, run, small_primes))
             survivors = [q for q in candidates if q.bit_length() == bits - 1]
             for q, passed in zip(survivors, pool.map(_passes_fermat, survivors)):
@@ -354,30 +343,22 @@ def _passes_fermat(q: int) -> bool:
     return is_power_one(2, q - 1, q)
 
 
-def _small_primes(bound: int) -> array[int]:
+def _small_primes(bound: int) -> list[int]:
     """Return the primes from 5 up to, not including, `bound` (sieve of Eratosthenes)."""
     is_prime = bytearray([1]) * bound
-    for n in range(2, int(bound**0.5) + 1):
+    for n in range(2, math.isqrt(bound) + 1):
         if is_prime[n]:
             is_prime[n * n :: n] = bytes(len(range(n * n, bound, n)))
-    is_prime[:5] = bytes(5)
-    return array("I", itertools.compress(range(bound), is_prime))
+    return [n for n in range(5, bound) if is_prime[n]]
 
 
-def _survivors(start: int, run: int, small_primes: array[int]) -> Iterator[int]:
+def _survivors(start: int, run: int, small_primes: list[int]) -> Iterator[int]:
     """Yield each i < run for which neither 12(start + i) - 1 nor 24(start + i) - 1 has a small factor."""
     alive = bytearray([1]) * run
-    for at in range(0, len(small_primes), 16):
-        primes = small_primes[at : at + 16]
-        rest = start % math.prod(primes)  # one long division for sixteen primes
-        for r in primes:
-            inverse = (1 + r * (24 - r % 24)) // 24  # of 24 mod r, since r^2 = 1 mod 24
-            for k in (inverse, 2 * inverse):  # r divides p where 24k = 1 mod r, and q where 12k = 1 mod r
-                first = (k - rest) % r
-                if r < run:
-                    alive[first::r] = bytes(len(range(first, run, r)))
-                elif first < run:
-                    alive[first] = 0
+    for r in small_primes:
+        for n in (12, 24):  # r divides nk - 1 where k is the inverse of n
+            first = (pow(n, -1, r) - start) % r
+            alive[first::r] = bytes(len(range(first, run, r)))
     return itertools.compress(range(run), alive)
 
 
@@ -396,7 +377,7 @@ def encrypt(key: bytes, nonce: bytes, plaintext: bytes) -> tuple[bytes, bytes]:
     return AES.new(key, AES.MODE_GCM, nonce=nonce, mac_len=GCM_TAG).encrypt_and_digest(plaintext)
 
 
-def decrypt(key: bytes, nonce: bytes, ciphertext: Buffer, tag: Buffer) -> bytes:
+def decrypt(key: bytes, nonce: bytes, ciphertext: bytes, tag: bytes) -> bytes:
     """Undo `encrypt` (SP 800-38D, 7.2). Raises ValueError, and returns nothing, if the tag is not valid."""
     return AES.new(key, AES.MODE_GCM, nonce=nonce, mac_len=GCM_TAG).decrypt_and_verify(ciphertext, tag)
 
@@ -621,10 +602,11 @@ class Hello(NamedTuple):
         return key, y
 
     def trace(self, sender: Role, what: str) -> None:
-        group = {"p": self.group.p, "g": self.group.g} if self.group else {}
+        group = self.group._asdict() if self.group else {}
         names = f"nonce_{sender.symbol}", sender.symbol, f"RSA_{sender.value}"
         values = dict(zip(names, (self.nonce, self.public_value, self.rsa)))
-        trace(f"hello_{sender.value} {what}", level=3, version=VERSION, **group, **values)
+        shown = {"version": VERSION, **group, **values}
+        log.info(f"hello_{sender.value} {what}", extra={"values": shown}, stacklevel=2)
 
 
 class Settled(NamedTuple):
@@ -737,9 +719,9 @@ class Message(NamedTuple):
 class Direction:
     """The records of one direction: who sends and signs them, their keys, and how far they have come.
 
-    `number` is that of the next record. `latest` and `before` are the hashes that were signed of the last
-    record and of the one before it. `closed` is set before any work on a record begins, and cleared when all
-    of it has succeeded: no nonce is used twice, and nothing follows a failure or a CLOSE.
+    `number` is that of the next record; `latest` and `before` are the hashes that were signed of the last
+    two. `closed` is set before any work on a record begins, and cleared when all of it has succeeded: no
+    nonce is used twice, and nothing follows a failure or a CLOSE.
     """
 
     def __init__(self, sender: Role, signer: RsaKey, z: bytes, th: bytes) -> None:
@@ -762,24 +744,23 @@ class Direction:
         self.closed = True
         return self.number.to_bytes(GCM_NONCE, "big")
 
+    def _hash(self, encrypted: bytes) -> SHA256Hash:
+        """Hash what is signed: label, direction, th and C, then nonce || ciphertext || tag."""
+        message = self._context.copy()
+        message.update(encrypted)
+        return message
+
     def _count(self, signed: bytes) -> None:
         """Count a record: one that passed every check, or one of our own from when its sending begins."""
         self.latest, self.before = signed, self.latest
         self.number += 1
 
-    def _hash(self, *parts: Buffer) -> SHA256Hash:
-        """Hash what is signed: label, direction, th and C, then nonce || ciphertext || tag."""
-        message = self._context.copy()
-        for part in parts:
-            message.update(part)
-        return message
-
-    def _trace(self, record_type: RecordType, what: str, **values: Buffer) -> None:
+    def _trace(self, record_type: RecordType, what: str, **values: bytes) -> None:
         name = f"Record {self.number}, {self.sender.label.decode()}, {record_type.name}"
         if record_type is RecordType.READY and self.sender is Role.BOB:
             values.pop("plaintext", None)
             what += ". Not shown here: r, of which the words are made"
-        trace(f"{name}: {what}", level=3, **values)
+        log.info(f"{name}: {what}", extra={"values": values}, stacklevel=2)
 
 
 class Sealer(Direction):
@@ -799,19 +780,17 @@ class Sealer(Direction):
         Raises ValueError out of turn, in a direction that is closed, and for a CLOSE that would name nothing.
         """
         closing = record_type is RecordType.CLOSE
-        if not (self.has_the_turn(other) or closing) or (closing and other.latest == NOTHING):
+        if not (other.latest != NOTHING if closing else self.has_the_turn(other)):
             raise ValueError("it is the other side's turn")
         nonce = self._begin()
-        plaintext = bytes([record_type]) + other.latest + body + b"\x80"
-        plaintext += bytes(-len(plaintext) % PADDING)  # ISO 7816-4
+        plaintext = pad(bytes([record_type]) + other.latest + body, PADDING, style="iso7816")
         ciphertext, tag = encrypt(self._key, nonce, plaintext)
-        signed = self._hash(nonce, ciphertext, tag)
+        encrypted = {"nonce": nonce, "ciphertext": ciphertext, "tag": tag}
+        self._trace(record_type, "is encrypted", plaintext=plaintext, **encrypted)
+        signed = self._hash(nonce + ciphertext + tag)
         signature = sign(self.signer, signed, random)
-        record = b"".join((nonce, ciphertext, tag, signature))
-        self._trace(
-            record_type, "is encrypted", plaintext=plaintext, nonce=nonce, ciphertext=ciphertext, tag=tag
-        )
         self._trace(record_type, "is signed, and sent", hash=signed.digest(), signature=signature)
+        record = nonce + ciphertext + tag + signature
         self._count(signed.digest())
         send(record)
         self.closed = closing
@@ -833,14 +812,12 @@ class Opener(Direction):
         split = len(record) - self.signer.size_in_bytes()
         padded = split - GCM_NONCE - GCM_TAG
         require(padded >= PADDING and padded % PADDING == 0, "the record has an impossible length")
-        parts, signature = memoryview(record)[:split], record[split:]
-        received, ciphertext, tag = parts[:GCM_NONCE], parts[GCM_NONCE:-GCM_TAG], parts[-GCM_TAG:]
-        require(
-            received == nonce,
-            f"record {int.from_bytes(received, 'big')} where record {self.number} should be: "
-            "replayed, dropped or reordered",
-        )
-        signed = self._hash(nonce, ciphertext, tag)
+        encrypted, signature = record[:split], record[split:]
+        ciphertext, tag = encrypted[GCM_NONCE:-GCM_TAG], encrypted[-GCM_TAG:]
+        number = int.from_bytes(record[:GCM_NONCE], "big")
+        expected = f"record {self.number} should be: replayed, dropped or reordered"
+        require(number == self.number, f"record {number} where {expected}")
+        signed = self._hash(encrypted)
         require(verify(self.signer, signed, signature), "the record's signature is not valid")
         try:
             plaintext = decrypt(self._key, nonce, ciphertext, tag)
@@ -866,12 +843,12 @@ class Opener(Direction):
 
     def _parse(self, plaintext: bytes) -> Message:
         try:
-            end = len(plaintext) - PADDING + len(unpad(plaintext[-PADDING:], PADDING, style="iso7816"))
+            content = unpad(plaintext, PADDING, style="iso7816")
         except ValueError:
             raise ProtocolError("the record's padding is not valid") from None
-        require(end > len(NOTHING), "the record is too short")
-        require(plaintext[0] in list(RecordType), "the record is of no known type")
-        record_type, in_reply_to, body = RecordType(plaintext[0]), plaintext[1:33], plaintext[33:end]
+        require(len(content) > len(NOTHING), "the record is too short")
+        require(content[0] in list(RecordType), "the record is of no known type")
+        record_type, in_reply_to, body = RecordType(content[0]), content[1:33], content[33:]
         ready, bob = record_type is RecordType.READY, self.sender is Role.BOB
         busy = record_type is RecordType.CLOSE and bob  # Bob may say it in the place of READY
         require(ready == (self.number == 0) or busy, "READY is record 0, and no other")
@@ -987,7 +964,7 @@ class Transcript:
     An entry is a frame that begins with a tag: the hello of Bob (`b`) or Alice (`a`), Z (`z`), a record of
     his (`B`) or hers (`A`). Every signature covers C, and C commits to the key that Z makes, so nobody can
     claim another text for a record. Entries are held in memory until the conversation begins. Without a
-    folder, nothing is kept at all.
+    folder, nothing is kept at all. Whatever cannot be written raises FileError.
     """
 
     def __init__(self, folder: Path | None = None) -> None:
@@ -997,28 +974,26 @@ class Transcript:
         self.path: Path | None = None  # once there is a file
 
     def add(self, tag: bytes, payload: bytes) -> None:
-        """Add an entry; to the file, at once: a crash loses at most the one in flight. Raises FileError."""
+        """Add an entry; to the file, at once: a crash loses at most the one in flight."""
         if self._folder:
             self._held += frame(tag + payload)
-        if self._file:
             self._write()
 
     def begin(self, role: Role) -> None:
-        """Make a new file (mode 0600), named after the time and the role. Raises FileError."""
+        """Make a new file (mode 0600), named after the time and the role."""
         if not self._folder:
             return
         name = time.strftime("%Y-%m-%dT%H-%M-%SZ-", time.gmtime()) + role.value
         for suffix in itertools.count(1):
             path = self._folder / (f"{name}.transcript" if suffix == 1 else f"{name}-{suffix}.transcript")
             with disk("write", path), contextlib.suppress(FileExistsError):
-                self._file = io.FileIO(path, "x", opener=_private)  # without a buffer
+                self._file, self.path = io.FileIO(path, "x", opener=_private), path  # without a buffer
                 break
-        self.path = path
         self._write()
 
     def _write(self) -> None:
-        assert self._file is not None
-        assert self.path is not None
+        if self._file is None or self.path is None:
+            return
         data, self._held = self._held, b""
         with disk("write", self.path):
             whole = self._file.tell()
@@ -1033,13 +1008,10 @@ class Transcript:
 def verify_transcript(file: BinaryIO) -> Iterator[tuple[Opener, Message]]:
     """Yield what a transcript proves, trusting nobody: who signed (`sender`, `signer`), and what.
 
-    Reads no more than one entry at a time. Raises ProtocolError at the first entry that is not right, and
-    FileError for an error of the disk.
+    Holds one entry at a time. Raises ProtocolError at the first that is not right, and FileError.
     """
-    hello_bob = _entry(file, HELLO_LIMIT, b"b", "this is no transcript of secure-chat")
-    order = "a transcript begins with both hellos, Z and both READY"
-    hello_alice = _entry(file, HELLO_LIMIT, b"a", order)
-    z = _entry(file, GROUP_BITS[-1] // 8, b"z", order)
+    entries = _entries(file)
+    hello_bob, hello_alice, z = (next(entries)[1] for _ in range(3))
     bob = Hello.decode(Role.BOB, hello_bob)
     assert bob.group is not None  # Bob's hello has one
     bob.trace(Role.BOB, "was sent by Bob")
@@ -1051,40 +1023,45 @@ def verify_transcript(file: BinaryIO) -> Iterator[tuple[Opener, Message]]:
     for role in Role:
         key, commitment = derive_keys(z, role.label, settled.th)
         trace(f"The key K, and C, of {role.label.decode()}: SHA-256 over Z and th", K=key, C=commitment)
-    openers = [Opener(role, settled.keys[role], z, settled.th) for role in (Role.ALICE, Role.BOB)]
-    for opener, other in (openers, openers[::-1]):
-        message = opener.open(_entry(file, READY_LIMIT, opener.sender.tag, order), other)
-        require(message.type is RecordType.READY, order)
-        if opener.sender is Role.BOB:
+    openers = {role: Opener(role, settled.keys[role], z, settled.th) for role in Role}
+    for number, (tag, record) in enumerate(entries):
+        sender = Role.BOB if tag == Role.BOB.tag else Role.ALICE
+        message = openers[sender].open(record, openers[sender.peer])
+        require(message.type is RecordType.READY or number > 1, BEGINNING)
+        if message.type is RecordType.READY and sender is Role.BOB:
             check_commitment(settled.nonce_b, message.body)
             words = " ".join(make_words(settled.th, message.body))
             trace(f"The words, of th and r: {words}", r=message.body)
-        yield opener, message
-    for header in iter(lambda: _read(file, 5), b""):
-        require(len(header) == 5 or header == bytes(4), "the transcript ends in the middle of an entry")
-        speaks = [opener.sender.tag == header[4:] for opener in openers]
-        require(any(speaks), "an entry is of no known kind, or not where it belongs")
-        opener, other = openers if speaks[0] else openers[::-1]
-        message = opener.open(_payload(file, RECORD_LIMIT, header), other)
-        yield opener, message
+        yield openers[sender], message
         if message.type is RecordType.CLOSE:
             require(not _read(file, 1), "something follows the goodbye")
             return
 
 
-def _entry(file: BinaryIO, limit: int, tag: bytes, reason: str) -> bytes:
-    """Read the next entry, which must have this tag; return what it marks."""
-    header = _read(file, 5)
-    require(header[4:] == tag, reason)
-    return _payload(file, limit, header)
+BEGINNING = "a transcript begins with both hellos, Z and both READY"
 
 
-def _payload(file: BinaryIO, limit: int, header: bytes) -> bytes:
-    length = int.from_bytes(header[:4], "big") - 1  # without the tag
-    require(length <= limit, f"an entry of {length} bytes, over the limit of {limit}")
-    payload = _read(file, max(length, 0))
-    require(len(payload) == length, "the transcript ends in the middle of an entry")
-    return payload
+def _entries(file: BinaryIO) -> Iterator[tuple[bytes, bytes]]:
+    """Yield the tag of each entry, which must be one that may stand there, and what it marks."""
+    first = [(b"b", HELLO_LIMIT), (b"a", HELLO_LIMIT), (b"z", GROUP_BITS[-1] // 8)]
+    first += [(b"A", READY_LIMIT), (b"B", READY_LIMIT)]
+    cut = "the transcript ends in the middle of an entry"
+    for number in itertools.count():
+        header = _read(file, 5)
+        tag, limit = header[4:], RECORD_LIMIT
+        if number < len(first):
+            expected, limit = first[number]
+            require(tag == expected, BEGINNING if number else "this is no transcript of secure-chat")
+        elif not header:
+            return
+        else:
+            require(len(header) == 5 or header == bytes(4), cut)
+            require(tag in (b"A", b"B"), "an entry is of no known kind, or not where it belongs")
+        length = int.from_bytes(header[:4], "big") - 1  # without the tag
+        require(length <= limit, f"an entry of {length} bytes, over the limit of {limit}")
+        payload = _read(file, max(length, 0))
+        require(len(payload) == length, cut)
+        yield tag, payload
 
 
 def _read(file: BinaryIO, count: int) -> bytes:
@@ -1851,7 +1828,7 @@ class StepHandler(logging.Handler):
         rows = [f"{record.getMessage()}. [{record.filename}: {record.funcName}]"]
         width = (max(columns(sys.stderr) or 100, 40) - 15) // 16 * 16
         for name, value in self._parts(getattr(record, "values", {})):
-            data = to_bytes(value) if isinstance(value, int) else bytes(value)
+            data = to_bytes(value) if isinstance(value, int) else value
             rows += [
                 f"  {name:11}  {part}" if n == 0 else f"  {'':11}  {part}"
                 for n, part in enumerate(self._rows(data, width))
@@ -1878,7 +1855,7 @@ class StepHandler(logging.Handler):
         return rows + [f"{zeros} zero bytes"] * bool(zeros) or ["(empty)"]
 
     @staticmethod
-    def _parts(values: dict[str, Buffer | int]) -> Iterator[tuple[str, Buffer | int]]:
+    def _parts(values: dict[str, bytes | int]) -> Iterator[tuple[str, bytes | int]]:
         """Yield the values, with a plaintext taken apart."""
         for name, value in values.items():
             if name == "plaintext" and isinstance(value, bytes):

@@ -400,11 +400,12 @@ def known_peers(data: bytes) -> object:
     }
     assert [pin.number for pin in pins] == list(told), "a line was passed over"
     for pin in pins:
-        assert told[pin.number].split()[:3] == [told[pin.number].split()[0], *pin.key.split()]
-        assert pin.name == told[pin.number].split()[0].lower() == "alice"
-        assert chat.ssh_line(RSA.import_key(pin.key)) == pin.key
-    own = chat.ssh_line(OWN)
-    pinned = [pin.key for pin in pins]
+        name, line = told[pin.number].split()[0], " ".join(told[pin.number].split()[1:3])
+        assert pin.name == name.lower() == "alice"
+        assert chat.ssh_line(RSA.import_key(line)) == line
+        assert chat.fingerprint(RSA.import_key(line)) == pin.fingerprint
+    own = chat.fingerprint(OWN)
+    pinned = [pin.fingerprint for pin in pins]
     assert (trusted is not None) == (not pins or own in pinned)
     if trusted is None:
         peer = chat.PinnedPeer(disk, "alice", only=chat.fingerprint(OWN))
@@ -415,7 +416,9 @@ def known_peers(data: bytes) -> object:
     if own in pinned:
         assert disk.content == data, "what need not be written was written"
     else:
-        assert disk.content == "".join(f"{line}\n" for line in (*lines, f"alice {own}")).encode()
+        assert (
+            disk.content == "".join(f"{line}\n" for line in (*lines, f"alice {chat.ssh_line(OWN)}")).encode()
+        )
     assert peer.check(OWN).known
     return pins
 

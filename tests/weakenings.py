@@ -167,10 +167,9 @@ def hash_of(name: str, test: str, parts: str) -> Weakening:
         name,
         test,
         f"""
-        def hash_parts(self, *parts, original=Direction._hash):
-            record = b"".join(parts)
-            nonce, ciphertext, tag = record[:12], record[12:-16], record[-16:]
-            return original(self, {parts})
+        def hash_parts(self, encrypted, original=Direction._hash):
+            nonce, ciphertext, tag = encrypted[:12], encrypted[12:-16], encrypted[-16:]
+            return original(self, b"".join(({parts},)))
         Direction._hash = hash_parts
         """,
     )
@@ -337,7 +336,7 @@ LIST = [
     Weakening(
         "always the same p",
         PRIMITIVES + "the_search_for_p_begins_anywhere",
-        "secrets.randbelow = lambda bound: 0",
+        "secrets.randbits = lambda bits: 0",
     ),
     Weakening(
         "short exponent",
@@ -1245,10 +1244,9 @@ LIST = [
         DISK + "a_transcript_that_cannot_go_on_ends_with_its_last_whole_entry[ctrl_c]",
         """
         def write(self):
-            data, self._held = self._held, b""
-            with disk("write", self.path):
-                while data:
-                    data = data[self._file.write(data) :]
+            while self._file and self._held:
+                with disk("write", self.path):
+                    self._held = self._held[self._file.write(self._held) :]
         Transcript._write = write
         """,
     ),
