@@ -256,10 +256,6 @@ class Group(NamedTuple):
     p: int
     g: int
 
-    @property
-    def q(self) -> int:
-        return (self.p - 1) // 2
-
     def contains(self, y: int) -> bool:
         """Whether y is in the subgroup of order q and not 1 (SP 800-56A, 5.6.2.3.1). All are public.
 
@@ -330,17 +326,14 @@ def generate_group(bits: int = 2048, progress: Callable[[], None] = lambda: None
             start = (secrets.randbits(bits) | 1 << (bits - 1)) // 24
             candidates = (12 * (start + i) - 1 for i in _survivors(start, run, small_primes))
             survivors = [q for q in candidates if q.bit_length() == bits - 1]
-            for q, passed in zip(survivors, pool.map(_passes_fermat, survivors)):
+            # First Fermat's test, 2^(q-1) = 1 mod q: nearly no composite q passes it.
+            tests = pool.map(lambda q: is_power_one(2, q - 1, q), survivors)
+            for q, passed in zip(survivors, tests):
                 progress()
                 if passed and is_safe_prime(2 * q + 1):
                     return Group(2 * q + 1, 2)
     finally:
         pool.shutdown(cancel_futures=True)
-
-
-def _passes_fermat(q: int) -> bool:
-    """Whether 2^(q-1) = 1 mod q, which is nearly always false for a composite q."""
-    return is_power_one(2, q - 1, q)
 
 
 def _small_primes(bound: int) -> list[int]:
@@ -386,10 +379,7 @@ def decrypt(key: bytes, nonce: bytes, ciphertext: bytes, tag: bytes) -> bytes:
 
 
 def sign(key: RsaKey, message: SHA256Hash, random: Random = secrets.token_bytes) -> bytes:
-    """RSASSA-PSS with SHA-256, MGF1-SHA-256 and a 32-byte salt, over a hashed message (RFC 8017, 8.1.1).
-
-    The signature is as long as the modulus: 256 to 512 bytes.
-    """
+    """RSASSA-PSS with MGF1-SHA-256 and a 32-byte salt (RFC 8017, 8.1.1): as many bytes as the modulus has."""
     return pss.new(key, salt_bytes=32, rand_func=random).sign(message)
 
 
@@ -407,19 +397,16 @@ _RSA_ENCRYPTION = bytes.fromhex("300d06092a864886f70d0101010500")
 
 
 def public_der(key: RsaKey) -> bytes:
-    """Return the public half in its one canonical encoding, DER SubjectPublicKeyInfo (RFC 8017, A.1).
-
-    (The library's own export of it takes ten times as long, a fifteenth of a whole handshake.)
-    """
+    """Return the public half in its one canonical encoding, DER SubjectPublicKeyInfo (RFC 8017, A.1)."""
+    # The library's own export of it takes ten times as long, a fifteenth of a whole handshake.
     numbers = [DerObject(0x02, n.to_bytes(n.bit_length() // 8 + 1, "big")).encode() for n in (key.n, key.e)]
     return DerSequence([_RSA_ENCRYPTION, DerBitString(DerSequence(numbers).encode()).encode()]).encode()
 
 
 def load_public_key(der: bytes) -> RsaKey:
-    """Parse and check a peer's RSA public key: DER SubjectPublicKeyInfo of at most 1 KiB.
+    """Parse and check a peer's RSA public key. Raises ProtocolError.
 
-    The size is checked first, because the library needs 25 s to parse a key of 131 KB. (The
-    library refuses an n that is even or a multiple of e.) Raises ProtocolError.
+    (The library needs 25 s to parse a key of 131 KB. It refuses an n that is even or a multiple of e.)
     """
     require(len(der) <= RSA_DER_LIMIT, "the RSA key is larger than 1 KiB")
     require(_RSA_ENCRYPTION in der[:19], "the key is not an RSA SubjectPublicKeyInfo")
@@ -456,8 +443,7 @@ class FrameSocket:
     """Frames over a connected stream socket. Nothing is read ahead of the frame that is asked for.
 
     `deadline` (of time.monotonic) bounds whatever is done: at first, the handshake. Once it is None, a frame
-    that has begun may not stall for 30 seconds. Whatever the network does ends in ConnectionCut; a peer
-    that announces too long a frame, in ProtocolError.
+    that has begun may not stall for 30 seconds. Whatever the network does ends in ConnectionCut.
     """
 
     def __init__(self, connected: socket.socket) -> None:
@@ -479,11 +465,10 @@ class FrameSocket:
                 unsent = unsent[self.socket.send(unsent) :]
 
     def receive(self, limit: int) -> bytes:
-        """Return the payload of the next frame, at most `limit` bytes long."""
+        """Return the payload of the next frame, at most `limit` bytes long. Raises ProtocolError."""
         length = int.from_bytes(self._exactly(4), "big")
-        require(
-            length <= limit, f"a frame of {length} bytes, over the limit of {limit}: is this secure-chat?"
-        )
+        too_long = f"a frame of {length} bytes, over the limit of {limit}: is this secure-chat?"
+        require(length <= limit, too_long)
         return self._exactly(length, begun=True)
 
     def _exactly(self, count: int, begun: bool = False) -> bytes:
@@ -517,10 +502,9 @@ class FrameSocket:
             return self.socket.recv(1, socket.MSG_PEEK) == b""
 
     def hang_up(self, wait: float = 0.0) -> None:
-        """Tell the peer that nothing follows, wait at most `wait` seconds for it to hang up, and close.
+        """Tell the peer that nothing follows, read on for `wait` seconds until it hangs up too, and close.
 
-        A socket that is closed with unread bytes resets the connection, and the reset destroys what the
-        peer has not read yet. So we read on until the peer hangs up too.
+        (To close with unread bytes resets the connection, which destroys what the peer has not read yet.)
         """
         self.deadline = time.monotonic() + wait
         with contextlib.suppress(OSError, ConnectionCut):
@@ -660,9 +644,8 @@ class Offer(NamedTuple):
         return cls(role, hello.encode(), exponent, r)
 
     def shared_secret(self, settled: Settled) -> bytes:
-        """Return Z = g^ab, as long as p. (The peer's value has passed its checks: it is settled.)"""
-        y = settled.values[self.role.peer]
-        z = modexp(y, self.exponent, settled.group.p)
+        """Return Z = g^ab, as long as p (SP 800-56A, 5.7.1.1). The peer's value has passed its checks."""
+        z = modexp(settled.values[self.role.peer], self.exponent, settled.group.p)
         power = f"{self.role.peer.symbol}^{self.role.symbol.lower()}"
         trace(f"Z = {power} mod p, {len(z)} bytes. Not shown, since whoever has it can read everything")
         return z
@@ -681,9 +664,8 @@ def check_commitment(nonce_b: bytes, r: bytes) -> None:
 def make_words(th: bytes, r: bytes) -> list[str]:
     """Return six words (RFC 1751), of the first 8 bytes of a hash over th and r.
 
-    Bob reads the first three out, Alice the last three; each types what the other reads. Somebody in between
-    has chosen both hellos before Bob opens r, and so has one try in each handshake: her chance is 2^-33 for
-    the first three words and 2^-31 for the last three, which hold two bits of parity.
+    Bob reads the first three out, Alice the last three. Somebody in between has chosen both hellos before Bob
+    opens r: one try in each handshake, 2^-33 for his three words, 2^-31 for hers, which hold two parity bits.
     """
     return key_to_english(SHA256.new(VERSION + b" words " + th + r).digest()[:8]).lower().split()
 
@@ -852,12 +834,11 @@ class Opener(Direction):
         ready, bob = record_type is RecordType.READY, self.sender is Role.BOB
         busy = record_type is RecordType.CLOSE and bob  # Bob may say it in the place of READY
         require(ready == (self.number == 0) or busy, "READY is record 0, and no other")
-        if record_type is RecordType.TEXT:
-            right_length = len(body) <= TEXT_LIMIT
+        wrong_length = "the record's body has a wrong length"
+        if record_type is not RecordType.TEXT:
+            require(len(body) == (NONCE_BYTES if ready and bob else 0), wrong_length)
         else:
-            right_length = len(body) == (NONCE_BYTES if ready and bob else 0)
-        require(right_length, "the record's body has a wrong length")
-        if record_type is RecordType.TEXT:
+            require(len(body) <= TEXT_LIMIT, wrong_length)
             try:
                 body.decode()
             except UnicodeDecodeError:
@@ -1078,10 +1059,10 @@ ELSEWHERE = "name a folder on another disk with --home"
 
 
 class KeyStore:
-    """One person's own folder: `identity.pem`, `dh_parameters.pem`, `known_peers`.
+    """One person's own folder. Every method may raise FileError, which says what to do.
 
     Files are replaced whole or not at all, and never read through a symbolic link or where another user
-    could have written them. Every method may raise FileError, which says what to do.
+    could have written them.
     """
 
     IDENTITY, GROUP, KNOWN_PEERS = "identity.pem", "dh_parameters.pem", "known_peers"
@@ -1140,10 +1121,9 @@ class KeyStore:
         return made or key
 
     def load_group(self) -> Group | None:
-        """Return the group that is kept here, if there is one.
+        """Return the group that is kept here, if any. One that was saved here had passed its tests.
 
-        One that was saved here had passed its tests. Another (from `openssl dhparam`) is tested in full, and
-        saved. (Where its g generates all of the numbers, 4 = 2^2 takes its place: a square always fits.)
+        Another (from `openssl dhparam`) is tested, and saved. Where its g is no square, 4 takes its place.
         """
         path, pem = self.folder / self.GROUP, self.read(self.GROUP)
         if pem is None:
@@ -1199,10 +1179,8 @@ class KeyStore:
                     file.flush()
                     os.fsync(file.fileno())
                 _insist(lambda: temporary.replace(path))
-            except BaseException:
-                with contextlib.suppress(OSError):
-                    temporary.unlink(missing_ok=True)
-                raise
+            finally:
+                temporary.unlink(missing_ok=True)
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
@@ -1295,10 +1273,9 @@ class Pin(NamedTuple):
 class PinnedPeer:
     """Whether a peer's key is to be trusted: trust on first use, in the manner of OpenSSH's known_hosts.
 
-    `known_peers` is text, a line for each key: name, "ssh-rsa", base64. A name may have several lines.
-    The name is "alice" in Bob's file, and "[host]:port" in Alice's, in upper or lower case. With `only`, the
-    one key with that fingerprint is accepted, and takes the place of what was pinned. Without anybody who
-    `can_ask` a person, a new key is refused.
+    A line is: name, "ssh-rsa", base64. A name may have several. It is "alice" in Bob's file, "[host]:port" in
+    Alice's, in upper or lower case. With `only`, the one key with that fingerprint is accepted, and takes the
+    place of what was pinned. A new key is refused unless the program `can_ask` a person.
     """
 
     def __init__(self, store: KeyStore, name: str, only: str | None = None, can_ask: bool = True) -> None:
