@@ -10,21 +10,13 @@
     record n: TEXT, the reply  ---->
     either side, when it leaves: CLOSE
 
-    symbol    here             bytes         what it is, and where it is defined
-    p, q, g   Group            256 to 512    safe prime p = 2q + 1; g generates the subgroup of order q
-    a, b      Offer.exponent   len(p) / 8    private exponent, for one session (SP 800-56A, 5.6.1.1)
-    A, B      public_value     len(p)        g^a, g^b mod p, left-padded
-    Z         z                len(p)        shared secret g^ab mod p, left-padded (SP 800-56A, 5.7.1.1)
-    th        th               32            transcript hash: SHA-256 over both hello frames
-    K         key              32            AES-256 key of one direction (SP 800-56C, 4.1)
-    C         commitment       32            commits to K; never sent, covered by every signature
-    n         number           12            number of a record, and its GCM nonce (SP 800-38D, 8.2.1)
-              in_reply_to      32            in each record: what was signed of the last record received
+The names are those of the README's section "Protocol". In the code, a and b are `exponent`, A and B are
+`public_value`, K is `key`, C is `commitment`, and a record's `number` is its nonce too.
 
-Steps 1 to 3 are followed by frames and hellos, records, the channel, evidence, and keys on disk. The two
-columns of the picture are `handshake` in bob_server.py and in alice_client.py. Up to the banner, bytes go in
-and bytes come out, and nothing prints or asks; below it is what both programs need for a person. Whatever a
-peer sends becomes a value that passed every check, or an exception.
+The two columns are `handshake` in bob_server.py and in alice_client.py. Here stands what both use: steps 1 to
+3, frames and hellos, records, the channel, evidence, and keys on disk. Up to the banner, bytes go in and
+bytes come out, and nothing prints or asks; below it is what both need for a person. Whatever a peer sends
+becomes a value that passed every check, or an exception.
 """
 
 from __future__ import annotations
@@ -134,7 +126,6 @@ TCP_OPTIONS = {
     "TCP_USER_TIMEOUT": 30_000,
 }
 
-Random = Callable[[int], bytes]
 UNPARSABLE = (ValueError, IndexError, TypeError, ArithmeticError)  # what the library raises for damaged keys
 
 
@@ -263,13 +254,6 @@ class Group(NamedTuple):
         """
         return 2 <= y <= self.p - 2 and Integer.jacobi_symbol(y, self.p) == 1
 
-    def private_exponent(self, random: Random = secrets.token_bytes) -> bytes:
-        """Return len(p) / 8 random bytes: 256 bits for a 2048-bit group, over twice its strength.
-
-        (SP 800-56A, 5.6.1.1.3 excludes 0: a chance of 2^-256, and the peer would refuse g^0 = 1.)
-        """
-        return random(byte_length(self.p) // 8)
-
     def export(self) -> bytes:
         """Return the group as PKCS#3 PEM, as `openssl dhparam` reads it, after a line that says: tested."""
         pem = PEM.encode(DerSequence([self.p, self.g]).encode(), "DH PARAMETERS")
@@ -378,9 +362,9 @@ def decrypt(key: bytes, nonce: bytes, ciphertext: bytes, tag: bytes) -> bytes:
 # ------------------------------------------------------------------------------- step 3: RSA-PSS
 
 
-def sign(key: RsaKey, message: SHA256Hash, random: Random = secrets.token_bytes) -> bytes:
+def sign(key: RsaKey, message: SHA256Hash) -> bytes:
     """RSASSA-PSS with MGF1-SHA-256 and a 32-byte salt (RFC 8017, 8.1.1): as many bytes as the modulus has."""
-    return pss.new(key, salt_bytes=32, rand_func=random).sign(message)
+    return pss.new(key, salt_bytes=32, rand_func=secrets.token_bytes).sign(message)
 
 
 def verify(key: RsaKey, message: SHA256Hash, signature: bytes) -> bool:
@@ -566,7 +550,7 @@ class Hello(NamedTuple):
 
     @classmethod
     def decode(cls, sender: Role, data: bytes) -> Hello:
-        """Undo `encode`. Sizes and encodings are checked here, values in `check`. Raises ProtocolError."""
+        """Undo `encode`. Sizes and encodings are checked here, values in `settle`. Raises ProtocolError."""
         fields = decode_fields(data)
         require(fields[:1] == [VERSION], "the other side does not speak secure-chat/1")
         require(len(fields) == (6 if sender is Role.BOB else 4), "the hello has too many or too few fields")
@@ -576,14 +560,6 @@ class Hello(NamedTuple):
         require(all(n[:1] != b"\0" for n in integers), "p or g is not in its minimal encoding")
         group = Group(*(int.from_bytes(n, "big") for n in integers)) if integers else None
         return cls(group, nonce, public_value, rsa)
-
-    def check(self, group: Group) -> tuple[RsaKey, int]:
-        """Check the RSA key, and the public value against `group`; return both. Raises ProtocolError."""
-        key = load_public_key(self.rsa)
-        require(len(self.public_value) == byte_length(group.p), "the public value is not as long as p")
-        y = int.from_bytes(self.public_value, "big")
-        require(group.contains(y), "the public value is not in the subgroup of order q")
-        return key, y
 
     def trace(self, sender: Role, what: str) -> None:
         group = self.group._asdict() if self.group else {}
@@ -600,7 +576,7 @@ class Settled(NamedTuple):
     keys: dict[Role, RsaKey]
     values: dict[Role, int]  # A and B
     nonce_b: bytes
-    th: bytes
+    th: bytes  # transcript hash: SHA-256 over both hello frames
 
 
 def settle(hello_bob: bytes, hello_alice: bytes, tested: Group) -> Settled:
@@ -612,13 +588,17 @@ def settle(hello_bob: bytes, hello_alice: bytes, tested: Group) -> Settled:
     bob, alice = Hello.decode(Role.BOB, hello_bob), Hello.decode(Role.ALICE, hello_alice)
     if bob.group != tested:
         raise ValueError("this is not the group that was tested")
-    (key_bob, b), (key_alice, a) = bob.check(tested), alice.check(tested)
+    keys: dict[Role, RsaKey] = {}
+    values: dict[Role, int] = {}
+    for role, hello in ((Role.BOB, bob), (Role.ALICE, alice)):
+        keys[role] = load_public_key(hello.rsa)
+        require(len(hello.public_value) == byte_length(tested.p), "the public value is not as long as p")
+        values[role] = int.from_bytes(hello.public_value, "big")
+        require(tested.contains(values[role]), "the public value is not in the subgroup of order q")
     require(bob.rsa != alice.rsa, "both sides present the same key: a reflection")
     th = SHA256.new(frame(hello_bob) + frame(hello_alice)).digest()
     trace("Both hellos have passed every check. th is SHA-256 over both frames", th=th)
-    return Settled(
-        tested, {Role.BOB: key_bob, Role.ALICE: key_alice}, {Role.BOB: b, Role.ALICE: a}, bob.nonce, th
-    )
+    return Settled(tested, keys, values, bob.nonce, th)
 
 
 class Offer(NamedTuple):
@@ -633,9 +613,14 @@ class Offer(NamedTuple):
         return f"Offer({self.hello.hex()})"  # and no secret
 
     @classmethod
-    def make(cls, role: Role, identity: RsaKey, group: Group, random: Random = secrets.token_bytes) -> Offer:
-        """Make an offer for one session, with a nonce and a private exponent of its own."""
-        exponent, drawn = group.private_exponent(random), random(NONCE_BYTES)
+    def make(cls, role: Role, identity: RsaKey, group: Group) -> Offer:
+        """Make an offer for one session, with a nonce and a private exponent of its own.
+
+        The exponent has 256 bits for a 2048-bit group, over twice its strength. (0, which SP 800-56A, 5.6.1.1
+        excludes, has a chance of 2^-256, and the peer would refuse g^0 = 1.)
+        """
+        exponent = secrets.token_bytes(byte_length(group.p) // 8)
+        drawn = secrets.token_bytes(NONCE_BYTES)
         r, nonce = (drawn, commit(drawn)) if role is Role.BOB else (b"", drawn)
         public_value = modexp(group.g, exponent, group.p)
         hello = Hello(group if role is Role.BOB else None, nonce, public_value, public_der(identity))
@@ -720,7 +705,7 @@ class Direction:
         return self.number - other.number == (0 if self.sender is Role.ALICE else -1)
 
     def _begin(self) -> bytes:
-        """Close the direction while a record is worked on; return that record's nonce."""
+        """Close the direction while a record is worked on; return its nonce, the number (SP 800-38D, 8.2.1)."""
         if self.closed:
             raise ValueError("this direction is closed")
         self.closed = True
@@ -754,7 +739,6 @@ class Sealer(Direction):
         body: bytes,
         other: Direction,
         send: Callable[[bytes], None] = lambda _: None,
-        random: Random = secrets.token_bytes,
     ) -> bytes:
         """Make the next record, in reply to the latest of the `other` direction, and `send` it.
 
@@ -770,7 +754,7 @@ class Sealer(Direction):
         encrypted = {"nonce": nonce, "ciphertext": ciphertext, "tag": tag}
         self._trace(record_type, "is encrypted", plaintext=plaintext, **encrypted)
         signed = self._hash(nonce + ciphertext + tag)
-        signature = sign(self.signer, signed, random)
+        signature = sign(self.signer, signed)
         self._trace(record_type, "is signed, and sent", hash=signed.digest(), signature=signature)
         record = nonce + ciphertext + tag + signature
         self._count(signed.digest())

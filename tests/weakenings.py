@@ -177,16 +177,13 @@ def hash_of(name: str, test: str, parts: str) -> Weakening:
 
 def drawn(name: str, test: str, nonce: str) -> Weakening:
     """Draw another nonce for a hello; Bob's r, which his nonce commits to."""
-    return Weakening(
-        name,
-        test,
-        f"""
-        def make(role, identity, group, random=secrets.token_bytes, original=Offer.make):
-            values = [{nonce}, group.private_exponent(random)]
-            return original(role, identity, group, lambda _: values.pop())
-        Offer.make = make
-        """,
-    )
+    return edited(name, test, ("drawn = secrets.token_bytes(NONCE_BYTES)", f"drawn = {nonce}"))
+
+
+def exponent(name: str, test: str, drawn: str, statements: str = "") -> Weakening:
+    """Draw another private exponent."""
+    usual = "exponent = secrets.token_bytes(byte_length(group.p) // 8)"
+    return Weakening(name, test, statements, ((usual, f"exponent = {drawn}"),))
 
 
 ATTACKS, HANDSHAKE, RECORDS = "test_attacks.py::test_", "test_handshake.py::test_", "test_records.py::test_"
@@ -338,20 +335,15 @@ LIST = [
         PRIMITIVES + "the_search_for_p_begins_anywhere",
         "secrets.randbits = lambda bits: 0",
     ),
-    Weakening(
+    exponent(
         "short exponent",
         PRIMITIVES + "a_private_exponent_is_random_bytes_as_many_as_the_group_needs[ffdhe2048-32]",
-        "Group.private_exponent = lambda self, random=secrets.token_bytes: random(byte_length(self.p) // 16)",
+        "secrets.token_bytes(byte_length(group.p) // 16)",
     ),
-    Weakening(
-        "exponent of 32 random bits, by default",
+    exponent(
+        "exponent of 32 random bits",
         SEEDED,
-        """
-        def private_exponent(self, random=secrets.token_bytes, original=Group.private_exponent):
-            exponent = original(self, random)
-            return exponent[:4].rjust(len(exponent), b"\\0") if random is secrets.token_bytes else exponent
-        Group.private_exponent = private_exponent
-        """,
+        "secrets.token_bytes(4).rjust(byte_length(group.p) // 8, b'\\0')",
     ),
     Weakening(
         "bases that anybody knows",
@@ -361,30 +353,19 @@ LIST = [
             return original(candidate, rounds, __import__("random").Random(0).randbytes)
         """,
     ),
-    Weakening(
-        "fresh-exponent",
-        FRESH,
-        'Group.private_exponent = lambda self, random=secrets.token_bytes: b"constant" * 4',
-    ),
-    Weakening(
+    exponent("fresh-exponent", FRESH, 'b"constant" * 4'),
+    exponent(
         "one exponent for all sessions",
         FRESH,
-        """
-        def private_exponent(self, random=secrets.token_bytes, kept={}, original=Group.private_exponent):
-            return kept.setdefault(self, original(self, random))
-        Group.private_exponent = private_exponent
-        """,
+        "KEPT.setdefault(group, secrets.token_bytes(byte_length(group.p) // 8))",
+        "KEPT = {}",
     ),
     drawn("fresh-nonce", FRESH, "bytes(NONCE_BYTES)"),
     drawn("nonce from a generator that can be seeded", SEEDED, '__import__("random").randbytes(NONCE_BYTES)'),
-    Weakening(
+    exponent(
         "exponent from a generator that can be seeded",
         SEEDED,
-        """
-        def private_exponent(self, random=secrets.token_bytes):
-            return __import__("random").randbytes(byte_length(self.p) // 8)
-        Group.private_exponent = private_exponent
-        """,
+        '__import__("random").randbytes(byte_length(group.p) // 8)',
     ),
     edited(
         "arithmetic that takes a secret's time",
@@ -531,7 +512,7 @@ LIST = [
         "no salt",
         PRIMITIVES + "sign_agrees_with_nist",
         """
-        def sign(key, message, random=secrets.token_bytes):
+        def sign(key, message):
             return pss.new(key, salt_bytes=0).sign(message)
 
         def verify(key, message, signature):
@@ -967,18 +948,11 @@ LIST = [
             require(commit(r)[:4] == nonce_b[:4], "Bob's r does not fit his nonce")
         """,
     ),
-    Weakening(
+    drawn(
         "r that anybody can compute",
         SEEDED,
-        """
-        def make(role, identity, group, random=secrets.token_bytes, original=Offer.make):
-            exponent = group.private_exponent(random)
-            public_value = modexp(group.g, exponent, group.p)
-            r = SHA256.new(public_value).digest()
-            values = [r if role is Role.BOB else random(NONCE_BYTES), exponent]
-            return original(role, identity, group, lambda _: values.pop())
-        Offer.make = make
-        """,
+        "SHA256.new(modexp(group.g, exponent, group.p)).digest() if role is Role.BOB "
+        "else secrets.token_bytes(NONCE_BYTES)",
     ),
     Weakening(
         "words without r",
