@@ -705,7 +705,7 @@ class Direction:
         return self.number - other.number == (0 if self.sender is Role.ALICE else -1)
 
     def _begin(self) -> bytes:
-        """Close the direction while a record is worked on; return its nonce, the number (SP 800-38D, 8.2.1)."""
+        """Close the direction while a record is worked on; return its nonce (SP 800-38D, 8.2.1)."""
         if self.closed:
             raise ValueError("this direction is closed")
         self.closed = True
