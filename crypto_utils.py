@@ -65,7 +65,6 @@ try:
     from Crypto import IncorrectPassphraseError, PassphraseRequiredError
     from Crypto.Cipher import AES
     from Crypto.Hash import SHA256
-    from Crypto.Hash.SHA256 import SHA256Hash
     from Crypto.IO import PEM
     from Crypto.Math.Numbers import Integer
     from Crypto.Math.Primality import miller_rabin_test
@@ -362,12 +361,12 @@ def decrypt(key: bytes, nonce: bytes, ciphertext: bytes, tag: bytes) -> bytes:
 # ------------------------------------------------------------------------------- step 3: RSA-PSS
 
 
-def sign(key: RsaKey, message: SHA256Hash) -> bytes:
+def sign(key: RsaKey, message: SHA256.SHA256Hash) -> bytes:
     """RSASSA-PSS with MGF1-SHA-256 and a 32-byte salt (RFC 8017, 8.1.1): as many bytes as the modulus has."""
     return pss.new(key, salt_bytes=32, rand_func=secrets.token_bytes).sign(message)
 
 
-def verify(key: RsaKey, message: SHA256Hash, signature: bytes) -> bool:
+def verify(key: RsaKey, message: SHA256.SHA256Hash, signature: bytes) -> bool:
     """Whether `signature` was made with `key` over this hashed message (RFC 8017, 8.1.2)."""
     try:
         pss.new(key, salt_bytes=32).verify(message, signature)
@@ -711,7 +710,7 @@ class Direction:
         self.closed = True
         return self.number.to_bytes(GCM_NONCE, "big")
 
-    def _hash(self, encrypted: bytes) -> SHA256Hash:
+    def _hash(self, encrypted: bytes) -> SHA256.SHA256Hash:
         """Hash what is signed: label, direction, th and C, then nonce || ciphertext || tag."""
         message = self._context.copy()
         message.update(encrypted)
@@ -1295,8 +1294,8 @@ class PinnedPeer:
         with self._store.locked():
             if self.check(key).known:
                 return
-            replaced = [pin.number for pin in self.pins() if pin.name == self.name]  # by --peer alone
-            lines = [line for number, line in enumerate(self._lines(), 1) if number not in replaced]
+            # With another pin of that name, only --peer comes here, and takes its place.
+            lines = [line for line in self._lines() if line.lower().split()[:1] != [self.name]]
             lines.append(f"{self.name} {ssh_line(key)}")
             self._store.write(KeyStore.KNOWN_PEERS, "".join(line + "\n" for line in lines).encode())
 
