@@ -1056,7 +1056,6 @@ class KeyStore:
         with disk("make", folder, ELSEWHERE):
             folder.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             folder.mkdir(mode=0o700, exist_ok=True)
-        with disk("read", folder, ELSEWHERE):
             _check_owner(folder, folder.stat(), 0o022)
 
     def load_identity(self, ask_passphrase: Callable[[str], str]) -> RsaKey | None:
