@@ -298,10 +298,10 @@ def generate_group(bits: int = 2048, progress: Callable[[], None] = lambda: None
     """Make new parameters: the first safe prime p of exactly `bits` bits after a random start; g = 2.
 
     Every p here is 24k - 1. Then q = 12k - 1, neither is divisible by 2 or 3, and 2 is a square mod p
-    (p = 7 mod 8). Two million k are sieved of small factors of p and q. What is left is tested, one thread
+    (p = 7 mod 8). Four million k are sieved of small factors of p and q. What is left is tested, one thread
     per core (the library's arithmetic releases the interpreter lock); `progress` is called after each test.
     """
-    run = 1 << 21
+    run = 1 << 22
     small_primes = _small_primes(run)
     pool = ThreadPoolExecutor(max_workers=os.cpu_count())
     try:
