@@ -74,6 +74,7 @@ RFC_GROUPS = {
     "modp_4096": modp(4096, 240904),
 }
 GROUP = RFC_GROUPS["ffdhe2048"]
+Q = (GROUP.p - 1) // 2
 
 
 class Keys(NamedTuple):

@@ -364,7 +364,7 @@ def same_session(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(chat.Offer, "make", once(chat.Offer.make, lambda role, *_: role))
     monkeypatch.setattr(chat, "modexp", once(chat.modexp, lambda *numbers: numbers))
-    monkeypatch.setattr(chat, "sign", once(chat.sign, lambda key, message, random: message.digest()))
+    monkeypatch.setattr(chat, "sign", once(chat.sign, lambda key, message: message.digest()))
 
 
 @pytest.mark.exhaustive

@@ -10,12 +10,14 @@ import errno
 import functools
 import hashlib
 import random
+import secrets
 import socket
 from collections.abc import Iterator
 from pathlib import Path
 from threading import Lock
 from types import SimpleNamespace
 from typing import Any, Callable, Union
+from unittest import mock
 
 import pytest
 from conftest import GROUP, Background, Ends, Keys, loopback, shake_hands, store_with_group
@@ -57,7 +59,7 @@ def number(value: int, length: int = 256) -> bytes:
     return value.to_bytes(length, "big")
 
 
-def drawing(*values: bytes) -> chat.Random:
+def drawing(*values: bytes) -> Callable[[int], bytes]:
     """Return what draws these, one after the other."""
     left = list(values)
     return lambda _: left.pop(0)
@@ -65,8 +67,8 @@ def drawing(*values: bytes) -> chat.Random:
 
 def offer_of(role: Role, keys: Keys, *values: bytes) -> Offer:
     """An offer in GROUP; `values` are the exponent, and r or Alice's nonce."""
-    random = (drawing(*values),) if values else ()
-    return Offer.make(role, getattr(keys, role.value), GROUP, *random)
+    with mock.patch("secrets.token_bytes", drawing(*values) if values else secrets.token_bytes):
+        return Offer.make(role, getattr(keys, role.value), GROUP)
 
 
 def in_hello(offer: Offer) -> Hello:
@@ -167,7 +169,8 @@ def test_a_session_is_what_the_specification_says_byte_by_byte(keys: Keys) -> No
         sealed = nonce + b"".join(cipher.encrypt_and_digest(plaintext))
         signed = SHA256.new(b"secure-chat/1 signature " + role.label + th + commitment + sealed)
         signer = pss.new(getattr(keys, role.value), salt_bytes=32, rand_func=lambda _: salt)
-        record = sealers[role].seal(record_type, body, openers[role.peer], random=lambda _: salt)
+        with mock.patch("secrets.token_bytes", return_value=salt):
+            record = sealers[role].seal(record_type, body, openers[role.peer])
         assert record == sealed + signer.sign(signed)
         assert openers[role].open(record, sealers[role.peer]) == (record_type, body, said[role.peer], False)
         said[role] = signed.digest()
@@ -282,11 +285,11 @@ class Grinding:
 
     def __init__(self, keys: Keys, seed: int) -> None:
         self.random = random.Random(seed)
-        draw = self.random.randbytes
-        self.bob = Offer.make(BOB, keys.bob, GROUP, draw)  # what Bob offers, to Mallory
-        self.alice = Offer.make(ALICE, keys.alice, GROUP, draw)  # what Alice offers, to Mallory
-        self.to_bob = Offer.make(ALICE, keys.mallory, GROUP, draw)
-        self.to_alice = Offer.make(BOB, keys.mallory, GROUP, draw)
+        with mock.patch("secrets.token_bytes", self.random.randbytes):
+            self.bob = Offer.make(BOB, keys.bob, GROUP)  # what Bob offers, to Mallory
+            self.alice = Offer.make(ALICE, keys.alice, GROUP)  # what Alice offers, to Mallory
+            self.to_bob = Offer.make(ALICE, keys.mallory, GROUP)
+            self.to_alice = Offer.make(BOB, keys.mallory, GROUP)
         self.at_alice = chat.make_words(self.th_at_alice, self.to_alice.r)[0]
 
     @property
@@ -395,7 +398,7 @@ def test_misbinding_bob_does_not_take_alices_words_for_mallorys(keys: Keys) -> N
     record = hers.seal(READY, b"", Opener(BOB, at_alice.keys[BOB], z, at_alice.th))
     assert at_bob.keys[ALICE] == keys.mallory.public_key()
     opener = Opener(ALICE, at_bob.keys[ALICE], z, at_bob.th)
-    signed = opener._hash(record[:12], record[12:-272], record[-272:-256])
+    signed = opener._hash(record[:-256])
     with pytest.raises(ProtocolError, match="authentication tag"):
         opener.open(record[:-256] + chat.sign(keys.mallory, signed), his)
 

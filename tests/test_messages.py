@@ -356,7 +356,8 @@ ERRORS: dict[str, tuple[Cause, int, str]] = {
         in_place_of(IDENTITY, None, *AS_ALICE, mode=0o644),
         1,
         "Stopped: {homes}/alice/identity.pem is open to other users (mode 0644); run:\n"
-        "  chmod go-rwx {homes}/alice/identity.pem",
+        "  chmod go-rwx {homes}/alice/identity.pem\n"
+        "If that changes nothing, this disk keeps no permissions: name a folder on another disk with --home.",
     ),
     "a damaged key": (
         in_place_of(IDENTITY, b"-----BEGIN PRIVATE KEY-----\n", *AS_ALICE),
