@@ -10,8 +10,16 @@
     record n: TEXT, the reply  ---->
     either side, when it leaves: CLOSE
 
-The names are those of the README's section "Protocol". In the code, a and b are `exponent`, A and B are
-`public_value`, K is `key`, C is `commitment`, and a record's `number` is its nonce too.
+    symbol    here             bytes         what it is, and where it is defined
+    p, g      Group            256 to 512    safe prime p = 2q + 1; g generates the subgroup of order q
+    a, b      Offer.exponent   len(p) / 8    private exponent, for one session (SP 800-56A, 5.6.1.1)
+    A, B      public_value     len(p)        g^a, g^b mod p, left-padded
+    Z         z                len(p)        shared secret g^ab mod p, left-padded (SP 800-56A, 5.7.1.1)
+    th        th               32            transcript hash: SHA-256 over both hello frames
+    K         key              32            AES-256 key of one direction (SP 800-56C, 4.1)
+    C         commitment       32            commits to K; never sent, covered by every signature
+    n         number           12            number of a record, and its GCM nonce (SP 800-38D, 8.2.1)
+              in_reply_to      32            in each record: what was signed of the last record received
 
 The two columns are `handshake` in bob_server.py and in alice_client.py. Here stands what both use: steps 1 to
 3, frames and hellos, records, the channel, evidence, and keys on disk. Up to the banner, bytes go in and
