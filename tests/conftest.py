@@ -492,3 +492,34 @@ def stranger(tmp_path: Path) -> Iterator[Stranger]:
             return channel
 
         yield connect
+
+
+def ip(*words: str) -> None:
+    subprocess.run(["ip", *words], check=True, capture_output=True, timeout=DEADLINE)
+
+
+@pytest.fixture
+def hosts() -> Iterator[list[str]]:
+    """Make two hosts of our own: network namespaces with a cable between them. Return their names."""
+    names = [f"secure-chat-{os.getpid()}-{n}" for n in (1, 2)]
+    with contextlib.ExitStack() as stack:
+        try:
+            for name in names:
+                ip("netns", "add", name)
+                stack.callback(ip, "netns", "delete", name)
+            ip(
+                "-n",
+                names[0],
+                *["link", "add", "cable", "type", "veth", "peer", "name", "cable", "netns"],
+                names[1],
+            )
+            for number, name in enumerate(names, 1):
+                for words in (
+                    f"address add 192.0.2.{number}/24 dev cable",
+                    "link set lo up",
+                    "link set cable up",
+                ):
+                    ip("-n", name, *words.split())
+        except (OSError, subprocess.CalledProcessError) as error:
+            pytest.skip(f"this machine does not let us make network namespaces ({error})")
+        yield names

@@ -9,7 +9,6 @@ from __future__ import annotations
 import errno
 import io
 import os
-import random
 import re
 import shutil
 import socket
@@ -145,15 +144,6 @@ def test_home_is_private_whatever_the_umask(tmp_path: Path, umask: int) -> None:
         os.umask(before)
     assert (mode_of(folder.parent), mode_of(folder), mode_of(folder / "file")) == (0o700, 0o700, 0o600)
     KeyStore(folder)  # a second time is no mistake
-
-
-def test_home_is_refused_where_a_file_is_in_the_way(tmp_path: Path) -> None:
-    file = tmp_path / "file"
-    file.write_bytes(b"mine")
-    for folder in (file, file / "home"):
-        with refusal(file, f": (File exists|Not a directory); {WAY_OUT}"):
-            KeyStore(folder)
-    assert file.read_bytes() == b"mine"
 
 
 @posix
@@ -893,28 +883,6 @@ def test_ssh_keygen_reads_known_peers(store: KeyStore, keys: Keys, known: Path, 
     assert run("ssh-keygen", "-F", name, "-f", known).endswith(pin_of(name, keys.bob))
 
 
-@pytest.mark.parametrize("name", FILES)
-@pytest.mark.parametrize("count", [20, pytest.param(1000, marks=pytest.mark.exhaustive)], ids=["few", "many"])
-def test_any_bytes_are_a_value_or_a_file_error(store: KeyStore, keys: Keys, name: str, count: int) -> None:
-    pins = pin_of(CAROL, keys.alice) + pin_of(BOB, keys.bob)
-    files = {"identity.pem": pem_of(keys.bob), "dh_parameters.pem": PARAMETERS, "known_peers": pins.encode()}
-    good, chance = files[name], random.Random(f"{name} {count}")
-    for _ in range(count):
-        start, end = sorted(chance.choices(range(len(good) + 1), k=2))
-        new = bytes(chance.choices(good if chance.random() < 0.5 else range(256), k=chance.randrange(100)))
-        content = chance.choice([new, good[:start] + new + good[end:], good[:start] + new])
-        store.write(name, content)
-        try:
-            value = FILES[name][0](store, keys)
-        except (FileError, TrustError) as error:
-            value = error
-        if isinstance(value, FileError):
-            assert str(store.folder / name) in str(value)
-        else:
-            assert isinstance(value, (RsaKey, Group, Trust, TrustError))
-        assert store.read(name) == content
-
-
 # ------------------------------------------------------------------ the programs on disks that are full
 
 
@@ -1003,14 +971,6 @@ def test_what_need_not_be_written_is_not(
     server.expect("^Alice: request\n")
     server.end_input()
     assert (client.wait(), server.wait()) == (0, 0), client.stderr + server.stderr
-
-
-@alice_mostly
-def test_a_new_home_cannot_be_made_on_a_read_only_disk(start: Start, tmp_path: Path, role: Role) -> None:
-    home = tmp_path / "fresh"
-    home.mkdir()
-    program = start(*SCRIPTS[role], home=home, python=read_only())
-    fails(program, 1, rf"^Stopped: cannot make {home}/{role.value}: Read-only file system; {WAY_OUT[:-1]}")
 
 
 # ------------------------------------------------------------------------------------ kept conversations

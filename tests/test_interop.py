@@ -88,7 +88,9 @@ def node(*arguments: object) -> Events:
     return [json.loads(line) for line in done.stdout.splitlines()]
 
 
-@pytest.mark.parametrize(("name", "count"), [("conversations", 14), ("refused", 208), ("transcripts", 75)])
+@pytest.mark.parametrize(
+    ("name", "count"), [*exhaustive(("conversations", 14)), ("refused", 208), ("transcripts", 75)]
+)
 def test_it_agrees_with_every_vector(name: str, count: int) -> None:
     assert [event["cases"] for event in node("vectors", TESTS / "vectors" / f"{name}.json")] == [count]
 

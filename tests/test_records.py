@@ -213,49 +213,6 @@ def test_a_record_has_its_length_or_none(begun: Conversation, monkeypatch: pytes
     assert possible == {284 + blocks * 256 for blocks in (1, 2, 3)}
 
 
-@pytest.mark.parametrize(
-    ("role", "name", "record_type", "body"),
-    [
-        *((role, what.name, what, b"x") for role in Role for what in (TEXT, CLOSE)),
-        (ALICE, "a goodbye", CLOSE, b""),
-        (ALICE, "a body", READY, b"x"),
-        (ALICE, "an r", READY, R),
-        (BOB, "no r", READY, b""),
-        (BOB, "r cut short", READY, R[:-1]),
-        (BOB, "a byte more", READY, R + b"\0"),
-    ],
-)
-def test_record_0_is_ready_with_its_body(
-    keys: Keys, role: Role, name: str, record_type: RecordType, body: bytes
-) -> None:
-    conversation = Conversation(keys)
-    if role is BOB:
-        conversation.say(ALICE, READY)
-    sealer, opener = conversation.sides[role]
-    may_be_first = record_type is READY or (record_type, role) == (CLOSE, BOB)
-    with pytest.raises(ProtocolError, match=BODY if may_be_first else "READY is record 0, and no other"):
-        conversation.open(role, says(sealer, record_type, body, opener.latest))
-
-
-def test_bobs_record_0_may_say_that_he_is_busy_and_nothing_follows_it(keys: Keys) -> None:
-    conversation = Conversation(keys)
-    conversation.say(ALICE, READY)
-    hers = conversation.sides[ALICE].sealer
-    assert conversation.say(BOB, CLOSE) == (CLOSE, b"", hers.latest, False)
-    assert conversation.sides[ALICE].opener.closed
-    assert conversation.sides[BOB].sealer.closed
-
-
-@pytest.mark.parametrize("record_type", [READY, CLOSE])
-def test_bobs_record_0_replies_to_alices_ready(keys: Keys, record_type: RecordType) -> None:
-    """Nothing can have crossed it: she sends nothing before it comes."""
-    conversation = Conversation(keys)
-    conversation.say(ALICE, READY)
-    record = says(conversation.sides[BOB].sealer, record_type, R if record_type is READY else b"", NOTHING)
-    with pytest.raises(ProtocolError, match=REPLY):
-        conversation.open(BOB, record)
-
-
 @pytest.mark.parametrize("sender", Role)
 def test_nobody_says_goodbye_before_a_record_has_come_that_it_can_name(keys: Keys, sender: Role) -> None:
     """Whoever leaves then hangs up. Nothing has happened by that: READY is sealed as if it were not tried."""
@@ -433,21 +390,6 @@ def test_a_record_of_the_other_direction_is_refused_even_if_all_keys_were_the_sa
     with pytest.raises(ProtocolError, match=SIGNATURE):
         Opener(BOB, keys.bob, Z, TH).open(record, conversation.sides[ALICE].sealer)
     assert conversation.open(ALICE, record).type is READY
-
-
-@pytest.mark.parametrize("part", ["th", "commitment"])
-def test_the_signature_covers_what_is_never_sent(
-    keys: Keys, monkeypatch: pytest.MonkeyPatch, part: str
-) -> None:
-    """The same K on both sides, and another C or th alone."""
-    derive = chat.derive_keys
-    same = derive(Z, ALICE.label, TH)
-    monkeypatch.setattr(chat, "derive_keys", lambda *_: same)
-    record = Conversation(keys).seal(ALICE, READY)
-    if part == "commitment":
-        monkeypatch.setattr(chat, "derive_keys", lambda *_: (same[0], b"C" * 32))
-    with pytest.raises(ProtocolError, match=SIGNATURE):
-        Conversation(keys, th=b"T" * 32 if part == "th" else TH).open(ALICE, record)
 
 
 def times(x: int, y: int) -> int:

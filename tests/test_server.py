@@ -44,24 +44,19 @@ from conftest import (
     one_round,
     patched,
     pin_each_other,
-    store_with_group,
 )
 
-import alice_client
 import bob_server
 import crypto_utils as chat
 from crypto_utils import (
     Channel,
-    ConnectionCut,
     FrameSocket,
     KeyStore,
     NoConversation,
     Offer,
-    PinnedPeer,
     RecordType,
     Role,
     RsaKey,
-    Transcript,
 )
 
 BUSY = "^whoever answered cannot talk now; try again later$"
@@ -115,20 +110,6 @@ def test_another_alice_is_told_that_bob_is_busy(
     one_round(server, stranger(port, keys.mallory), "third")
 
 
-def test_the_losers_record_0_is_a_close_and_she_pins_nothing(
-    bob: StartBob, start: Start, homes: Path, keys: Keys, stranger: Stranger
-) -> None:
-    server, port = bob()
-    known_to_bob(homes, keys.alice)
-    stranger(port, keys.alice)
-    server.expect("^Alice is here", "stderr")
-    pin = ("--peer", chat.fingerprint(keys.bob))
-    client = start("alice_client.py", "127.0.0.1", "--port", port, *pin)
-    assert client.wait() == 1
-    client.expect(r"^No conversation: Bob cannot talk now; try again later\.\n\Z", "stderr")
-    assert not (homes / "alice" / "known_peers").exists()
-
-
 @pytest.mark.parametrize("at", ["the question", "his turn"])
 def test_who_calls_meanwhile_does_not_touch_what_is_half_typed(
     bob: StartBob, homes: Path, keys: Keys, stranger: Stranger, at: str
@@ -162,111 +143,33 @@ def test_who_calls_meanwhile_does_not_touch_what_is_half_typed(
     server.expect(r"Meanwhile others called: 20\.")
 
 
-def gone_at_once(_: Program, guest: Channel) -> None:
-    guest.close()
-
-
-def cut_off(_: Program, guest: Channel) -> None:
-    guest.frames.hang_up()
-
-
-def reset(_: Program, guest: Channel) -> None:
-    guest.frames.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
-    guest.frames.socket.close()
-
-
-def forges(_: Program, guest: Channel) -> None:
-    guest.frames.send(bytes(11) + b"\1" + bytes(256 + 16 + 256))
-
-
-def stops_inside_a_record(_: Program, guest: Channel) -> None:
-    guest.frames.socket.sendall(b"\0")
-    guest.frames.hang_up()
-
-
-def talks_and_leaves(server: Program, guest: Channel) -> None:
-    one_round(server, guest)
-    guest.close()
-
-
-ENDS = {
-    gone_at_once: "^Alice left before anything was said",
-    cut_off: "^Cut off: the connection ended without a goodbye",
-    reset: "^Cut off: the connection broke",
-    forges: "^Broken off: the record's signature is not valid",
-    stops_inside_a_record: "^Cut off: the connection ended in the middle of a message",
-    talks_and_leaves: r"^Alice left\.",
-}
-
-
 def test_after_every_end_of_a_guest_the_next_one_gets_in(
     bob: StartBob, homes: Path, keys: Keys, stranger: Stranger
 ) -> None:
+    def reset(guest: Channel) -> None:
+        guest.frames.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+        guest.frames.socket.close()
+
+    def stop_inside_a_record(guest: Channel) -> None:
+        guest.frames.socket.sendall(b"\0")
+        guest.frames.hang_up()
+
+    forged = bytes(11) + b"\1" + bytes(256 + 16 + 256)
     server, port = bob()
     known_to_bob(homes, keys.alice)
-    for end, said in ENDS.items():
-        end(server, stranger(port, keys.alice))
-        server.expect(said, "stderr")
+    for end, said in (
+        (Channel.close, "Alice left before anything was said"),
+        (lambda guest: guest.frames.hang_up(), "Cut off: the connection ended without a goodbye"),
+        (reset, "Cut off: the connection broke"),
+        (lambda guest: guest.frames.send(forged), "Broken off: the record's signature is not valid"),
+        (stop_inside_a_record, "Cut off: the connection ended in the middle of a message"),
+        (lambda guest: (one_round(server, guest), guest.close()), r"Alice left\."),
+    ):
+        end(stranger(port, keys.alice))
+        server.expect(f"^{said}", "stderr")
         server.expect("^Waiting for Alice", "stderr")
     one_round(server, stranger(port, keys.alice), "at last")
     assert "Meanwhile" not in server.stderr
-
-
-@pytest.mark.parametrize("answer", ["no\r", ""], ids=["no", "gone before the answer"])
-def test_after_a_question_the_next_one_gets_in_and_once_does_not_count_it(
-    bob: StartBob, keys: Keys, stranger: Stranger, answer: str
-) -> None:
-    server, port = bob("--once", **AT_TERMINAL)
-    for key in (keys.mallory, keys.alice):
-        guest = stranger(port, key)
-        server.expect("Type the words that Alice reads to you: ")
-        if answer:
-            server.write(answer)
-            assert guest.receive().type is RecordType.CLOSE
-        guest.frames.hang_up()  # a goodbye would not be opened before the answer
-        server.expect("nothing is pinned")
-        server.expect("Waiting for Alice")
-    guest = stranger(port, keys.alice)
-    server.expect("Type the words that Alice reads to you: ")
-    server.write(" ".join(guest.own_words) + "\r")
-    server.expect(WAITING)
-    guest.send("hello")
-    server.expect("hello")
-    guest.close()
-    assert server.wait() == 0
-
-
-@pytest.mark.parametrize("error", [ConnectionCut("broken"), MemoryError()], ids=["cut", "memory"])
-def test_the_place_is_free_again_when_ready_cannot_be_sent(
-    tmp_path: Path, keys: Keys, monkeypatch: pytest.MonkeyPatch, error: BaseException
-) -> None:
-    near, far = loopback()
-    place = threading.Lock()
-    frames = FrameSocket(far)
-    send, sent = frames.send, []
-
-    def fail_the_second_time(*payloads: bytes) -> None:
-        sent.append(payloads)
-        if len(sent) == 2:
-            assert place.locked(), "it is taken before READY is on its way"
-            raise error
-        send(*payloads)
-
-    monkeypatch.setattr(frames, "send", fail_the_second_time)
-    home = store_with_group(tmp_path / "alice")
-    alice = Background(
-        lambda: alice_client.handshake(
-            FrameSocket(near), keys.alice, home, PinnedPeer(home, "[bob]:1"), Transcript()
-        )
-    )
-    store = KeyStore(tmp_path / "bob")
-    with pytest.raises(type(error)):
-        bob_server.handshake(frames, keys.bob, GROUP, PinnedPeer(store, "alice"), place, Transcript())
-    assert not place.locked()
-    far.close()
-    with pytest.raises(ConnectionCut):
-        alice.result()
-    near.close()
 
 
 SPY = (
@@ -396,10 +299,6 @@ def test_the_oldest_of_the_address_that_has_the_most_gives_way(
     for stranger in strangers:
         stranger.setblocking(False)
         assert not is_dropped(stranger)
-
-
-def test_there_are_64_places() -> None:
-    assert bob_server.HANDSHAKES == 64
 
 
 def test_a_thread_that_cannot_be_started_costs_one_connection(

@@ -24,7 +24,6 @@ from conftest import (
     PYTHON,
     ROOT,
     WAITING,
-    Background,
     Keys,
     Program,
     Start,
@@ -242,17 +241,6 @@ def test_a_line_that_a_terminal_may_have_cut_is_not_sent(
     client.write("z" * 4094 + "\r")
     server.expect("z" * 60)
     assert "yyy" not in server.stdout
-
-
-@pytest.mark.exhaustive
-def test_a_message_of_a_mebibyte_is_shown_whole(bob: StartBob, start: Start) -> None:
-    server, client = talk(bob(**AT_TERMINAL, NO_COLOR="1"), start)
-    text = "word " * (chat.TEXT_LIMIT // 5)
-    writer = Background(lambda: client.write(text + "\n"))
-    server.expect("Bob: ")
-    writer.result()
-    shown = without_escapes(server.stdout).split("Alice \u2713 ")[1]
-    assert shown.count("word ") == chat.TEXT_LIMIT // 5
 
 
 def test_commands_are_not_sent(terminals: Terminals) -> None:
@@ -552,17 +540,6 @@ def test_what_is_one_letter_or_emoji_stays_whole_at_the_end_of_a_row(unit: str) 
         assert len(rows) > 1
         assert "".join(rows) == "x" * offset + unit * 50
         assert all(row.lstrip("x").replace(unit, "") == "" for row in rows)
-
-
-@pytest.mark.parametrize(
-    "text",
-    ["\t" * 2**20, "\0" * 2**20, "word " * 200_000, "\u0436" * 500_000, FAMILY * 50_000, "\u0301" * 500_000],
-    ids=["tabs", "NULs", "words", "Russian", "families", "accents"],
-)
-def test_a_mebibyte_of_anything_has_rows_that_fit(text: str) -> None:
-    rows = chat.screen_lines(text, 80)
-    assert all(sum(map(chat._width, row)) <= 80 for row in rows)
-    assert "".join(rows) == chat.printable(text).expandtabs()
 
 
 # --------------------------------------------------------------------- colours, marks, encodings

@@ -101,37 +101,6 @@ def test_the_program_that_made_them_makes_them_again() -> None:
         assert (FOLDER / name).read_bytes() == text.encode(), name
 
 
-def test_the_rare_cases_are_there() -> None:
-    """A zero byte where it is easily lost, texts about the padding, and every way to say goodbye."""
-    values, exponents = (
-        CASES[f"{what} that begin with a zero byte"] for what in ("public values", "exponents and nonces")
-    )
-    keys = CASES["modp 2048, both keys begin with a zero byte, never closed"]
-    z = CASES["Z and signatures begin with a zero byte"]
-    zeros = [z["z"], keys["bob->alice"]["key"], keys["alice->bob"]["key"], exponents["r"]]
-    for side in ("bob", "alice"):
-        zeros += [values[side]["public_value"], exponents[side]["exponent"], exponents[side]["nonce"]]
-        zeros.append(min(record["signature"] for record in z["records"] if record["sender"] == side))
-    assert len(zeros) == 12
-    assert {value[:2] for value in zeros} == {"00"}
-    lengths = {len(record["text"].encode()) for case in CASES.values() for record in case["records"]}
-    assert {0, 221, 222, 223, 478} <= lengths
-    goodbyes = set()
-    for case in CASES.values():
-        said = {side: [bytes(32).hex()] for side in ("alice", "bob")}
-        for record in case["records"]:
-            sender = record["sender"]
-            (others,) = (said[side] for side in said if side != sender)
-            if record["type"] == "CLOSE":
-                in_turn = len(said[sender]) - len(others) == (0 if sender == "alice" else -1)
-                goodbyes.add((sender, in_turn, record["in_reply_to"] != others[-1]))
-            said[sender].append(record["signed"])
-    assert goodbyes == {
-        *(("alice", True, False), ("alice", False, False), ("alice", True, True)),
-        *(("bob", True, True), ("bob", False, False), ("bob", True, False)),  # the last one: he is busy
-    }
-
-
 def test_the_examples_in_the_readme_are_right() -> None:
     """Those of th, K and C, and of the words."""
     readme, r = (ROOT / "README.md").read_text(encoding="utf-8"), b"\1" * 32

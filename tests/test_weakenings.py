@@ -70,9 +70,9 @@ def test_the_test_meant_for_it_goes_red(copy: Path, weakening: Weakening) -> Non
 @pytest.mark.parametrize(
     ("test", "error", "body"),
     [
-        (SESSION, "TypeError", "return original(z)"),
-        (SESSION, "NameError", "return no_such_name"),
-        (SESSION, "AttributeError", "return z.no_such_method()"),
+        (SESSION + "[ffdhe2048]", "TypeError", "return original(z)"),
+        (SESSION + "[ffdhe2048]", "NameError", "return no_such_name"),
+        (SESSION + "[ffdhe2048]", "AttributeError", "return z.no_such_method()"),
         (WEAKENINGS["cut reported as success"].test, "NameError", "return no_such_name"),
     ],
     ids=["TypeError", "NameError", "AttributeError", "in a program"],
