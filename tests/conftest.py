@@ -507,19 +507,11 @@ def hosts() -> Iterator[list[str]]:
             for name in names:
                 ip("netns", "add", name)
                 stack.callback(ip, "netns", "delete", name)
-            ip(
-                "-n",
-                names[0],
-                *["link", "add", "cable", "type", "veth", "peer", "name", "cable", "netns"],
-                names[1],
-            )
+            ip(*f"-n {names[0]} link add cable type veth peer name cable netns {names[1]}".split())
             for number, name in enumerate(names, 1):
-                for words in (
-                    f"address add 192.0.2.{number}/24 dev cable",
-                    "link set lo up",
-                    "link set cable up",
-                ):
-                    ip("-n", name, *words.split())
+                ip(*f"-n {name} address add 192.0.2.{number}/24 dev cable".split())
+                ip(*f"-n {name} link set lo up".split())
+                ip(*f"-n {name} link set cable up".split())
         except (OSError, subprocess.CalledProcessError) as error:
             pytest.skip(f"this machine does not let us make network namespaces ({error})")
         yield names

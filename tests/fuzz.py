@@ -1,7 +1,6 @@
 """Throw bytes at every parser: valid encodings, in which parts are replaced at random.
 
-`python tests/fuzz.py --runs 20000` prints the input that breaks the invariant, if any; `--input HEX` runs
-that one again. test_parsers.py uses the same targets.
+test_parsers.py does it. An input that breaks the invariant is printed, and can be put into its REGRESSIONS.
 """
 
 # The invariant: any bytes, split anywhere, give a value or the one documented error (ProtocolError, and
@@ -12,7 +11,6 @@ that one again. test_parsers.py uses the same targets.
 
 from __future__ import annotations
 
-import argparse
 import base64
 import collections
 import contextlib
@@ -21,16 +19,12 @@ import io
 import itertools
 import json
 import math
-import sys
 import traceback
 import unicodedata
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from random import Random
 from typing import Any, Callable
-
-if __name__ == "__main__":
-    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from conftest import GROUP
 from Crypto.IO import _PBES, PEM, PKCS8
@@ -620,25 +614,9 @@ def run(tried: Iterable[bytes]) -> int:
             TARGETS[name](data[1:])
         except Exception:  # whatever it is: that is the finding
             traceback.print_exc()
-            print(f"the invariant does not hold: python tests/fuzz.py --input {data.hex()}")
+            print(f"the invariant does not hold: {(name, data[1:].hex())}")
             found = 1
             break
     print(*(f"{name} {count}" for name, count in counts.items()), sep=", ")
     print(f"{sum(counts.values())} inputs, {found} findings", flush=True)
     return found
-
-
-def main() -> int:
-    parser = argparse.ArgumentParser(description="Fuzz the parsers of crypto_utils.")
-    parser.add_argument("--runs", type=int, default=20_000, help="inputs in all")
-    parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--target", choices=TARGETS, help="only this one")
-    parser.add_argument("--input", type=bytes.fromhex, help="run this one input, in hex")
-    options = parser.parse_args()
-    if options.input is not None:
-        return run([options.input])
-    return run(inputs([options.target] if options.target else list(TARGETS), options.runs, options.seed))
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import socket
-import subprocess
-import sys
 import tracemalloc
 from collections.abc import Iterator
 from random import Random
@@ -17,12 +15,11 @@ from typing import Any
 
 import fuzz
 import pytest
-from conftest import DEADLINE, ROOT, loopback
+from conftest import loopback
 
 import crypto_utils as chat
 from crypto_utils import ConnectionCut, FrameSocket, ProtocolError
 
-SEEDS = fuzz.seeds()
 REGRESSIONS = [  # a target, and an input in hex that is easily taken for another
     ("text", "00e280a8e2808dc3a9"),  # a joiner was left beside an escaped character, as if that were a letter
     ("text", b"\x90".hex() + ("\u0600" * 90).encode().hex()),  # number signs were no columns wide
@@ -39,21 +36,16 @@ def test_an_input_that_broke_the_invariant_holds(name: str, data: str) -> None:
 
 
 @pytest.mark.parametrize("name", fuzz.TARGETS)
-def test_the_inputs_to_start_from_hold_and_the_first_is_taken(name: str) -> None:
-    values = [fuzz.TARGETS[name](seed) for seed in SEEDS[name]]
-    assert values[0] is not None
-
-
-@pytest.mark.parametrize("name", fuzz.TARGETS)
 def test_any_bytes_hold(name: str) -> None:
-    """As many as take a tenth of a second. The planted bugs below are found by fewer."""
+    """As many as take a tenth of a second. The first is valid; the planted bugs below are found by fewer."""
+    assert fuzz.TARGETS[name](fuzz.seeds()[name][0]) is not None
     assert fuzz.run(fuzz.inputs([name], 300, seed=1)) == 0
 
 
 @pytest.mark.exhaustive
 def test_the_fuzzer_finds_nothing() -> None:
-    """As many other inputs as take twenty seconds."""
-    assert fuzz.run(fuzz.inputs(list(fuzz.TARGETS), 50_000, seed=2)) == 0
+    """Other inputs, fifteen times as many as find each of the planted bugs below."""
+    assert fuzz.run(fuzz.inputs(list(fuzz.TARGETS), 15_000, seed=2)) == 0
 
 
 @pytest.mark.parametrize("name", ["decode_fields", "to_bytes", "printable", "unpad", "ssh_line"])
@@ -64,15 +56,8 @@ def test_the_fuzzer_finds_a_planted_bug_and_reports_it(
     monkeypatch.setattr(chat, name, lambda *arguments, **named: good(*arguments, **named)[1:])
     assert fuzz.run(fuzz.inputs(list(fuzz.TARGETS), 1000, seed=1)) == 1
     found, _, last = capsys.readouterr().out.splitlines()[-3:]
-    assert found.startswith("the invariant does not hold: python tests/fuzz.py --input ")
+    assert found.startswith("the invariant does not hold: (")
     assert last.endswith(" inputs, 1 findings")
-
-
-def test_the_fuzzer_runs_one_input_again() -> None:
-    (data,) = fuzz.inputs(["frames"], 1, seed=1)
-    command = [sys.executable, str(ROOT / "tests" / "fuzz.py"), "--input", data.hex()]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=DEADLINE, check=False)
-    assert (done.returncode, done.stdout) == (0, "frames 1\n1 inputs, 0 findings\n"), done.stderr
 
 
 # ------------------------------------------------------------------------------------- on a real socket

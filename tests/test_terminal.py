@@ -115,10 +115,11 @@ def test_a_whole_conversation(bob: StartBob, start: Start, python: tuple[str, ..
     assert (client.stdout.count("\a"), server.stdout.count("\a")) == (3, 3)
 
 
-@pytest.mark.parametrize("count", [10, *exhaustive(300)])
+@pytest.mark.parametrize("count", [10, *exhaustive(150)])
 def test_every_line_that_is_typed_in_ones_turn_arrives_whole(terminals: Terminals, count: int) -> None:
-    """All keys come at once: the first of them is waited for, and the line editor reads it. (300 lines: what
-    is lost once in a hundred times is found.)
+    """All keys come at once: the first of them is waited for, and the line editor reads it.
+
+    150 rounds are 300 lines: what is lost once in a hundred times is found, but for one time in twenty.
     """
     at_once = patched("chat.Console.drop_typed.__defaults__ = (0.02,)")
     server, client = terminals("--once", python=at_once, NO_COLOR="1")
@@ -204,10 +205,8 @@ def test_keys_of_the_editor(terminals: Terminals) -> None:
     server, client = terminals()
     for typed, sent in (
         ("helo\x7f\x7fllo", "hello"),
-        ("ello\x01h\x05!", "hello!"),  # Ctrl-A, Ctrl-E
         ("two words\x17lines", "two lines"),  # Ctrl-W
-        ("\x1b[A\x1b[A!", "hello!!"),  # what was sent before that
-        ("", ""),
+        ("\x1b[A\x1b[A!", "hello!"),  # what was sent before that
     ):
         client.write(f"{typed}\r")
         server.expect(re.escape(f"\u2713 \x1b[0m{sent}\r\n"))
@@ -244,17 +243,11 @@ def test_a_line_that_a_terminal_may_have_cut_is_not_sent(
 
 
 def test_commands_are_not_sent(terminals: Terminals) -> None:
+    """What they say, test_messages.py pins."""
     server, client = terminals("--once", NO_COLOR="1")
-    words = re.findall(r"for your words, read them out:\s+([a-z ]+)", client.stdout)[0]
-    for typed, told in (
-        ("/words", f"Your words: {words}\r\n"),
-        ("/WORDS ", f"Your words: {words}\r\n"),
-        ("/help", "(?s)^  /words .*^  /help .*^  /quit "),
-        ("/quti", r"Not sent: /quti is no command; /help lists them"),
-    ):
-        client.write(f"{typed}\r")
-        client.expect(told)
-        client.shows(r"^Alice:\Z")  # the line is gone
+    client.write("/WORDS \r")
+    client.expect(r"Your words: \w+ \w+ \w+\r\n")
+    client.shows(r"^Alice:\Z")  # the line is gone
     client.write(" /quti\r")  # with a space before it, it is a message
     server.shows("Alice \u2713  /quti\nBob:\\Z")
     assert server.stdout.count("\u2713") == 1
@@ -353,7 +346,7 @@ def test_ctrl_c_in_the_search_ends_it_wherever_it_comes(start: Start) -> None:
         "    return value",
         "threading.Condition.__enter__ = interrupt",
     )
-    program = start("bob_server.py", "--port", "0", "--dh-bits", "4096", python=interrupted)
+    program = start("bob_server.py", "--port", "0", "--dh-bits", "3072", python=interrupted)
     program.expect("Searching", "stderr")
     assert program.wait() == 130
 
@@ -380,6 +373,7 @@ def test_a_second_signal_ends_at_once_and_puts_the_terminal_back(
     assert alice.receive().type is chat.RecordType.CLOSE
     server.process.send_signal(signal.SIGTERM)
     assert server.wait() == 128 + signal.SIGTERM
+    assert "You left" not in server.stdout
 
 
 # ------------------------------------------------------------------- what else a terminal does
