@@ -254,11 +254,6 @@ class Program:
             self._input = self.process.stdin.fileno()
             self._sources = {self.process.stdout.fileno(): "stdout", self.process.stderr.fileno(): "stderr"}
 
-    def resize(self, rows: int, columns: int) -> None:
-        """Change the size of its terminal, as a person does who pulls at the window."""
-        self.size = rows, columns
-        fcntl.ioctl(self.terminal, termios.TIOCSWINSZ, struct.pack("4H", rows, columns, 0, 0))
-
     def write(self, text: str | bytes) -> None:
         data = text.encode() if isinstance(text, str) else text
         while data:

@@ -15,10 +15,7 @@ import base64
 import collections
 import contextlib
 import errno
-import io
 import itertools
-import json
-import math
 import traceback
 import unicodedata
 from collections.abc import Iterable, Iterator
@@ -193,28 +190,6 @@ def power_one_at_once(base: int, *_: int) -> bool:
 
 
 @target
-def group(data: bytes) -> object:
-    """The length of p (of three bytes each), p, and g.
-
-    A p of up to 16 bits is checked as if it were long enough, against arithmetic that is obviously right. A
-    longer one meets exponentiations and tests that take no time, and say yes and no.
-    """
-    size = 3 * data[0] if data else 0
-    p, g = (int.from_bytes(part, "big") for part in (data[1 : 1 + size], data[1 + size :]))
-    if p < 1 << 16:
-        with replaced(chat, GROUP_BITS=range(2, 17)):
-            taken = value_or(ProtocolError, lambda: chat.check_group(Group(p, g)) or True)
-        q = p // 2
-        safe = p % 2 == 1 and all(n > 1 and all(n % d for d in range(2, math.isqrt(n) + 1)) for n in (p, q))
-        assert bool(taken) == (safe and 1 < g < p - 1 and pow(g, q, p) == 1), f"p = {p}, g = {g}"
-    else:
-        with replaced(chat, is_power_one=power_one_at_once, miller_rabin_test=lambda q, _: q % 4 == 3):
-            taken = value_or(ProtocolError, lambda: chat.check_group(Group(p, g)) or True)
-        assert not taken or (2048 <= p.bit_length() <= 4096 and p % 2 and 1 < g < p - 1)
-    return taken
-
-
-@target
 def public_key(data: bytes) -> object:
     key = value_or(ProtocolError, chat.load_public_key, data)
     if key is not None:
@@ -235,38 +210,11 @@ def opener_at(number: int, sender: Role = Role.BOB) -> tuple[chat.Opener, chat.S
     return opener, sealer
 
 
-def sealed() -> list[bytes]:
-    """Three records of Bob's: READY, and what could be said next in reply to Alice's READY, each."""
-    bodies = (
-        (RecordType.READY, R),
-        (RecordType.TEXT, "a\u00e4\u6f22\U0001f600".encode()),
-        (RecordType.CLOSE, b""),
-    )
-    made = []
-    for number, (record_type, body) in enumerate(bodies):
-        sealer, other = chat.Sealer(Role.BOB, OWN, Z, TH), chat.Opener(Role.ALICE, OWN, Z, TH)
-        sealer.number, other.number, other.latest = number, number + 1, LATEST
-        made.append(sealer.seal(record_type, body, other, random=Random(3).randbytes))
-    return made
-
-
-RECORDS = sealed()
-
-
 def check_open(number: int, record: bytes, sender: Role = Role.BOB) -> chat.Message | None:
     opener, sealer = opener_at(number, sender)
     message = value_or(ProtocolError, opener.open, record, sealer)
     assert opener.closed == (message is None or message.type is RecordType.CLOSE)
     assert opener.number == number + (message is not None)
-    return message
-
-
-@target
-def record(data: bytes) -> object:
-    """The number that is expected, and a record: nothing opens but what was sealed."""
-    number = data[0] % 3 if data else 0
-    message = check_open(number, data[1:])
-    assert (message is not None) == (data[1:] == RECORDS[number])
     return message
 
 
@@ -297,18 +245,6 @@ def plaintext(data: bytes) -> object:
 
 
 # --------------------------------------------------------------------------------------------- the files
-
-VECTORS = json.loads(Path(__file__).with_name("vectors").joinpath("transcripts.json").read_text("ascii"))
-TRANSCRIPTS = [bytes.fromhex(case["file"]) for case in VECTORS["valid"] if len(case["file"]) < 2 * LONGEST]
-
-
-@target
-def transcript(data: bytes) -> object:
-    """A file: it is refused, or begins as one that somebody has kept."""
-    with replaced(chat, is_safe_prime=lambda *_: True):
-        proven = value_or(ProtocolError, lambda: list(chat.verify_transcript(io.BytesIO(data))))
-    assert proven is None or any(kept.startswith(data) for kept in TRANSCRIPTS)
-    return proven
 
 
 class Disk(KeyStore):
@@ -525,12 +461,7 @@ def seeds() -> dict[str, list[bytes]]:
             b"\0" + bob.replace(b"\0\x08" + chat.to_bytes(SMALL.p), b"\0\x09\0" + chat.to_bytes(SMALL.p)),
             b"\1" + alice.replace(b"\0\x08" + value, b"\0\1\4"),
         ],
-        "group": [
-            b"\x56" + bytes(2) + chat.to_bytes(GROUP.p) + b"\2",
-            *(b"\1" + p.to_bytes(3, "big") + b"\4" for p in (23, 47, 65267, 91, 341)),
-        ],
         "public_key": [chat.public_der(STRANGER), chat.public_der(OWN), loose_spki],
-        "record": [bytes([number]) + made for number, made in enumerate(RECORDS)],
         "plaintext": [
             b"\0\0" + LATEST + R,
             b"\0\2" + LATEST,  # Bob is busy
@@ -541,7 +472,6 @@ def seeds() -> dict[str, list[bytes]]:
             b"\x0b\2" + LATEST + b"a body",
             b"\7" + pad(b"\1" + LATEST + b"a", 256, "iso7816"),
         ],
-        "transcript": TRANSCRIPTS,
         "group_file": [
             b"\0" + GROUP.export(),
             *(mark + der for mark in (b"\1", b"\2")),

@@ -11,7 +11,6 @@ import io
 import os
 import re
 import shutil
-import socket
 import stat
 import subprocess
 import sys
@@ -69,9 +68,7 @@ FILES: dict[str, tuple[Use, Use]] = {  # name: what reads it, and what writes it
 SCRIPTS = {Role.BOB: ("bob_server.py", "--port", "0"), Role.ALICE: ("alice_client.py", "127.0.0.1:1")}
 posix = pytest.mark.skipif(os.name != "posix", reason="owners, modes and FIFOs are POSIX's")
 root = pytest.mark.skipif(os.name != "posix" or os.geteuid() != 0, reason="only root can give files away")
-bob_mostly, alice_mostly = (  # with the other one among the exhaustive tests
-    pytest.mark.parametrize("role", [role, *exhaustive(role.peer)]) for role in Role
-)
+alice_mostly = pytest.mark.parametrize("role", [Role.ALICE, *exhaustive(Role.BOB)])
 
 
 def needs(tool: str) -> pytest.MarkDecorator:
@@ -463,7 +460,11 @@ def test_a_passphrase_is_typed_at_a_terminal_alone_and_not_shown(
     client = start("alice_client.py", "127.0.0.1:1", terminal=terminal)
     if not terminal:
         client.write("correct horse\n")
-        fails(client, 1, "^Stopped: your key has a passphrase, which can only be typed at a terminal; start")
+        fails(
+            client,
+            1,
+            "^Stopped: your key has a passphrase, which can only be typed at a terminal; start this",
+        )
         return
     for typed in ("wrong horse", "correct horse"):
         client.expect("Passphrase of .*: ")
@@ -636,17 +637,6 @@ def dh_pem(*numbers: int, marker: str = "DH PARAMETERS") -> bytes:
     return PEM.encode(DerSequence(numbers).encode(), marker).encode()
 
 
-def test_parameters_come_back_as_they_were_saved(store: KeyStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The ones that are known to have passed are not tested again."""
-    assert store.load_group() is None
-    store.accept_group(GROUP)
-    before = (store.folder / "dh_parameters.pem").stat().st_ino
-    monkeypatch.setattr(chat, "miller_rabin_test", lambda _, rounds: rounds == 0)
-    assert store.load_group() == GROUP
-    store.accept_group(GROUP)
-    assert (store.folder / "dh_parameters.pem").stat().st_ino == before, "written without a need"
-
-
 FOREIGN: dict[str, tuple[bytes, int]] = {  # what is in the file, and the g that comes of it
     "as openssl dhparam writes it": (dh_pem(GROUP.p, 2), 2),
     "text around it": (b"    DH Parameters: (2048 bit)\n" + dh_pem(GROUP.p, 2) + CERTIFICATE, 2),
@@ -656,10 +646,8 @@ FOREIGN: dict[str, tuple[bytes, int]] = {  # what is in the file, and the g that
 
 
 @pytest.mark.parametrize("what", FOREIGN)
-def test_parameters_of_others_are_tested_in_full_and_then_remembered(
-    store: KeyStore, monkeypatch: pytest.MonkeyPatch, what: str
-) -> None:
-    """An older OpenSSL or LibreSSL may choose a g that is no square mod p. 4 is one for any p."""
+def test_parameters_that_openssl_wrote(store: KeyStore, monkeypatch: pytest.MonkeyPatch, what: str) -> None:
+    """They are tested in full, and then remembered. A g may be no square mod p; 4 is one for any p."""
     content, g = FOREIGN[what]
     store.write("dh_parameters.pem", content)
     rounds: list[int] = []
@@ -672,15 +660,7 @@ def test_parameters_of_others_are_tested_in_full_and_then_remembered(
 
 PARAMETERS = dh_pem(GROUP.p, GROUP.g)
 BAD_GROUPS: dict[str, tuple[bytes, str]] = {
-    "empty": (b"", "these are not DH PARAMETERS"),
     "garbage": (b"\x00\xff" * 99, "these are not DH PARAMETERS"),
-    "cut": (PARAMETERS[:200], "these are not DH PARAMETERS"),
-    "not_ascii": (PARAMETERS.replace(b"A", b"\xc3\xa4"), "these are not DH PARAMETERS|this is not DER"),
-    "another_type": (dh_pem(GROUP.p, GROUP.g, marker="X9.42 DH PARAMETERS"), "these are not DH PARAMETERS"),
-    "negative_p": (
-        dh_pem(-GROUP.p, GROUP.g),
-        "p is not a safe prime|p is even|p has .* bits|this is not DER",
-    ),
     "even_p": (dh_pem(GROUP.p - 1, GROUP.g), "p is even"),
     "zero": (dh_pem(0, 0), "p has 0 bits, not 2048 to 4096"),
     "small": (dh_pem(2**1023 + 9, 2), "p has 1024 bits, not 2048 to 4096"),
@@ -931,22 +911,6 @@ def test_no_room_to_pin(meet: Meet, homes: Path, role: Role) -> None:
     programs[role.peer].expect(rf"^{role.value.title()} left", "stderr")
 
 
-def read_only() -> tuple[str, ...]:
-    """Return a command that runs a program for which its home is on a disk that cannot be written."""
-    for rights in ((), ("--map-root-user",)):
-        command = ("unshare", *rights, "--mount", "sh", "-c")
-        try:
-            subprocess.run([*command, "mount -t tmpfs tmpfs /tmp"], check=True, capture_output=True)
-        except (OSError, subprocess.CalledProcessError):
-            continue
-        mount = (
-            'set -e; mount --bind "$SECURE_CHAT_HOME" "$SECURE_CHAT_HOME"\n'
-            'mount -o remount,bind,ro "$SECURE_CHAT_HOME"; exec "$@"'
-        )
-        return (*command, mount, "sh", sys.executable)
-    pytest.skip("this machine does not let us mount anything")
-
-
 @pytest.mark.parametrize(
     ("role", "group"), [(Role.ALICE, "new"), *exhaustive((Role.ALICE, "known"), (Role.BOB, "foreign"))]
 )
@@ -954,12 +918,15 @@ def test_what_need_not_be_written_is_not(
     start: Start, bob: StartBob, homes: Path, keys: Keys, role: Role, group: str
 ) -> None:
     """A read-only disk is enough to talk to somebody whose key is pinned, with --peer too."""
+    read_only = patched(
+        "def fail(*_): raise chat.FileError('read-only')", "chat.KeyStore.write = chat.KeyStore.locked = fail"
+    )
     if group == "new":
         (homes / "alice" / "dh_parameters.pem").unlink()
     if group == "foreign":
         KeyStore(homes / "bob").write("dh_parameters.pem", PARAMETERS)
     PinnedPeer(KeyStore(homes / "bob"), "alice").pin(keys.alice)
-    commands = {role: {"python": read_only()}, role.peer: {}}
+    commands = {role: {"python": read_only}, role.peer: {}}
     server, port = bob("--once", "--peer", fingerprint(keys.alice), **commands[Role.BOB])
     PinnedPeer(KeyStore(homes / "alice"), f"[127.0.0.1]:{port}").pin(keys.bob)
     client = start(
@@ -974,28 +941,6 @@ def test_what_need_not_be_written_is_not(
 # ------------------------------------------------------------------------------------ kept conversations
 
 
-@pytest.mark.parametrize(
-    ("role", "make"),
-    [
-        (Role.BOB, Path.touch),
-        (Role.ALICE, os.mkfifo),
-        *exhaustive((Role.ALICE, Path.touch), (Role.BOB, lambda path: path.symlink_to("nothing"))),
-    ],
-)
-def test_a_transcript_that_cannot_be_kept_is_told_before_anybody_is_met(
-    start: Start, tmp_path: Path, role: Role, make: Callable[[Path], None]
-) -> None:
-    make(tmp_path / "kept")
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        listener.settimeout(0)
-        at = str(listener.getsockname()[1]) if role is Role.ALICE else "0"
-        program = start(SCRIPTS[role][0], "--port", at, "--transcript", str(tmp_path / "kept"))
-        fails(program, 1, f"^Stopped: cannot make {tmp_path}/kept: File exists")
-        assert "Waiting" not in program.stderr
-        with pytest.raises(BlockingIOError):
-            listener.accept()
-
-
 def test_a_tilde_is_a_home_in_every_path(start: Start, tmp_path: Path, keys: Keys) -> None:
     """With `--transcript=~/x`, the shell leaves it as it is."""
     store_with_group(tmp_path / "chat" / "alice").write("identity.pem", pem_of(keys.alice))
@@ -1007,15 +952,6 @@ def test_a_tilde_is_a_home_in_every_path(start: Start, tmp_path: Path, keys: Key
         start("alice_client.py", "--verify=~/chat/alice/identity.pem", HOME=str(tmp_path)), 3, "no transcript"
     )
     assert not Path("~").exists()
-
-
-@bob_mostly
-def test_a_transcript_without_room_is_told_before_the_first_word(meet: Meet, homes: Path, role: Role) -> None:
-    programs = meet(role, limited(1500), "--transcript", str(homes / "kept"))
-    assert programs[role].wait() == 1
-    programs[role].expect("^Stopped: cannot write .*transcript: File too large", "stderr")
-    assert "first" not in programs[role].stderr, "a conversation began"
-    programs[role.peer].expect(rf"^{role.value.title()} left", "stderr")
 
 
 @alice_mostly

@@ -186,12 +186,6 @@ def in_place_of(name: str, content: bytes | None, *start: str, mode: int = 0o600
     return run
 
 
-def locked(world: World) -> Program:
-    pem = world.keys.alice.export_key("PEM", passphrase="open", pkcs=8)
-    KeyStore(world.homes / "alice").write(KeyStore.IDENTITY, pem)
-    return world.start(ALICE, "127.0.0.1")
-
-
 OLD = "sys.version_info, sys.version = (3, 7, 10), '3.7.10 (default)'"
 OLD_PYTHON = (
     sys.executable,
@@ -244,11 +238,6 @@ ERRORS: dict[str, tuple[Cause, int, str]] = {
         service(b""),
         1,
         "Cut off: the connection ended without a goodbye" + NO_BOB,
-    ),
-    "a service that breaks off": (
-        service(b"\0"),
-        1,
-        "Cut off: the connection ended in the middle of a message" + NO_BOB,
     ),
     "silence": (
         lambda world: world.to(port_of(world.listener()), python=patched("chat.PATIENCE = 1.5")),
@@ -366,21 +355,10 @@ ERRORS: dict[str, tuple[Cause, int, str]] = {
         "Stopped: {homes}/alice/identity.pem is damaged, or no private key; restore it, or move it away "
         "for a new one.",
     ),
-    "a passphrase without a terminal": (
-        locked,
-        1,
-        "Stopped: your key has a passphrase, which can only be typed at a terminal; "
-        "start this program there.",
-    ),
     "a home that is a file": (
         in_place_of("file", b"", *AS_ALICE, "--home", "{homes}/file"),
         1,
         "Stopped: cannot make {homes}/file/alice: File exists" + ELSEWHERE,
-    ),
-    "no parameters": (
-        in_place_of(PARAMETERS, b"", *AS_BOB),
-        1,
-        NO_GROUP + "these are not DH PARAMETERS); move it away.",
     ),
     "parameters of no safe prime": (
         in_place_of(PARAMETERS, chat.Group(RFC_GROUPS["ffdhe2048"].p - 2, 4).export(), *AS_BOB),
@@ -414,12 +392,6 @@ ERRORS: dict[str, tuple[Cause, int, str]] = {
         1,
         f"Cannot start: No module named 'Crypto'. Is the virtual environment active? In {ROOT}:\n"
         "  python3 -m venv .venv && . .venv/bin/activate && python3 -m pip install -r requirements.txt",
-    ),
-    "arithmetic that is not constant-time": (
-        started(BOB, PYCRYPTODOME_INTEGER="native"),
-        1,
-        "Cannot start: pycryptodome has no constant-time arithmetic here; "
-        "unset PYCRYPTODOME_INTEGER or install it anew",
     ),
 }
 

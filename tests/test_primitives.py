@@ -28,7 +28,7 @@ from Crypto.Hash import SHA256
 from Crypto.IO import PEM
 from Crypto.Math.Numbers import Integer
 from Crypto.PublicKey import RSA
-from Crypto.Util.asn1 import DerBitString, DerNull, DerObjectId, DerSequence
+from Crypto.Util.asn1 import DerNull, DerObjectId, DerSequence
 from fuzz import columns_of
 
 import crypto_utils as chat
@@ -358,9 +358,11 @@ def test_modexp_keeps_leading_zeros() -> None:
 
 def test_without_constant_time_arithmetic_there_is_no_module() -> None:
     native = {**os.environ, "PYCRYPTODOME_INTEGER": "native"}
-    command = [sys.executable, "-c", "import crypto_utils"]
-    done = subprocess.run(command, cwd=ROOT, env=native, stderr=subprocess.PIPE, check=False)
-    assert re.search("^ImportError: .*constant-time", done.stderr.decode(), re.MULTILINE)
+    command = [sys.executable, "bob_server.py", "--help"]
+    done = subprocess.run(command, cwd=ROOT, env=native, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (1, "")
+    told = "Cannot start: pycryptodome has no constant-time arithmetic here; unset PYCRYPTODOME_INTEGER or"
+    assert done.stderr.startswith(told)
 
 
 def test_nothing_but_modexp_uses_pow_with_a_secret() -> None:
@@ -384,19 +386,6 @@ _ALGORITHM = DerSequence([DerObjectId("1.2.840.113549.1.1.1"), DerNull()])
 def odd(bits: int) -> int:
     """Return an odd number of so many bits: nothing here needs a modulus with known factors."""
     return 2 ** (bits - 1) + 2 ** (bits - 2) + 45 * 2**64 + 1
-
-
-def spki(n: int | bytes, e: int | bytes = 65537, after_key: bytes = b"") -> bytes:
-    return DerSequence([_ALGORITHM, DerBitString(DerSequence([n, e]).encode() + after_key)]).encode()
-
-
-@pytest.mark.parametrize("bits", [2048, 2049, 3072, 4095, 4096])
-def test_a_good_key_is_taken_and_its_encoding_is_canonical(bits: int) -> None:
-    key = chat.load_public_key(spki(odd(bits)))
-    assert (key.n, key.e, key.has_private()) == (odd(bits), 65537, False)
-    assert chat.public_der(key) == spki(odd(bits))
-    pem = PEM.encode(spki(odd(bits)), "PUBLIC KEY").encode()
-    assert tool("openssl", "pkey", "-pubin", "-outform", "PEM", data=pem).encode().strip() == pem.strip()
 
 
 @pytest.mark.parametrize("bits", [2048, 3072])

@@ -41,19 +41,24 @@ from conftest import (
     one_round,
     patched,
     pin_each_other,
+    store_with_group,
 )
 
+import alice_client
 import bob_server
 import crypto_utils as chat
 from crypto_utils import (
     Channel,
+    ConnectionCut,
     FrameSocket,
     KeyStore,
     NoConversation,
     Offer,
+    PinnedPeer,
     RecordType,
     Role,
     RsaKey,
+    Transcript,
 )
 
 BUSY = "^whoever answered cannot talk now; try again later$"
@@ -167,6 +172,39 @@ def test_after_every_end_of_a_guest_the_next_one_gets_in(
         server.expect("^Waiting for Alice", "stderr")
     one_round(server, stranger(port, keys.alice), "at last")
     assert "Meanwhile" not in server.stderr
+
+
+@pytest.mark.parametrize("error", [ConnectionCut("broken"), MemoryError()], ids=["cut", "memory"])
+def test_the_place_is_free_again_when_ready_cannot_be_sent(
+    tmp_path: Path, keys: Keys, monkeypatch: pytest.MonkeyPatch, error: BaseException
+) -> None:
+    near, far = loopback()
+    place = threading.Lock()
+    frames = FrameSocket(far)
+    send, sent = frames.send, []
+
+    def fail_the_second_time(*payloads: bytes) -> None:
+        sent.append(payloads)
+        if len(sent) == 2:
+            assert place.locked(), "it is taken before READY is on its way"
+            raise error
+        send(*payloads)
+
+    monkeypatch.setattr(frames, "send", fail_the_second_time)
+    home = store_with_group(tmp_path / "alice")
+    alice = Background(
+        lambda: alice_client.handshake(
+            FrameSocket(near), keys.alice, home, PinnedPeer(home, "[bob]:1"), Transcript()
+        )
+    )
+    store = KeyStore(tmp_path / "bob")
+    with pytest.raises(type(error)):
+        bob_server.handshake(frames, keys.bob, GROUP, PinnedPeer(store, "alice"), place, Transcript())
+    assert not place.locked()
+    far.close()
+    with pytest.raises(ConnectionCut):
+        alice.result()
+    near.close()
 
 
 SPY = (

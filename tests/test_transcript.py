@@ -166,7 +166,7 @@ def near_an_end(evidence: bytes) -> set[int]:
 
 
 def test_every_byte_of_it_counts(evidence: bytes) -> None:
-    """Each 31st, and those where an entry ends. (On the wire, test_attacks.py changes each: the same code.)"""
+    """Each 31st, and those where an entry ends: the code is that which test_attacks.py tries with each."""
     random = Random(1)
     for at in sorted({*range(0, len(evidence), 31)} | near_an_end(evidence)):
         changed = bytearray(evidence)

@@ -214,7 +214,7 @@ def test_alice_says_no(strangers: Strangers, homes: Path, no: str, refuses: bool
 def test_a_first_message_waits_until_bob_has_answered(
     strangers: Strangers, homes: Path, accepts: bool
 ) -> None:
-    server, client, _ = strangers("--once")
+    server, client, _ = strangers("--once", "--transcript", str(homes / "kept"))
     client.write(f"{words_of(server)}\r")
     client.expect("Bob may still be deciding")
     client.expect("Alice: ")
@@ -231,6 +231,7 @@ def test_a_first_message_waits_until_bob_has_answered(
     assert client.wait() == 1
     assert "a first message" not in server.stdout
     assert not is_pinned(homes, Role.BOB)
+    assert list((homes / "kept").iterdir()) == []
     server.expect("Waiting for Alice")
 
 
@@ -241,27 +242,6 @@ def test_bob_leaves_while_alice_is_asked(strangers: Strangers, homes: Path) -> N
     client.expect("Bob left before you answered; nothing is\\s+pinned")
     assert client.wait() == 1
     assert not is_pinned(homes, Role.ALICE)
-
-
-def test_a_no_leaves_no_transcript_and_the_words_begin_one(
-    bob: StartBob, stranger: Stranger, homes: Path, keys: Keys, tmp_path: Path
-) -> None:
-    folder = tmp_path / "kept"
-    server, port = bob("--transcript", str(folder), **WITHOUT_COLOURS)
-    mallory = stranger(port, keys.mallory)
-    server.expect(QUESTION)
-    server.write("no\r")
-    assert mallory.receive().type is RecordType.CLOSE
-    mallory.frames.hang_up()
-    server.expect("Waiting for Alice")
-    assert list(folder.iterdir()) == []
-    alice = stranger(port, keys.alice)
-    server.expect(QUESTION)
-    server.write(f"{' '.join(alice.own_words)}\r")
-    server.expect("Whoever has this file can read the conversation")
-    server.expect(WAITING)
-    (kept,) = folder.iterdir()
-    assert str(kept) in server.stdout.replace("\r\n", "")
 
 
 def test_other_names_of_the_same_key_are_told(start: Start, bob: StartBob, homes: Path, keys: Keys) -> None:

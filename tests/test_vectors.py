@@ -80,20 +80,6 @@ def test_the_files_are_whole_and_say_what_is_in_them() -> None:
     for field, checks in (("hello", CHECKS_OF_A_HELLO), ("record", CHECKS_OF_A_RECORD)):
         assert {case["check"] for case in REFUSALS.values() if field in case} == set(checks)
         assert ", ".join(checks) in REFUSED["about"]["check"]
-    for file, cases in (
-        (CONVERSATIONS, CONVERSATIONS["cases"]),
-        (REFUSED, REFUSED["cases"]),
-        (TRANSCRIPTS, TRANSCRIPTS["valid"] + TRANSCRIPTS["refused"]),
-    ):
-        explained = {name for names in file["about"] for name in names.split(", ")}
-        assert set(every_key(cases)) <= explained
-
-
-def every_key(value: object) -> Iterator[str]:
-    if isinstance(value, dict):
-        yield from value
-    for part in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
-        yield from every_key(part)
 
 
 def test_the_program_that_made_them_makes_them_again() -> None:

@@ -1,8 +1,8 @@
 """Take the checks away, one at a time: the test meant for each must go red.
 
 Weakened copies of the programs run in a process of their own. That the same tests are green without a
-weakening, each run of all tests shows. A test that goes red because the patch itself is wrong says nothing about the
-check: an error of that kind, anywhere in pytest's output, is no red.
+weakening, each run of all tests shows. A test that goes red because the patch itself is wrong says nothing
+about the check: an error of that kind, anywhere in pytest's output, is no red.
 """
 
 from __future__ import annotations

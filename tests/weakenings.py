@@ -443,7 +443,7 @@ LIST = [
     ),
     Weakening(
         "Z traced",
-        HANDSHAKE + "what_is_traced",
+        "test_verify.py::test_both_screens_show_the_same_values_and_no_secret",
         """
         def derive_keys(z, direction, th, original=derive_keys):
             trace("the keys", Z=z)
@@ -1110,7 +1110,7 @@ LIST = [
     ),
     Weakening(
         "a new key accepted on pipes",
-        HANDSHAKE + "nothing_is_signed_for_a_key_that_is_not_trusted[Role.BOB-new, and nobody to ask]",
+        HANDSHAKE + "nothing_is_signed_for_a_new_key_with_nobody_to_ask[Role.BOB]",
         """
         def initialize(self, store, name, only=None, can_ask=True, original=PinnedPeer.__init__):
             original(self, store, name, only)
