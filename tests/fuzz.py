@@ -4,14 +4,12 @@ test_parsers.py does it. An input that breaks the invariant is printed, and can 
 """
 
 # The invariant: any bytes, split anywhere, give a value or the one documented error (ProtocolError, and
-# ConnectionCut where the line ended; of files FileError, ValueError or TrustError, each where it is
-# documented), and never anything else. To decode and encode again changes nothing, where there is an
-# encoder. What `printable` returns holds no unsafe character, and no line of `screen_lines` is wider than
-# it may be.
+# ConnectionCut where the line ended), and never anything else. To decode and encode again changes nothing,
+# where there is an encoder. What `printable` returns holds no unsafe character, and no line of `screen_lines`
+# is wider than it may be. (Of files, test_disk.py has the same.)
 
 from __future__ import annotations
 
-import base64
 import collections
 import contextlib
 import errno
@@ -19,27 +17,22 @@ import itertools
 import traceback
 import unicodedata
 from collections.abc import Iterable, Iterator
-from pathlib import Path
 from random import Random
 from typing import Any, Callable
 
 from conftest import GROUP
-from Crypto.IO import _PBES, PEM, PKCS8
-from Crypto.PublicKey import RSA, _openssh
+from Crypto.PublicKey import RSA
 from Crypto.Util.asn1 import DerBitString, DerSequence
 from Crypto.Util.Padding import pad
 
 import crypto_utils as chat
 from crypto_utils import (
     ConnectionCut,
-    FileError,
     Group,
     Hello,
-    KeyStore,
     ProtocolError,
     RecordType,
     Role,
-    TrustError,
 )
 
 LONGEST = 4096  # bytes of an input
@@ -184,11 +177,6 @@ def hello(data: bytes) -> object:
     return settled
 
 
-def power_one_at_once(base: int, *_: int) -> bool:
-    """Stand for `is_power_one`: an exponentiation that takes no time, and says yes and no."""
-    return base % 7 != 3
-
-
 @target
 def public_key(data: bytes) -> object:
     key = value_or(ProtocolError, chat.load_public_key, data)
@@ -242,112 +230,6 @@ def plaintext(data: bytes) -> object:
     sender = list(Role)[first // 9 % 2]
     padded = (pad(data, 256, "iso7816"), data + bytes(-len(data) % 256), data)[first // 3 % 3]
     return insider(first % 3, padded, sender)
-
-
-# --------------------------------------------------------------------------------------------- the files
-
-
-class Disk(KeyStore):
-    """A home folder that holds one file, in memory."""
-
-    def __init__(self, content: bytes) -> None:
-        self.folder = Path("home")
-        self.content = content
-
-    def read(self, name: str, forbidden: int = 0o022) -> bytes:
-        return self.content
-
-    def write(self, name: str, data: bytes) -> None:
-        self.content = data
-
-    @contextlib.contextmanager
-    def locked(self) -> Iterator[None]:
-        yield
-
-
-MARKERS = (None, "DH PARAMETERS", "PRIVATE KEY", "OPENSSH PRIVATE KEY")
-
-
-def as_pem(data: bytes) -> bytes:
-    """A marker, and the DER; or the file as it is."""
-    marker = MARKERS[data[0] % len(MARKERS) if data else 0]
-    return PEM.encode(data[1:], marker).encode() if marker else data[1:]
-
-
-@target
-def group_file(data: bytes) -> object:
-    pem = as_pem(data)
-    loaded = value_or(ValueError, Group.load, pem)
-    assert loaded is None or (Group.load(loaded.export()) == loaded and b"BEGIN DH PARAMETERS" in pem)
-    disk = Disk(pem)
-    with replaced(chat, is_power_one=power_one_at_once, miller_rabin_test=lambda q, _: q % 4 == 3):
-        kept = value_or(FileError, disk.load_group)
-    if kept is not None:
-        assert kept in (loaded, loaded._replace(g=4))
-    assert disk.content == (pem if kept is None else kept.export())
-    return kept
-
-
-@contextlib.contextmanager
-def quick() -> Iterator[None]:
-    """Make the library test primes, and derive keys from passphrases, in no time instead of a minute."""
-
-    def derive(passphrase: bytes, salt: bytes, size: int, *_: object, **__: object) -> bytes:
-        return bytes(size)
-
-    with contextlib.ExitStack() as stack:
-        stack.enter_context(replaced(_PBES, PBKDF1=derive, PBKDF2=derive, scrypt=derive))
-        stack.enter_context(replaced(_openssh, _bcrypt_pbkdf=lambda *_: bytes(48)))
-        stack.enter_context(replaced(RSA, test_probable_prime=lambda n: n % 3 != 0))
-        yield
-
-
-@target
-def identity(data: bytes) -> object:
-    with quick():
-        key = value_or(FileError, Disk(as_pem(data)).load_identity, lambda _: "passphrase")
-        if key is not None:
-            assert (key.has_private(), key.e) == (True, 65537)
-            assert 2048 <= key.size_in_bits() <= 4096
-            assert Disk(key.export_key("PEM", pkcs=8)).load_identity(str) == key
-    return key
-
-
-@target
-def known_peers(data: bytes) -> object:
-    """Read, trust and pin: no line is passed over or lost, and what was pinned is trusted from then on."""
-    disk = Disk(data)
-    peer = chat.PinnedPeer(disk, "alice")
-    pins = value_or(FileError, peer.pins)
-    trusted = value_or((FileError, TrustError), peer.check, OWN)
-    if pins is None:
-        assert trusted is None, "trusted in spite of a damaged file"
-        return None
-    lines = data.decode("utf-8-sig").split("\n")
-    lines = lines[:-1] if lines[-1] == "" else lines
-    told = {
-        number: line for number, line in enumerate(lines, 1) if line.strip() and line.split()[0][0] != "#"
-    }
-    assert [pin.number for pin in pins] == list(told), "a line was passed over"
-    for pin in pins:
-        assert told[pin.number].split()[:3] == [told[pin.number].split()[0], *pin.key.split()]
-        assert pin.name == told[pin.number].split()[0].lower() == "alice"
-        assert chat.ssh_line(RSA.import_key(pin.key)) == pin.key
-    own = chat.ssh_line(OWN)
-    pinned = [pin.key for pin in pins]
-    assert (trusted is not None) == (not pins or own in pinned)
-    if trusted is None:
-        peer = chat.PinnedPeer(disk, "alice", only=chat.fingerprint(OWN))
-        lines = [line for number, line in enumerate(lines, 1) if number not in told]
-    else:
-        assert trusted.known == (own in pinned)
-    peer.pin(OWN)
-    if own in pinned:
-        assert disk.content == data, "what need not be written was written"
-    else:
-        assert disk.content == "".join(f"{line}\n" for line in (*lines, f"alice {own}")).encode()
-    assert peer.check(OWN).known
-    return pins
 
 
 # ----------------------------------------------------------------------------------------------- the text
@@ -416,36 +298,15 @@ def text(data: bytes) -> object:
 # ---------------------------------------------------------------------------------- valid, to start from
 
 
-def openssh_key(cipher: bytes, kdf: bytes, options: bytes, checks: bytes = bytes(8)) -> bytes:
-    """Return OWN as ssh-keygen keeps it (PROTOCOL.key), but for an encryption."""
-    numbers = (OWN.n, OWN.e, OWN.d, OWN.u, OWN.q, OWN.p)
-    private = checks + b"".join(
-        map(chat.frame, (b"ssh-rsa", *(b"\0" + chat.to_bytes(int(n)) for n in numbers), b""))
-    )
-    private += bytes(range(1, -len(private) % 8 + 1))
-    head = b"".join(map(chat.frame, (cipher, kdf, options)))
-    return b"openssh-key-v1\0" + head + bytes([0, 0, 0, 1]) + chat.frame(b"public") + chat.frame(private)
-
-
 def seeds() -> dict[str, list[bytes]]:
     """Return inputs of each target: the first is valid, and others are but for one thing."""
     value = pow(2, 99, SMALL.p).to_bytes(8, "big")
-    ssh = f"alice {chat.ssh_line(OWN)}\n"
-    n, e = chat.to_bytes(int(OWN.n)), b"\0\1\0\1"  # which begins with a zero that need not be there
-    loose_der = DerSequence([STRANGER.n, b"\2\4" + e]).encode()
+    loose_der = DerSequence([STRANGER.n, b"\2\4\0\1\0\1"]).encode()  # a zero that need not be there
     loose_spki = DerSequence([chat._RSA_ENCRYPTION, DerBitString(loose_der)]).encode()
-    loose_ssh = base64.b64encode(b"".join(map(chat.frame, (b"ssh-rsa", e, b"\0" + n))))
-    zero_q = DerSequence([0, OWN.n, OWN.e, OWN.d, OWN.p, 0, 1, 1, 1]).encode()
     alice, bob, large = (
         Hello(parameters, bytes(32), value, chat.public_der(STRANGER)).encode()
         for parameters in (None, SMALL, GROUP)
     )
-    der, key = DerSequence([GROUP.p, 2]).encode(), OWN.export_key("DER", pkcs=8)
-    with quick():
-        encrypted = [
-            OWN.export_key("DER", pkcs=8, passphrase="passphrase", protection=protection)
-            for protection in ("PBKDF2WithHMAC-SHA512AndAES256-CBC", "scryptAndAES128-GCM")
-        ]
     texts = [
         "a\tb\n\u6f22\x1b[2J \u202e\u05d0",
         "\u0645\u06cc\u200c\u062e \U0001f468\u200d\U0001f469 \u0600\u0661",
@@ -471,28 +332,6 @@ def seeds() -> dict[str, list[bytes]]:
             b"\x0b\2" + LATEST,
             b"\x0b\2" + LATEST + b"a body",
             b"\7" + pad(b"\1" + LATEST + b"a", 256, "iso7816"),
-        ],
-        "group_file": [
-            b"\0" + GROUP.export(),
-            *(mark + der for mark in (b"\1", b"\2")),
-            b"\1" + DerSequence([GROUP.p, 2, 256]).encode(),
-        ],
-        "identity": [
-            b"\0" + OWN.export_key("PEM", pkcs=8),
-            b"\0" + OWN.export_key("PEM", pkcs=1),
-            b"\0" + OWN.export_key("PEM", pkcs=1, passphrase="passphrase"),
-            *(b"\2" + made for made in (key, *encrypted, PKCS8.unwrap(key)[1], chat.public_der(OWN), zero_q)),
-            b"\3" + openssh_key(b"none", b"none", b""),
-            b"\3" + openssh_key(b"aes256-ctr", b"bcrypt", chat.frame(bytes(16)) + b"\0\0\0\1"),
-        ],
-        "known_peers": [
-            b"",
-            ssh.encode(),
-            f"# friends\n\n  ALICE\t{ssh[6:]}alice {chat.ssh_line(STRANGER)} her\r\n".encode(),
-            b"\xef\xbb\xbf" + ssh.encode() * 2,
-            f"alice {chat.ssh_line(STRANGER)}\n".encode(),
-            ssh.encode() + f"* {chat.ssh_line(STRANGER)}\n".encode(),
-            b"alice ssh-rsa " + loose_ssh,
         ],
         "text": [
             *(b"\0" + each.encode() for each in texts),

@@ -12,7 +12,6 @@ from pathlib import Path
 import pytest
 from conftest import (
     DEADLINE,
-    GROUP,
     ROOT,
     Background,
     Keys,
@@ -21,7 +20,6 @@ from conftest import (
     Stranger,
     exhaustive,
     fails,
-    patched,
     pin_each_other,
     talk,
 )
@@ -259,28 +257,3 @@ def test_two_hosts(bob: StartBob, start: Start, keys: Keys, hosts: list[str]) ->
 
 
 # ------------------------------------------------------------------------------- keys and parameters
-
-
-@pytest.mark.exhaustive
-def test_what_the_first_run_makes_the_second_one_uses(start: Start, tmp_path: Path) -> None:
-    """Identities and parameters are made, pinned, and used again."""
-    home = tmp_path / "fresh"
-    first = start("alice_client.py", "--port", "1", home=home)
-    alices = first.expect(r"SHA256:\S+", "stderr")[0]
-    assert first.wait() == 1
-    found = patched(f"chat.generate_group = lambda bits, _: chat.Group({GROUP.p}, 2)")  # without a search
-    server = start("bob_server.py", "--port", "0", "--peer", alices, home=home, python=found)
-    for step in ("Making your RSA key", "Searching for Diffie-Hellman parameters", "Found after"):
-        server.expect(step, "stderr")
-    bobs = server.expect(r"--peer (SHA256:\S+)$", "stderr")[1]
-    port = server.expect(r"^Listening on port (\d+)\.$", "stderr")[1]
-    for known in (("--peer", bobs), ()):
-        client = start("alice_client.py", "--port", port, *known, home=home)
-        client.write("hello\n")
-        server.expect("^Alice: hello\n")
-        server.write("hello\n")
-        client.end_input()
-        assert client.wait() == 0
-        assert ("The key is pinned" in client.stderr) == bool(known)
-        assert "Making" not in client.stderr
-    assert KeyStore(home / "alice").load_group() == KeyStore(home / "bob").load_group() == GROUP

@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import io
 import os
+import random
 import re
 import shutil
 import stat
@@ -859,6 +860,28 @@ def test_ssh_keygen_reads_known_peers(store: KeyStore, keys: Keys, known: Path, 
     PinnedPeer(store, name).pin(keys.bob)
     assert run("ssh-keygen", "-lf", known).split()[1:3] == [fingerprint(keys.bob), name]
     assert run("ssh-keygen", "-F", name, "-f", known).endswith(pin_of(name, keys.bob))
+
+
+@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("count", [20, *exhaustive(200)])
+def test_any_bytes_are_a_value_or_a_file_error(store: KeyStore, keys: Keys, name: str, count: int) -> None:
+    pins = pin_of(CAROL, keys.alice) + pin_of(BOB, keys.bob)
+    files = {"identity.pem": pem_of(keys.bob), "dh_parameters.pem": PARAMETERS, "known_peers": pins.encode()}
+    good, chance = files[name], random.Random(f"{name} {count}")
+    for _ in range(count):
+        start, end = sorted(chance.choices(range(len(good) + 1), k=2))
+        new = bytes(chance.choices(good if chance.random() < 0.5 else range(256), k=chance.randrange(100)))
+        content = chance.choice([new, good[:start] + new + good[end:], good[:start] + new])
+        store.write(name, content)
+        try:
+            value = FILES[name][0](store, keys)
+        except (FileError, TrustError) as error:
+            value = error
+        if isinstance(value, FileError):
+            assert str(store.folder / name) in str(value)
+        else:
+            assert isinstance(value, (RsaKey, Group, Trust, TrustError))
+        assert store.read(name) == content
 
 
 # ------------------------------------------------------------------ the programs on disks that are full

@@ -28,7 +28,7 @@ from Crypto.Hash import SHA256
 from Crypto.IO import PEM
 from Crypto.Math.Numbers import Integer
 from Crypto.PublicKey import RSA
-from Crypto.Util.asn1 import DerNull, DerObjectId, DerSequence
+from Crypto.Util.asn1 import DerSequence
 from fuzz import columns_of
 
 import crypto_utils as chat
@@ -379,8 +379,6 @@ def test_nothing_but_modexp_uses_pow_with_a_secret() -> None:
 
 
 # --------------------------------------------------------------------------- RSA keys and their fingerprints
-
-_ALGORITHM = DerSequence([DerObjectId("1.2.840.113549.1.1.1"), DerNull()])
 
 
 def odd(bits: int) -> int:

@@ -72,10 +72,6 @@ def start(start: Start) -> Iterator[Start]:
     os.close(theirs)
 
 
-def without_escapes(text: str) -> str:
-    return re.sub(r"\x1b\[[?0-9;]*[a-zA-Z]", "", text)
-
-
 def rests(program: Program) -> None:
     """Wait until it waits for the next key, where the system tells that: a signal then interrupts it."""
     stat = Path(f"/proc/{program.process.pid}/stat")
@@ -431,58 +427,13 @@ def test_no_word_of_a_message_is_lost_in_windows_of_any_size(
     assert [word for row in shown[first:last] for word in row[7:].split()] == words
 
 
-def is_broken_at_words(program: Program) -> bool:
-    """Whether no row is wider than the terminal but for fingerprints, paths, commands and what was typed."""
-    rows = without_escapes(program.stdout).replace("\r", "\n").split("\n")
-    wide = [row for row in rows if len(row) > program.size[1]]
-    allowed = rf"  (SHA256:|/\S+$|python3 |--peer| +\(/\S+, line \d+\)$)|(Alice|Bob): |{QUESTION} "
-    assert all(re.match(allowed, row) for row in wide), wide
-    return True
-
-
-@pytest.mark.parametrize("columns", [40, *exhaustive(60)])
-def test_what_the_programs_say_is_broken_at_words(
-    bob: StartBob, start: Start, homes: Path, keys: Keys, columns: int
-) -> None:
-    options = {**AT_TERMINAL, "size": (24, columns), "NO_COLOR": "1"}
-    server, port = bob("--transcript", str(homes / "kept"), **options)
-    client = start("alice_client.py", "127.0.0.1", "--port", port, **options)
-    words = {}
-    for program in (server, client):
-        found = program.expect(rf"in\s+person:\s+(\w+)\s+(\w+)\s+(\w+)\s+{QUESTION}")
-        words[program] = " ".join(found.groups())
-    for typed, told in (("may be not", "do not"), (words[server], "key is pinned")):
-        client.write(f"{typed}\r")
-        client.expect(told)
-        client.expect(f"{QUESTION}|Alice: ")
-    server.write(f"{words[client]}\r")
-    server.expect(WAITING)
-    server.write("too early\r")
-    server.expect("not\\s+kept")
-    client.write("/help\r")
-    client.expect("space\\s+before")
-    client.expect("Alice: ")
-    client.write("hello\r")
-    client.expect(HIS_TURN)
-    server.expect("Bob: ")
-    client.write("\x03")
-    assert client.wait() == 0
-    server.expect("Waiting for Alice")
-    (file,) = (homes / "kept").iterdir()
-    verdict = start("alice_client.py", "--verify", str(file), **options)
-    assert verdict.wait() == 0
-    (homes / "alice" / "known_peers").write_text(f"[127.0.0.1]:{port} {chat.ssh_line(keys.mallory)}\n")
-    refused = start("alice_client.py", "127.0.0.1", "--port", port, **options)
-    assert refused.wait() == 3
-    assert all(map(is_broken_at_words, (server, client, verdict, refused)))
-
-
 @pytest.mark.parametrize("script", ["bob_server.py", *exhaustive("alice_client.py")])
 @pytest.mark.parametrize("columns", [40, *exhaustive(80, 2)])
 def test_help_fits_the_screen(start: Start, script: str, columns: int) -> None:
     program = start(script, "--help", terminal=True, size=(24, columns), COLUMNS="")
     assert program.wait() == 0
-    assert columns < 40 or is_broken_at_words(program)
+    rows = [row for row in program.stdout.split("\r\n") if not row.startswith("  python3 ")]
+    assert columns < 40 or max(map(len, rows)) <= columns
 
 
 # ------------------------------------------------------------------------------ scripts of the world
