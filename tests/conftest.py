@@ -359,6 +359,13 @@ def patched(*statements: str) -> tuple[str, ...]:
     return (PYTHON, "-c", "\n".join(lines))
 
 
+def rests(program: Program) -> None:
+    """Wait until it waits for the next key, where the system tells that: a signal then interrupts it."""
+    stat = Path(f"/proc/{program.process.pid}/stat")
+    while stat.exists() and ") S " not in stat.read_text():
+        program.read(0.01)
+
+
 Start = Callable[..., Program]
 StartBob = Callable[..., "tuple[Program, str]"]
 Stranger = Callable[[str, RsaKey], Channel]

@@ -22,7 +22,6 @@ from mallory import (
     BOB_RSA,
     CLOSE,
     HELLO,
-    NONCE,
     READY,
     REPLY,
     REQUEST,
@@ -218,16 +217,6 @@ def test_a_key_is_pinned_only_after_its_owner_has_proven_to_hold_it(keys: Keys, 
     refused(result, BOB, "the record's signature is not valid")
     assert not (tmp_path / "bob" / "known_peers").exists()
     assert not (tmp_path / "alice" / "known_peers").exists()
-
-
-@pytest.mark.parametrize(
-    ("sender", "index"), [(BOB, NONCE), (BOB, BOB_RSA), (ALICE, NONCE)], ids=["nonce_B", "RSA_bob", "nonce_A"]
-)
-def test_a_field_that_makes_no_other_secret_is_in_the_transcript_hash(
-    keys: Keys, tmp_path: Path, sender: Role, index: int
-) -> None:
-    value = b"n" * 32 if index == NONCE else chat.public_der(keys.mallory)
-    refused(exchange(keys, tmp_path, only(sender, HELLO, hello_with(index, value))), BOB, SIGNATURE)
 
 
 # ------------------------------------------------------------------------------- other sessions

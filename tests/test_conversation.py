@@ -242,18 +242,4 @@ def test_a_fingerprint_is_taken_as_people_copy_it(keys: Keys, form: str) -> None
     assert chat.a_fingerprint(form.format(whole) if "{}" in form else whole.split(":")[1]) == whole
 
 
-@pytest.mark.exhaustive
-def test_two_hosts(bob: StartBob, start: Start, keys: Keys, hosts: list[str]) -> None:
-    there = [("ip", "netns", "exec", host, sys.executable) for host in hosts]
-    server, port = bob("--once", "--peer", chat.fingerprint(keys.alice), python=there[0])
-    assert f"  python3 alice_client.py 192.0.2.1 --port {port} --peer SHA256:" in server.stderr
-    known = "--peer", chat.fingerprint(keys.bob)
-    client = start("alice_client.py", "192.0.2.1", "--port", port, *known, python=there[1])
-    client.write("over the cable\n")
-    server.expect("^Alice: over the cable\n")
-    server.write("so it is\n")
-    client.end_input()
-    assert (client.wait(), server.wait()) == (0, 0)
-
-
 # ------------------------------------------------------------------------------- keys and parameters

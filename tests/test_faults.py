@@ -581,6 +581,7 @@ def test_a_dead_line_is_noticed_by_both_whether_anything_is_said_or_not(
     )
     there = [("ip", "netns", "exec", host, *impatient) for host in hosts]
     server, port = bob("--once", "--peer", chat.fingerprint(keys.alice), python=there[0])
+    assert f"  python3 alice_client.py 192.0.2.1 --port {port} --peer SHA256:" in server.stderr
     at = ("192.0.2.1", "--port", port, "--peer", chat.fingerprint(keys.bob))
     client = start("alice_client.py", *at, python=there[1])
     client.expect("^You speak first", "stderr")

@@ -441,6 +441,7 @@ class LoadedBob(Program):
 
     def __init__(self, homes: Path) -> None:
         self._news = threading.Condition()
+        self._came = self._looked_at = 0  # pieces of what he says
         alone = ("env", *(f"--unset={name}" for name in os.environ if "COV" in name), sys.executable)
         super().__init__("bob_server.py", "--host", "127.0.0.1", "--port", "0", home=homes, python=alone)
         self._reader = Background(self._take_in)
@@ -448,14 +449,17 @@ class LoadedBob(Program):
         self.expect("Waiting for Alice", "stderr")
 
     def _take_in(self) -> None:
-        while super()._read(time.monotonic() + 10**6):
+        while more := super()._read(time.monotonic() + 10**6):
             with self._news:
+                self._came += more
                 self._news.notify_all()
 
     def _read(self, deadline: float) -> bool:
         with self._news:
-            self._news.wait(0.01)  # no longer: it may have come just before
-        return bool(self._sources) and time.monotonic() < deadline
+            seconds = max(0, deadline - time.monotonic())
+            self._news.wait_for(lambda: self._came > self._looked_at or not self._sources, seconds)
+            before, self._looked_at = self._looked_at, self._came
+        return self._came > before
 
     def close(self) -> None:
         self.process.terminate()

@@ -32,6 +32,7 @@ from conftest import (
     exhaustive,
     patched,
     pin_each_other,
+    rests,
     screen,
     talk,
 )
@@ -70,13 +71,6 @@ def start(start: Start) -> Iterator[Start]:
         assert termios.tcgetattr(program.terminal) == termios.tcgetattr(theirs)
     os.close(ours)
     os.close(theirs)
-
-
-def rests(program: Program) -> None:
-    """Wait until it waits for the next key, where the system tells that: a signal then interrupts it."""
-    stat = Path(f"/proc/{program.process.pid}/stat")
-    while stat.exists() and ") S " not in stat.read_text():
-        program.read(0.01)
 
 
 # -------------------------------------------------------------------------------------- the prompt

@@ -22,6 +22,7 @@ from conftest import (
     StartBob,
     Stranger,
     exhaustive,
+    rests,
 )
 
 import crypto_utils as chat
@@ -189,6 +190,7 @@ NO = pytest.mark.parametrize(
 @NO
 def test_alice_says_no(strangers: Strangers, homes: Path, no: str, refuses: bool) -> None:
     server, client, _ = strangers("--once")
+    rests(client)
     client.write(no)
     if refuses:
         client.expect("you did not accept Bob's key; nothing is pinned")

@@ -10,6 +10,7 @@ import functools
 import io
 import json
 import re
+import socket
 from collections.abc import Iterator
 from hashlib import sha256
 from pathlib import Path
@@ -213,6 +214,7 @@ def test_crypto_utils_refuses_the_hello_for_that_reason(name: str, stores: dict[
     near, far = loopback()
     with near, far:
         far.sendall(framed(unhex(refusal["hello"])))
+        far.shutdown(socket.SHUT_WR)
         with pytest.raises(chat.ProtocolError) as refused:
             if refusal["receiver"] == "bob":
                 group = Group(int(case["p"], 16), int(case["g"], 16))

@@ -497,14 +497,14 @@ LIST = [
     hashed("th", ATTACKS + "attack[hello]", 'b""'),
     hashed(
         "Bob's hello not in th",
-        ATTACKS + "a_field_that_makes_no_other_secret_is_in_the_transcript_hash[RSA_bob]",
+        SESSION + "[ffdhe2048]",
         "frame(alice)",
     ),
     hashed("Alice's hello not in th", MISBINDING, "frame(bob)"),
     hashed("identities not in th", MISBINDING, "bob[:-294] + alice[:-294]"),  # as long as the tests' keys
     hashed(
         "nonces not in th",
-        ATTACKS + "a_field_that_makes_no_other_secret_is_in_the_transcript_hash[nonce_A]",
+        SESSION + "[ffdhe2048]",
         "bob[49:] + alice[49:]",
     ),
     hashed("lengths not in th", SESSION + "[ffdhe2048]", "bob + alice"),
