@@ -28,19 +28,16 @@ import alice_client
 import crypto_utils as chat
 from crypto_utils import KeyStore, Role
 
-FAMILY = "\U0001f468\u200d\U0001f469\u200d\U0001f467"  # man, woman, girl, joined
 ENGLAND = "\U0001f3f4\U000e0067\U000e0062\U000e0065\U000e006e\U000e0067\U000e007f"  # a flag, and tags
 TEXTS = [
     "plain",
     "",
     "  spaces around  ",
     "\ttab",
-    f"emoji {FAMILY} \U0001f44d\U0001f3fd {ENGLAND}",
-    "שלום, مرحبا",
-    "\u0645\u06cc\u200c\u062e\u0648\u0627\u0647\u0645",
-    "e\u0301 n\u0303 한국어 日本語",
+    ENGLAND,
+    "e\u0301 n\u0303 \u05e9 \u65e5",
     "/quit",
-    "Bob: not a forgery, only a text",
+    "Bob: only a text",
 ]
 
 

@@ -220,18 +220,6 @@ def test_a_group_is_tested_in_full_whoever_vouches_for_it(
 # -------------------------------------------------------------------------------------- how it is kept
 
 
-def test_it_is_held_in_memory_until_the_conversation_begins(tmp_path: Path) -> None:
-    """Who is not accepted leaves no file."""
-    transcript = Transcript(tmp_path)
-    transcript.add(b"b", b"hello")
-    transcript.add(b"a", b"hello too")
-    assert (transcript.path, list(tmp_path.iterdir())) == (None, [])
-    transcript.begin(ALICE)
-    transcript.add(b"A", b"record")
-    assert list(tmp_path.iterdir()) == [transcript.path]
-    assert entries(transcript.path.read_bytes()) == [b"bhello", b"ahello too", b"Arecord"]
-
-
 def test_it_holds_each_record_as_soon_as_it_is_sent_or_received(kept: Ends) -> None:
     assert said(file_of(kept.bob)) == said(file_of(kept.alice)) == EVERYTHING[:2]
     kept.alice.send(REQUEST)
