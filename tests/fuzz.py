@@ -26,14 +26,7 @@ from Crypto.Util.asn1 import DerBitString, DerSequence
 from Crypto.Util.Padding import pad
 
 import crypto_utils as chat
-from crypto_utils import (
-    ConnectionCut,
-    Group,
-    Hello,
-    ProtocolError,
-    RecordType,
-    Role,
-)
+from crypto_utils import ConnectionCut, Group, Hello, ProtocolError, RecordType, Role
 
 LONGEST = 4096  # bytes of an input
 
