@@ -14,6 +14,7 @@ import os
 import pty
 import re
 import select
+import signal
 import socket
 import struct
 import subprocess
@@ -36,6 +37,9 @@ from crypto_utils import Channel, FrameSocket, Group, KeyStore, PinnedPeer, Role
 ROOT = Path(chat.__file__).parent
 DEADLINE = float(os.environ.get("TEST_DEADLINE", 60))  # seconds, for a loaded machine
 PYTHON = os.environ.get("TEST_PYTHON", sys.executable)  # what the programs under test run on
+for _number in (signal.SIGINT, signal.SIGHUP, signal.SIGQUIT):
+    if signal.getsignal(_number) is signal.SIG_IGN:  # by who runs the tests; the programs would ignore it too
+        signal.signal(_number, signal.SIG_DFL)
 
 
 def ffdhe(bits: int, x: int) -> Group:
