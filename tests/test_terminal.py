@@ -310,6 +310,7 @@ def test_ctrl_c_and_ctrl_d_outside_of_a_conversation(
     KeyStore(homes / "alice").write(KeyStore.IDENTITY, locked)
     program = start(script, *arguments, **AT_TERMINAL)
     program.expect(pattern)
+    rests(program)
     program.write(key)
     assert program.wait() == (1 if (place, key) == ("the passphrase", "\x04") else 130)
     assert re.search(r"[\r\n](\x1b\[\?2004l)?\Z", program.stdout)  # the shell's prompt begins a row
