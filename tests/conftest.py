@@ -226,6 +226,7 @@ class Program:
         self._partial = {"stdout": b"", "stderr": b""}
         self._sources: dict[int, str] = {}
         ours = {"SECURE_CHAT_HOME": str(home), "TERM": "dumb", "PYTHONDONTWRITEBYTECODE": ""}
+        ours["PYTHONUNBUFFERED"] = ""  # it would hide what goes wrong with what is buffered
         environment = {**os.environ, **ours, **environment}
         command = [*python, str(ROOT / script), *arguments]
         if terminal:
