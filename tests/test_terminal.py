@@ -317,6 +317,17 @@ def test_ctrl_c_and_ctrl_d_outside_of_a_conversation(
     assert re.search(r"[\r\n](\x1b\[\?2004l)?\Z", program.stdout)  # the shell's prompt begins a row
 
 
+def test_ctrl_c_right_after_a_prompt_is_shown_ends_its_row(start: Start) -> None:
+    interrupted = patched(
+        "import os",
+        "show = chat.Console.show_row",
+        "chat.Console.show_row = lambda console, text: (show(console, text), os.kill(os.getpid(), 2))",
+    )
+    program = start("alice_client.py", python=interrupted, **AT_TERMINAL)
+    assert program.wait() == 130
+    assert re.search(r"[\r\n](\x1b\[\?2004l)?\Z", program.stdout)
+
+
 def test_ctrl_c_in_the_search_ends_it_wherever_it_comes(start: Start) -> None:
     """Here it comes when the main thread has just taken a lock for which the other threads wait."""
     interrupted = patched(
@@ -452,6 +463,51 @@ def test_no_word_of_a_message_is_lost_in_windows_of_any_size(
     last = next(n for n, row in enumerate(shown) if n > first and row.startswith("Bob:"))
     assert all(row.startswith("      |") for row in shown[first + 1 : last])
     assert [word for row in shown[first:last] for word in row[7:].split()] == words
+
+
+def is_broken_at_words(program: Program) -> bool:
+    """Whether no row is wider than the terminal but for fingerprints, paths, commands and what was typed."""
+    rows = re.split(r"[\r\n]", re.sub(r"\x1b\[[?0-9;]*[a-zA-Z]", "", program.stdout))
+    wide = [row for row in rows if len(row) > program.size[1]]
+    allowed = rf"  (SHA256:|/\S+$|python3 |--peer| +\(/\S+, line \d+\)$)|(Alice|Bob): |{QUESTION} "
+    assert all(re.match(allowed, row) for row in wide), wide
+    return True
+
+
+def test_what_the_programs_say_is_broken_at_words_from_40_columns_on(
+    bob: StartBob, start: Start, homes: Path, keys: Keys
+) -> None:
+    options = {**AT_TERMINAL, "size": (24, 40), "NO_COLOR": "1"}
+    server, port = bob("--transcript", str(homes / "kept"), **options)
+    client = start("alice_client.py", "127.0.0.1", "--port", port, **options)
+    words = {}
+    for program in (server, client):
+        found = program.expect(rf"in\s+person:\s+(\w+)\s+(\w+)\s+(\w+)\s+{QUESTION}")
+        words[program] = " ".join(found.groups())
+    for typed, told in (("may be not", "do not"), (words[server], "key is pinned")):
+        client.write(f"{typed}\r")
+        client.expect(told)
+        client.expect(f"{QUESTION}|Alice: ")
+    server.write(f"{words[client]}\r")
+    server.expect(WAITING)
+    server.write("too early\r")
+    server.expect("not\\s+kept")
+    client.write("/help\r")
+    client.expect("space\\s+before")
+    client.expect("Alice: ")
+    client.write("hello\r")
+    client.expect(HIS_TURN)
+    server.expect("Bob: ")
+    client.write("\x03")
+    assert client.wait() == 0
+    server.expect("Waiting for Alice")
+    (file,) = (homes / "kept").iterdir()
+    verdict = start("alice_client.py", "--verify", str(file), **options)
+    assert verdict.wait() == 0
+    (homes / "alice" / "known_peers").write_text(f"[127.0.0.1]:{port} {chat.ssh_line(keys.mallory)}\n")
+    refused = start("alice_client.py", "127.0.0.1", "--port", port, **options)
+    assert refused.wait() == 3
+    assert all(map(is_broken_at_words, (server, client, verdict, refused)))
 
 
 @pytest.mark.parametrize("script", ["bob_server.py", *exhaustive("alice_client.py")])

@@ -188,6 +188,56 @@ def test_cut_anywhere_it_proves_what_is_left_and_no_goodbye(evidence: bytes) -> 
                 said(evidence[:end])
 
 
+def test_whoever_keeps_it_cannot_put_words_into_the_others_mouth(evidence: bytes, keys: Keys) -> None:
+    """It gives the AES keys away, and no more: another text needs the sender's signature."""
+    parts = entries(evidence)
+    sealer, heard = ends_after(parts[:5], keys)
+    sealer.signer = keys.mallory
+    parts[5] = b"A" + sealer.seal(TEXT, b"I owe you 1000", heard)
+    with pytest.raises(ProtocolError, match="the record's signature is not valid"):
+        said(joined(parts))
+
+
+def changed_by_alice(evidence: bytes, keys: Keys, text: bytes) -> list[bytes]:
+    """The entries, with another request of Alice's in the place of hers: she has all her keys."""
+    parts = entries(evidence)
+    sealer, heard = ends_after(parts[:5], keys)
+    return [*parts[:5], b"A" + sealer.seal(TEXT, text, heard), *parts[6:]]
+
+
+def test_whoever_keeps_it_cannot_change_what_was_replied_to(evidence: bytes, keys: Keys) -> None:
+    """Bob's reply names the request that he had received."""
+    parts = changed_by_alice(evidence, keys, b"I owe you 1 coin")
+    assert said(joined(parts[:6]))[-1] == (ALICE, TEXT, "I owe you 1 coin")
+    with pytest.raises(ProtocolError, match="replies to another record"):
+        said(joined(parts))
+
+
+def test_whoever_keeps_it_can_change_their_last_words_and_it_says_so(kept: Ends, keys: Keys) -> None:
+    """What a file does not prove: words that the other side says it had not received."""
+    kept.alice.send(REQUEST)
+    leave(kept.bob, kept.alice)
+    hers, his = (
+        list(chat.verify_transcript(io.BytesIO(file_of(channel)))) for channel in (kept.alice, kept.bob)
+    )
+    assert [message.type for _, message in hers] == [READY, READY, TEXT, CLOSE]
+    assert [message.type for _, message in his] == [READY, READY, CLOSE]
+    assert [message.crossed for _, message in hers] == [False, False, False, True]
+    assert not his[-1][1].crossed
+    changed = changed_by_alice(file_of(kept.alice), keys, b"I sent you 1000 on Monday")
+    last = list(chat.verify_transcript(io.BytesIO(joined(changed))))[-1][1]
+    assert (last.type, last.crossed) == (CLOSE, True)
+
+
+def test_whoever_keeps_it_can_leave_out_the_end_and_put_a_goodbye_there(kept: Ends, keys: Keys) -> None:
+    """What a file does not prove: that this was all. What came after the other's last record here is gone."""
+    talk(kept)
+    talk(kept)
+    parts = entries(file_of(kept.alice))[:7]
+    sealer, heard = ends_after(parts, keys)
+    assert said(joined([*parts, b"A" + sealer.seal(CLOSE, b"", heard)])) == EVERYTHING
+
+
 # q is composite, and yet p is prime and 4^q = 1 mod p.
 UNSAFE = Group(2**2203 - 1, 4)
 
