@@ -96,7 +96,8 @@ def run(console: chat.Console, options: argparse.Namespace) -> int:
     at = "" if number == chat.PORT else f" --port {number}"
     address, advice = own_address(listener)
     command = f"  python3 alice_client.py {address}{at} --peer {chat.fingerprint(identity)}"
-    console.notice(f"Send this command to Alice. It has your fingerprint in it.{advice}\n\n{command}\n")
+    advice = rf"On Windows, .venv\Scripts\python takes the place of python3.{advice}"
+    console.notice(f"Send this command to Alice. It has your fingerprint in it. {advice}\n\n{command}\n")
     console.notice(f"Listening on port {number}.")
     door = Door(listener, console, place, let_in)
     try:

@@ -16,7 +16,7 @@ work=$(mktemp -d)
 cd "$work" || exit 1
 failed=0
 unset SECURE_CHAT_HOME NO_COLOR
-export PYTHONDONTWRITEBYTECODE=1 PYTHONIOENCODING=utf-8 MSYS2_ARG_CONV_EXCL="SHA256:"
+export PYTHONDONTWRITEBYTECODE=1 MSYS2_ARG_CONV_EXCL="SHA256:"
 
 end() {
     kill $(jobs -p) 2> /dev/null
