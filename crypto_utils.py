@@ -1509,9 +1509,8 @@ def _belong_together(before: str, after: str) -> bool:
 
 def is_terminal(stream: TextIO) -> bool:
     """Whether this is a terminal. (Of Windows' NUL, isatty() is true.)"""
-    return stream.isatty() and (
-        sys.platform != "win32" or "Console" in repr(getattr(stream.buffer, "raw", stream.buffer))
-    )
+    raw = getattr(stream.buffer, "raw", stream.buffer)  # of `python -u`, there is no buffer
+    return stream.isatty() and (sys.platform != "win32" or type(raw).__name__ == "_WindowsConsoleIO")
 
 
 def columns(stream: TextIO) -> int | None:
@@ -1561,8 +1560,9 @@ HELP = """\
 Type a line and press Enter to send it, when it is your turn.
   /words   show your three words
   /help    show this
-  /quit    leave, as Ctrl-D (on Windows Ctrl-Z and Enter)
-Ctrl-C leaves at any moment. To send a line that begins with /, put a space before it."""
+  /quit    leave
+Ctrl-D (on Windows Ctrl-Z and Enter) leaves too, and Ctrl-C at any moment. To send a line that begins \
+with /, put a space before it."""
 
 
 class UsageError(ChatError):

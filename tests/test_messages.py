@@ -518,7 +518,8 @@ def test_what_bob_says_before_anybody_comes(bob: StartBob, keys: Keys) -> None:
     server, port = bob("--host", "127.0.0.1")
     assert server.stderr == (
         f"You are Bob. The fingerprint of your key is\n  {chat.fingerprint(keys.bob)}\n"
-        "Send this command to Alice. It has your fingerprint in it.\n\n"
+        "Send this command to Alice. It has your fingerprint in it. "
+        "On Windows, .venv\\Scripts\\python takes the place of python3.\n\n"
         f"  python3 alice_client.py 127.0.0.1 --port {port} --peer {chat.fingerprint(keys.bob)}\n\n"
         f"Listening on port {port}.\n"
         "Waiting for Alice; Ctrl-C ends.\n"
