@@ -2231,9 +2231,9 @@ def run_program(
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:  # the program was started with that stream closed
             setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_RDWR), mode))
+        if sys.platform == "win32":
+            getattr(sys, name).reconfigure(encoding="utf-8")  # of pipes and files: no code page
         getattr(sys, name).reconfigure(errors="surrogateescape" if mode == "r" else "backslashreplace")
-        if sys.platform == "win32":  # also a pipe, as elsewhere
-            getattr(sys, name).reconfigure(encoding="utf-8")
     console = Console(parser.get_default("role"))
     try:
         for number in (getattr(signal, name) for name in LEAVING_SIGNALS if hasattr(signal, name)):

@@ -91,16 +91,16 @@ run() {
     : > "$name.err"
     {
         {
-            timeout 120 bash -c '"$@"' - "$kind" "$script" "$@" 3>&-
+            timeout 600 bash -c '"$@"' - "$kind" "$script" "$@" 3>&-
             echo $? > "$name.status"
         } 2>&1 >&3 | cat > "$name.err"
     } 3>&1 | cat > "$name.out"
 }
 status() { cat "$1.status"; }
 fingerprint() { tr -d '\r' < "$1.err" | grep -o -m1 'SHA256:[A-Za-z0-9+/]*'; }
-await() {  # NAME TEXT: at most a minute, until the program has said so
+await() {  # NAME TEXT: at most five minutes, for a search for parameters, until the program has said so
     local n
-    for n in $(seq 300); do
+    for n in $(seq 1500); do
         says "$1" err "$2" && return 0
         [ -e "$1.status" ] && break
         sleep 0.2
@@ -176,6 +176,15 @@ while read -r bobs alices; do
     done
     saw "$what: no traceback" is "$(grep -l Traceback ./*.err)" ""
 done < <(pair)
+
+# Another encoding than UTF-8 is not taken for it.
+rm -f bob.* alice.*
+: | run bob win bob_server.py --host 127.0.0.1 --port 0 --once --home win --peer "$alice_win" &
+await bob "Waiting for Alice"
+printf 'Gr\374\337 dich\n' | run alice win alice_client.py "127.0.0.1:$(port bob)" --home win --peer "$(fingerprint bob)"
+wait $!
+saw "a text in another encoding is not sent, and that is told" says alice err "Not sent: "
+saw "... and nothing arrived" is "$(cat bob.out)" ""
 
 # On pipes of Windows' own, which Wine makes only between two programs for Windows; and Ctrl-C, in a console.
 cat > watch.py << 'PYTHON'
