@@ -65,7 +65,7 @@ import unicodedata
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import BinaryIO, Callable, NamedTuple, NoReturn, TextIO
+from typing import Any, BinaryIO, Callable, NamedTuple, NoReturn, TextIO
 
 PYTHON = r".venv\Scripts\python" if sys.platform == "win32" else "python3"  # in what is to be copied
 
@@ -91,7 +91,15 @@ except ImportError as missing:
     ) from None
 
 if sys.platform == "win32":
+    import _winapi
     import msvcrt
+
+    def _has_bytes(pipe: TextIO) -> bool:
+        try:
+            return bool(_winapi.PeekNamedPipe(msvcrt.get_osfhandle(pipe.fileno()), 0)[0])
+        except OSError:  # a file, or the end
+            return True
+
 else:
     import fcntl
     import termios
@@ -467,8 +475,6 @@ class FrameSocket:
         missing = memoryview(received)
         while missing:
             with self._network(PATIENCE if begun else None):
-                if sys.platform == "win32":
-                    self._wait_in_slices()
                 got = self.socket.recv_into(missing)
             if got == 0:
                 where = "in the middle of a message" if begun else "without a goodbye"
@@ -476,16 +482,9 @@ class FrameSocket:
             missing, begun = missing[got:], True
         return bytes(received)
 
-    def _wait_in_slices(self) -> None:
-        """Wait for something to read: Windows tells of Ctrl-C only between two calls."""
-        end = time.monotonic() + (self.socket.gettimeout() or math.inf)
-        while not select.select([self.socket], [], [], SLICE)[0]:
-            if time.monotonic() > end:
-                raise socket.timeout
-
     def has_ended(self, seconds: float = 0.0) -> bool:
         """Whether the peer hangs up within `seconds`; on Linux, also behind something that is unread."""
-        if hasattr(select, "POLLRDHUP"):
+        if sys.platform == "linux":
             poll = select.poll()
             poll.register(self.socket, select.POLLRDHUP)
             return bool(poll.poll(1000 * seconds))
@@ -1186,15 +1185,14 @@ class KeyStore:
             yield
 
 
-def _insist(act: Callable[[], object]) -> None:
-    """Try again for 10 s on Windows, which refuses where others wait: a lock, a file that is being read."""
-    end = time.monotonic() + 10
+def _insist(act: Callable[[], Any]) -> Any:
+    """Try again for 3 s on Windows, which refuses where others wait: a lock, a file that is in use."""
+    end = time.monotonic() + 3
     while True:
         try:
-            act()
-            return
-        except OSError:
-            if sys.platform != "win32" or time.monotonic() > end:
+            return act()
+        except OSError as error:
+            if sys.platform != "win32" or error.errno == errno.ENOENT or time.monotonic() > end:
                 raise
             time.sleep(SLICE)
 
@@ -1202,7 +1200,7 @@ def _insist(act: Callable[[], object]) -> None:
 @contextlib.contextmanager
 def open_regular(path: Path, flags: int = _OPEN_FLAGS) -> Iterator[BinaryIO]:
     """Open a regular file to read, by default not through a link. Raises OSError, and FileError."""
-    with open(path, "rb", opener=lambda file, mode: os.open(file, mode | flags)) as file:
+    with open(path, "rb", opener=lambda file, mode: _insist(lambda: os.open(file, mode | flags))) as file:
         if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
             raise FileError(f"{path} is not a regular file; move it away, or name another one")
         yield file
@@ -1229,7 +1227,7 @@ def quoted(path: Path) -> str:
 
 def _check_owner(path: Path, info: os.stat_result, forbidden: int) -> None:
     """Raise FileError where a file or folder is another user's, or others have `forbidden` rights to it."""
-    if os.name != "posix":
+    if sys.platform == "win32":
         return
     if info.st_uid != os.geteuid():
         raise FileError(f"{path} belongs to another user; name a folder of your own with --home")
@@ -1427,8 +1425,7 @@ def _belong_together(before: str, after: str) -> bool:
 
 def is_terminal(stream: TextIO) -> bool:
     """Whether this is a terminal. (Of Windows' NUL, isatty() is true.)"""
-    buffer = getattr(stream, "buffer", None)
-    raw = getattr(buffer, "raw", buffer)  # of `python -u`, there is no buffer
+    raw = getattr(stream.buffer, "raw", stream.buffer)  # of `python -u`, there is no buffer
     return stream.isatty() and (sys.platform != "win32" or type(raw).__name__ == "_WindowsConsoleIO")
 
 
@@ -1453,7 +1450,8 @@ def marked(mark: str, text: str, stream: TextIO) -> str:
 # -------------------------------------------------------------------------------------- console
 
 # Another module of that name (of PyPy, or for Windows) is not taken for readline.
-HAS_READLINE = False
+HAS_READLINE, PASTE_ON, PASTE_OFF = False, "", ""
+CAN_DRAW = os.environ.get("TERM", "dumb") != "dumb"
 if sys.platform != "win32" and sys.implementation.name == "cpython":
     # readline edits bytes, not letters, in a locale that is not installed or knows ASCII alone.
     try:
@@ -1467,16 +1465,15 @@ if sys.platform != "win32" and sys.implementation.name == "cpython":
         import readline
 
         HAS_READLINE = True
-# Lines that are pasted together are one message, also if the paste is what the prompt waits for.
-PASTE_ON = PASTE_OFF = ""
-CAN_DRAW = os.environ.get("TERM", "dumb") != "dumb"
-if HAS_READLINE and CAN_DRAW and "libedit" not in (readline.__doc__ or ""):
-    readline.parse_and_bind("set enable-bracketed-paste on")
-    PASTE_ON, PASTE_OFF = "\x1b[?2004h", "\x1b[?2004l"
+        readline.parse_and_bind("set disable-completion on")
+        # Lines that are pasted together are one message, also if the paste is what the prompt waits for.
+        if CAN_DRAW and "libedit" not in (readline.__doc__ or ""):
+            readline.parse_and_bind("set enable-bracketed-paste on")
+            PASTE_ON, PASTE_OFF = "\x1b[?2004h", "\x1b[?2004l"
 QUIET = 0.3  # seconds without a key, after which what was typed ahead is over
 TERMINAL_LINE = 4095  # bytes that a terminal without readline hands over at most: the rest may be lost
 QUEUE_LIMIT = 100  # lines of other threads that wait for the screen
-LEAVING_SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP", "SIGQUIT", "SIGBREAK")
+LEAVING_SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP", "SIGQUIT")
 END = "Ctrl-Z and Enter" if sys.platform == "win32" else "Ctrl-D"
 HELP = f"""\
 Type a line and press Enter to send it, when it is your turn.
@@ -1528,7 +1525,6 @@ class Console:
         self._row = ""  # a prompt, or progress, that stands in the last row of the screen
         self._typed = bytearray()  # read from a pipe, and not used yet
         self._ended = False  # whether the pipe has ended
-        self._pipe: queue.Queue[bytes] | None = None  # on Windows, what a thread has read
         self.lost_a_line = False  # whether one from a pipe could not be sent: then the exit status is not 0
         self.leaving = False
         self._holds_signals = False
@@ -1710,7 +1706,7 @@ class Console:
             end = math.inf if seconds is None else time.monotonic() + seconds
             while True:
                 arrived = bool(watched and select.select(watched, [], [], 0)[0])
-                key = keys and (not self._pipe.empty() if self._pipe else msvcrt.kbhit())
+                key = keys and (msvcrt.kbhit() if is_terminal(sys.stdin) else _has_bytes(sys.stdin))
                 if key or arrived or time.monotonic() >= end:
                     return key, arrived
                 time.sleep(SLICE)
@@ -1720,16 +1716,12 @@ class Console:
     def _line_from_pipe(self, connection: socket.socket) -> str | None:
         """Return the next line of standard input; None if the connection has something first.
 
-        A line is returned whole, whatever interrupts the reading. (On Windows one cannot wait for a pipe: a
-        thread reads it.) Raises EOFError.
+        A line is returned whole, whatever interrupts the reading. Raises EOFError.
         """
-        if sys.platform == "win32" and self._pipe is None:
-            self._pipe = queue.Queue(1)
-            threading.Thread(target=self._read_pipe, args=(self._pipe,), daemon=True).start()
         while not (self._ended or b"\n" in self._typed):
             if self._wait(keys=True, connection=connection)[1]:
                 return None
-            data = self._pipe.get() if self._pipe else os.read(sys.stdin.fileno(), 65536)
+            data = os.read(sys.stdin.fileno(), 65536)
             self._ended = not data
             self._typed += data
         if self._wait(keys=False, connection=connection, seconds=0)[1]:
@@ -1738,12 +1730,6 @@ class Console:
             raise EOFError
         line, _, self._typed = self._typed.partition(b"\n")
         return line.removesuffix(b"\r").decode(sys.stdin.encoding, "surrogateescape")
-
-    def _read_pipe(self, pipe: queue.Queue[bytes]) -> None:
-        with open(sys.stdin.fileno(), "rb", buffering=0, closefd=False) as raw, contextlib.suppress(OSError):
-            for data in iter(lambda: raw.read(65536), b""):
-                pipe.put(data)
-        pipe.put(b"")
 
     # Signals.
 
@@ -1767,7 +1753,7 @@ class Console:
 
     def on_continue(self, *_: object) -> None:
         """After Ctrl-Z and fg: the terminal as it was, and the prompt again."""
-        if self._row and self.has_prompt:
+        if sys.platform != "win32" and self._row and self.has_prompt:
             editing = self._editing and HAS_READLINE
             self._set_terminal(self._quiet or editing)  # readline takes single keys too
             typed = readline.get_line_buffer() if editing else ""
@@ -2045,7 +2031,7 @@ def common_options(role: Role, description: str, examples: str) -> argparse.Argu
     parser = argparse.ArgumentParser(
         usage="%(prog)s [options]" + ("" if role is Role.BOB else " [HOST]"),
         description=textwrap.fill(description, width),
-        epilog=f"examples:\n{examples}",
+        epilog=f"examples:\n{examples}".replace("python3", PYTHON),
         formatter_class=functools.partial(argparse.RawDescriptionHelpFormatter, width=width),
     )
     parser.set_defaults(role=role)
@@ -2160,6 +2146,8 @@ def run_program(
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:  # the program was started with that stream closed
             setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_RDWR), mode))
+        if sys.platform == "win32":
+            getattr(sys, name).reconfigure(encoding="utf-8")  # of pipes and files: no code page
         getattr(sys, name).reconfigure(errors="surrogateescape" if mode == "r" else "backslashreplace")
     console = Console(parser.get_default("role"))
     sys.unraisablehook = lambda _: None  # Ctrl-C in a finalizer: `leaving` is set all the same
@@ -2195,8 +2183,6 @@ def start(
     log.addHandler(StepHandler(console, whole=options.verbose > 1))
     log.setLevel(logging.INFO if options.verbose else logging.WARNING)
     try:
-        if HAS_READLINE:
-            readline.parse_and_bind("set disable-completion on")
         status = (verify_file if options.verify else run)(console, options)
         sys.stdout.flush()
         return status
