@@ -7,8 +7,10 @@
 #                                     requirements installed, and nothing else
 #
 # One line for each thing it saw, and status 1 if one of them is wrong; a word and status 0 where there is no
-# Wine or no interpreter. Everything is on pipes and on loopback. Consoles have to be tried by hand: Wine
-# reads keys only once a program has asked for one, so let a sitecustomize.py call PeekConsoleInputW first.
+# Wine or no interpreter. Everything is on pipes and on loopback, but for one Ctrl-C in a console. What is
+# typed has to be tried by hand: Wine reads keys only once a program has asked for one, so let a
+# sitecustomize.py call PeekConsoleInputW first. (Wine 8 ends no input() by Ctrl-C before Enter, and has no
+# Ctrl-Break.)
 set -uo pipefail
 VERSION=3.13.5-1.5.12
 root=$(cd "$(dirname "$0")/.." && pwd)
