@@ -80,6 +80,8 @@ def run(console: chat.Console, options: argparse.Namespace) -> int:
     store, identity = chat.open_home(console, options)
     bob = chat.PinnedPeer(store, f"[{host}]:{port}", options.peer, console.can_ask)
     console.show_row(f"Connecting to {host} port {port} ...")
+    if sys.platform == "win32":  # where Ctrl-C would be noticed only after these waits, it ends them
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
     frames = connect(host, port)
     try:
         channel = handshake(frames, identity, store, bob, chat.Transcript(options.transcript))
@@ -90,6 +92,8 @@ def run(console: chat.Console, options: argparse.Namespace) -> int:
     except BaseException:
         frames.hang_up()
         raise
+    if sys.platform == "win32":
+        signal.signal(signal.SIGINT, console.on_signal)
     with chat.hanging_up(console, channel):
         chat.meet(console, channel, bob)
         return chat.converse(console, channel)

@@ -11,7 +11,7 @@
     either side, when it leaves: CLOSE
 
     symbol    here             bytes         what it is, and where it is defined
-    p, q, g   Group            256 to 512    safe prime p = 2q + 1; g generates the subgroup of order q
+    p, g      Group            256 to 512    safe prime p = 2q + 1; g generates the subgroup of order q
     a, b      Offer.exponent   len(p) / 8    private exponent, for one session (SP 800-56A, 5.6.1.1)
     A, B      public_value     len(p)        g^a, g^b mod p, left-padded
     Z         z                len(p)        shared secret g^ab mod p, left-padded (SP 800-56A, 5.7.1.1)
@@ -21,11 +21,10 @@
     n         number           12            number of a record, and its GCM nonce (SP 800-38D, 8.2.1)
               in_reply_to      32            in each record: what was signed of the last record received
 
-The steps are Diffie-Hellman (1), SHA-256 and AES-GCM (2) and RSA-PSS (3). They are followed by frames and
-hellos, records, the channel, evidence, and keys on disk. The two columns of the picture are `handshake` in
-bob_server.py and in alice_client.py. Up to the banner, bytes go in and bytes come out, and nothing prints or
-asks. Below it is what both programs need for a person. Whatever a peer sends becomes a value that passed
-every check, or an exception.
+The two columns are `handshake` in bob_server.py and in alice_client.py. Here stands what both use: steps 1 to
+3, frames and hellos, records, the channel, evidence, and keys on disk. Up to the banner, bytes go in and
+bytes come out, and nothing prints or asks; below it is what both need for a person. Whatever a peer sends
+becomes a value that passed every check, or an exception.
 """
 
 from __future__ import annotations
@@ -62,11 +61,10 @@ import textwrap
 import threading
 import time
 import unicodedata
-from array import array
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import BinaryIO, Callable, NamedTuple, NoReturn, TextIO, Union
+from typing import Any, BinaryIO, Callable, NamedTuple, NoReturn, TextIO
 
 PYTHON = r".venv\Scripts\python" if sys.platform == "win32" else "python3"  # in what is to be copied
 
@@ -74,7 +72,6 @@ try:
     from Crypto import IncorrectPassphraseError, PassphraseRequiredError
     from Crypto.Cipher import AES
     from Crypto.Hash import SHA256
-    from Crypto.Hash.SHA256 import SHA256Hash
     from Crypto.IO import PEM
     from Crypto.Math.Numbers import Integer
     from Crypto.Math.Primality import miller_rabin_test
@@ -82,7 +79,7 @@ try:
     from Crypto.PublicKey.RSA import RsaKey as RsaKey
     from Crypto.Signature import pss
     from Crypto.Util.asn1 import DerBitString, DerObject, DerSequence
-    from Crypto.Util.Padding import unpad
+    from Crypto.Util.Padding import pad, unpad
     from Crypto.Util.RFC1751 import key_to_english
 except ImportError as missing:
     install = "python3 -m venv .venv && . .venv/bin/activate && python3 -m pip install -r requirements.txt"
@@ -93,7 +90,15 @@ except ImportError as missing:
     ) from None
 
 if sys.platform == "win32":
+    import _winapi
     import msvcrt
+
+    def _has_bytes(pipe: TextIO) -> bool:
+        try:
+            return bool(_winapi.PeekNamedPipe(msvcrt.get_osfhandle(pipe.fileno()), 0)[0])
+        except OSError:  # a file, or the end
+            return True
+
 else:
     import fcntl
     import termios
@@ -135,8 +140,6 @@ TCP_OPTIONS = {
     "TCP_USER_TIMEOUT": 30_000,
 }
 
-Buffer = Union[bytes, memoryview]
-Random = Callable[[int], bytes]
 UNPARSABLE = (ValueError, IndexError, TypeError, ArithmeticError)  # what the library raises for damaged keys
 
 
@@ -153,9 +156,9 @@ class ProtocolError(ChatError):
 
 
 class TrustError(ChatError):
-    """The peer's key is not to be trusted: a person has to decide. Fingerprints are the facts for that.
+    """The peer's key is not to be trusted: a person has to decide, by fingerprints.
 
-    `expected` has the fingerprints that would have been right, each with where it stands.
+    `expected` has those that would have been right, each with where it stands.
     """
 
     told, status = "Refused", 3
@@ -191,12 +194,9 @@ def require(condition: bool, reason: str) -> None:
 log = logging.getLogger("secure_chat")
 
 
-def trace(step: str, *, level: int = 2, **values: Buffer | int) -> None:
-    """Log a step of the protocol with its values: in a conversation, no secrets but our own texts.
-
-    The function `level` - 1 calls up is the one that does the step.
-    """
-    log.info(step, extra={"values": values}, stacklevel=level)
+def trace(step: str, **values: bytes | int) -> None:
+    """Log a step that the calling function does, with its values: no secrets but our own texts."""
+    log.info(step, extra={"values": values}, stacklevel=2)
 
 
 class Role(enum.Enum):
@@ -231,9 +231,8 @@ class Role(enum.Enum):
 def modexp(base: int, exponent: bytes, modulus: int) -> bytes:
     """Return base^exponent mod modulus, left-padded to the length of the modulus.
 
-    The running time depends on the lengths alone: the exponent is kept as bytes, and the library's
-    Integer is constant-time (this module cannot be imported where it is not). No other function
-    sees a secret Diffie-Hellman exponent.
+    The time depends on the lengths alone: the exponent is bytes, and the library's Integer is constant-time
+    (or this module cannot be imported). No other function sees a secret Diffie-Hellman exponent.
     """
     result = pow(Integer(base), Integer.from_bytes(exponent), Integer(modulus))
     return result.to_bytes(byte_length(modulus))
@@ -262,24 +261,12 @@ class Group(NamedTuple):
     p: int
     g: int
 
-    @property
-    def q(self) -> int:
-        return (self.p - 1) // 2
-
     def contains(self, y: int) -> bool:
-        """Whether y is in the subgroup of order q and not 1 (SP 800-56A, 5.6.2.3.1).
+        """Whether y is in the subgroup of order q and not 1 (SP 800-56A, 5.6.2.3.1). All are public.
 
-        Modulo a safe prime, that subgroup consists of the squares (Euler's criterion), and the Jacobi
-        symbol tells a square six times faster than y^q does. All values are public.
+        The subgroup consists of the squares, which the Jacobi symbol tells six times faster than y^q = 1.
         """
         return 2 <= y <= self.p - 2 and Integer.jacobi_symbol(y, self.p) == 1
-
-    def private_exponent(self, random: Random = secrets.token_bytes) -> bytes:
-        """Return len(p) / 8 random bytes: 256 bits for a 2048-bit group, over twice its strength.
-
-        (SP 800-56A, 5.6.1.1.3 excludes 0. It has probability 2^-256, and the peer would refuse g^0 = 1.)
-        """
-        return random(byte_length(self.p) // 8)
 
     def export(self) -> bytes:
         """Return the group as PKCS#3 PEM, as `openssl dhparam` reads it, after a line that says: tested."""
@@ -303,8 +290,7 @@ class Group(NamedTuple):
 def check_group(group: Group, rounds: int = 64) -> None:
     """Raise ProtocolError unless p is a safe prime of 2048 to 4096 bits and g generates the subgroup.
 
-    `rounds` of Miller-Rabin test q: 64 for a p that somebody else chose (an error below 2^-128), none for
-    a p that has passed and was kept: `4^q = 1 mod p` shows that its file is damaged, unless p is still prime.
+    For a p that has passed and was kept, no `rounds` are needed: `4^q = 1 mod p` tells a damaged file.
     """
     p, g = group.p, group.g
     require(p.bit_length() in GROUP_BITS, f"p has {p.bit_length()} bits, not 2048 to 4096")
@@ -316,9 +302,8 @@ def check_group(group: Group, rounds: int = 64) -> None:
 def is_safe_prime(p: int, rounds: int = 64) -> bool:
     """Whether the odd number p and q = (p - 1) / 2 are both prime.
 
-    q passes `rounds` of Miller-Rabin with random bases; a composite q passes one with probability 1/4 at
-    most. Then p is proven prime: with q > sqrt(p) prime, 4^q = 1 mod p and gcd(4 - 1, p) = 1 suffice
-    (Pocklington's theorem).
+    A composite q passes a round of Miller-Rabin (random base) with probability 1/4 at most. Then p is proven
+    prime: with q > sqrt(p) prime, 4^q = 1 mod p and gcd(4 - 1, p) = 1 suffice (Pocklington).
     """
     q = (p - 1) // 2
     return p % 3 != 0 and is_power_one(4, q, p) and bool(miller_rabin_test(q, rounds))
@@ -328,19 +313,20 @@ def generate_group(bits: int = 2048, progress: Callable[[], None] = lambda: None
     """Make new parameters: the first safe prime p of exactly `bits` bits after a random start; g = 2.
 
     Every p here is 24k - 1. Then q = 12k - 1, neither is divisible by 2 or 3, and 2 is a square mod p
-    (p = 7 mod 8), so it has order q. A million numbers k from a random start are sieved of small factors
-    of p and q. What is left is tested, one thread per core (the library's arithmetic releases the
-    interpreter lock). `progress` is called after every test.
+    (p = 7 mod 8). Four million k are sieved of small factors of p and q. What is left is tested, one thread
+    per core (the library's arithmetic releases the interpreter lock); `progress` is called after each test.
     """
-    bound, run = 10_000_000 if bits < 2560 else 24_000_000, 1 << 20
-    small_primes = _small_primes(bound)
+    run = 1 << 22
+    small_primes = _small_primes(run)
     pool = ThreadPoolExecutor(max_workers=os.cpu_count())
     try:
         while True:
-            start = (secrets.randbelow(1 << (bits - 1)) + (1 << (bits - 1))) // 24
+            start = (secrets.randbits(bits) | 1 << (bits - 1)) // 24
             candidates = (12 * (start + i) - 1 for i in _survivors(start, run, small_primes))
             survivors = [q for q in candidates if q.bit_length() == bits - 1]
-            for q, passed in zip(survivors, pool.map(_passes_fermat, survivors)):
+            # First Fermat's test, 2^(q-1) = 1 mod q: nearly no composite q passes it.
+            tests = pool.map(lambda q: is_power_one(2, q - 1, q), survivors)
+            for q, passed in zip(survivors, tests):
                 progress()
                 if passed and is_safe_prime(2 * q + 1):
                     return Group(2 * q + 1, 2)
@@ -348,35 +334,22 @@ def generate_group(bits: int = 2048, progress: Callable[[], None] = lambda: None
         pool.shutdown(cancel_futures=True)
 
 
-def _passes_fermat(q: int) -> bool:
-    """Whether 2^(q-1) = 1 mod q, which is nearly always false for a composite q."""
-    return is_power_one(2, q - 1, q)
-
-
-def _small_primes(bound: int) -> array[int]:
+def _small_primes(bound: int) -> list[int]:
     """Return the primes from 5 up to, not including, `bound` (sieve of Eratosthenes)."""
     is_prime = bytearray([1]) * bound
-    for n in range(2, int(bound**0.5) + 1):
+    for n in range(2, math.isqrt(bound) + 1):
         if is_prime[n]:
             is_prime[n * n :: n] = bytes(len(range(n * n, bound, n)))
-    is_prime[:5] = bytes(5)
-    return array("I", itertools.compress(range(bound), is_prime))
+    return [n for n in range(5, bound) if is_prime[n]]
 
 
-def _survivors(start: int, run: int, small_primes: array[int]) -> Iterator[int]:
+def _survivors(start: int, run: int, small_primes: list[int]) -> Iterator[int]:
     """Yield each i < run for which neither 12(start + i) - 1 nor 24(start + i) - 1 has a small factor."""
     alive = bytearray([1]) * run
-    for at in range(0, len(small_primes), 16):
-        primes = small_primes[at : at + 16]
-        rest = start % math.prod(primes)  # one long division for sixteen primes
-        for r in primes:
-            inverse = (1 + r * (24 - r % 24)) // 24  # of 24 mod r, since r^2 = 1 mod 24
-            for k in (inverse, 2 * inverse):  # r divides p where 24k = 1 mod r, and q where 12k = 1 mod r
-                first = (k - rest) % r
-                if r < run:
-                    alive[first::r] = bytes(len(range(first, run, r)))
-                elif first < run:
-                    alive[first] = 0
+    for r in small_primes:
+        for n in (12, 24):  # r divides nk - 1 where k is the inverse of n
+            first = (pow(n, -1, r) - start) % r
+            alive[first::r] = bytes(len(range(first, run, r)))
     return itertools.compress(range(run), alive)
 
 
@@ -395,7 +368,7 @@ def encrypt(key: bytes, nonce: bytes, plaintext: bytes) -> tuple[bytes, bytes]:
     return AES.new(key, AES.MODE_GCM, nonce=nonce, mac_len=GCM_TAG).encrypt_and_digest(plaintext)
 
 
-def decrypt(key: bytes, nonce: bytes, ciphertext: Buffer, tag: Buffer) -> bytes:
+def decrypt(key: bytes, nonce: bytes, ciphertext: bytes, tag: bytes) -> bytes:
     """Undo `encrypt` (SP 800-38D, 7.2). Raises ValueError, and returns nothing, if the tag is not valid."""
     return AES.new(key, AES.MODE_GCM, nonce=nonce, mac_len=GCM_TAG).decrypt_and_verify(ciphertext, tag)
 
@@ -403,15 +376,12 @@ def decrypt(key: bytes, nonce: bytes, ciphertext: Buffer, tag: Buffer) -> bytes:
 # ------------------------------------------------------------------------------- step 3: RSA-PSS
 
 
-def sign(key: RsaKey, message: SHA256Hash, random: Random = secrets.token_bytes) -> bytes:
-    """RSASSA-PSS with SHA-256, MGF1-SHA-256 and a 32-byte salt, over a hashed message (RFC 8017, 8.1.1).
-
-    The signature is as long as the modulus: 256 to 512 bytes.
-    """
-    return pss.new(key, salt_bytes=32, rand_func=random).sign(message)
+def sign(key: RsaKey, message: SHA256.SHA256Hash) -> bytes:
+    """RSASSA-PSS with MGF1-SHA-256 and a 32-byte salt (RFC 8017, 8.1.1): as many bytes as the modulus has."""
+    return pss.new(key, salt_bytes=32, rand_func=secrets.token_bytes).sign(message)
 
 
-def verify(key: RsaKey, message: SHA256Hash, signature: bytes) -> bool:
+def verify(key: RsaKey, message: SHA256.SHA256Hash, signature: bytes) -> bool:
     """Whether `signature` was made with `key` over this hashed message (RFC 8017, 8.1.2)."""
     try:
         pss.new(key, salt_bytes=32).verify(message, signature)
@@ -425,19 +395,16 @@ _RSA_ENCRYPTION = bytes.fromhex("300d06092a864886f70d0101010500")
 
 
 def public_der(key: RsaKey) -> bytes:
-    """Return the public half in its one canonical encoding, DER SubjectPublicKeyInfo (RFC 8017, A.1).
-
-    (The library's own export of it takes ten times as long, a fifteenth of a whole handshake.)
-    """
+    """Return the public half in its one canonical encoding, DER SubjectPublicKeyInfo (RFC 8017, A.1)."""
+    # The library's own export of it takes ten times as long, a fifteenth of a whole handshake.
     numbers = [DerObject(0x02, n.to_bytes(n.bit_length() // 8 + 1, "big")).encode() for n in (key.n, key.e)]
     return DerSequence([_RSA_ENCRYPTION, DerBitString(DerSequence(numbers).encode()).encode()]).encode()
 
 
 def load_public_key(der: bytes) -> RsaKey:
-    """Parse and check a peer's RSA public key: DER SubjectPublicKeyInfo of at most 1 KiB.
+    """Parse and check a peer's RSA public key. Raises ProtocolError.
 
-    The size is checked first, because the library needs 25 s to parse a key of 131 KB. (The
-    library refuses an n that is even or a multiple of e.) Raises ProtocolError.
+    (The library needs 25 s to parse a key of 131 KB. It refuses an n that is even or a multiple of e.)
     """
     require(len(der) <= RSA_DER_LIMIT, "the RSA key is larger than 1 KiB")
     require(_RSA_ENCRYPTION in der[:19], "the key is not an RSA SubjectPublicKeyInfo")
@@ -474,8 +441,7 @@ class FrameSocket:
     """Frames over a connected stream socket. Nothing is read ahead of the frame that is asked for.
 
     `deadline` (of time.monotonic) bounds whatever is done: at first, the handshake. Once it is None, a frame
-    that has begun may not stall for 30 seconds. Whatever the network does ends in ConnectionCut; a peer
-    that announces too long a frame, in ProtocolError.
+    that has begun may not stall for 30 seconds. Whatever the network does ends in ConnectionCut.
     """
 
     def __init__(self, connected: socket.socket) -> None:
@@ -497,11 +463,10 @@ class FrameSocket:
                 unsent = unsent[self.socket.send(unsent) :]
 
     def receive(self, limit: int) -> bytes:
-        """Return the payload of the next frame, at most `limit` bytes long."""
+        """Return the payload of the next frame, at most `limit` bytes long. Raises ProtocolError."""
         length = int.from_bytes(self._exactly(4), "big")
-        require(
-            length <= limit, f"a frame of {length} bytes, over the limit of {limit}: is this secure-chat?"
-        )
+        too_long = f"a frame of {length} bytes, over the limit of {limit}: is this secure-chat?"
+        require(length <= limit, too_long)
         return self._exactly(length, begun=True)
 
     def _exactly(self, count: int, begun: bool = False) -> bytes:
@@ -509,8 +474,6 @@ class FrameSocket:
         missing = memoryview(received)
         while missing:
             with self._network(PATIENCE if begun else None):
-                if sys.platform == "win32":
-                    self._wait_in_slices()
                 got = self.socket.recv_into(missing)
             if got == 0:
                 where = "in the middle of a message" if begun else "without a goodbye"
@@ -518,16 +481,9 @@ class FrameSocket:
             missing, begun = missing[got:], True
         return bytes(received)
 
-    def _wait_in_slices(self) -> None:
-        """Wait for something to read: Windows tells of Ctrl-C only between two calls."""
-        end = time.monotonic() + (self.socket.gettimeout() or math.inf)
-        while not select.select([self.socket], [], [], SLICE)[0]:
-            if time.monotonic() > end:
-                raise socket.timeout
-
     def has_ended(self, seconds: float = 0.0) -> bool:
         """Whether the peer hangs up within `seconds`; on Linux, also behind something that is unread."""
-        if hasattr(select, "POLLRDHUP"):
+        if sys.platform == "linux":
             poll = select.poll()
             poll.register(self.socket, select.POLLRDHUP)
             return bool(poll.poll(1000 * seconds))
@@ -535,10 +491,9 @@ class FrameSocket:
             return self.socket.recv(1, socket.MSG_PEEK) == b""
 
     def hang_up(self, wait: float = 0.0) -> None:
-        """Tell the peer that nothing follows, wait at most `wait` seconds for it to hang up, and close.
+        """Tell the peer that nothing follows, read on for `wait` seconds until it hangs up too, and close.
 
-        A socket that is closed with unread bytes resets the connection, and the reset destroys what the
-        peer has not read yet. So we read on until the peer hangs up too.
+        (To close with unread bytes resets the connection, which destroys what the peer has not read yet.)
         """
         self.deadline = time.monotonic() + wait
         with contextlib.suppress(OSError, ConnectionCut):
@@ -595,7 +550,7 @@ class Hello(NamedTuple):
 
     @classmethod
     def decode(cls, sender: Role, data: bytes) -> Hello:
-        """Undo `encode`. Sizes and encodings are checked here, values in `check`. Raises ProtocolError."""
+        """Undo `encode`. Sizes and encodings are checked here, values in `settle`. Raises ProtocolError."""
         fields = decode_fields(data)
         require(fields[:1] == [VERSION], "the other side does not speak secure-chat/1")
         require(len(fields) == (6 if sender is Role.BOB else 4), "the hello has too many or too few fields")
@@ -606,19 +561,12 @@ class Hello(NamedTuple):
         group = Group(*(int.from_bytes(n, "big") for n in integers)) if integers else None
         return cls(group, nonce, public_value, rsa)
 
-    def check(self, group: Group) -> tuple[RsaKey, int]:
-        """Check the RSA key, and the public value against `group`; return both. Raises ProtocolError."""
-        key = load_public_key(self.rsa)
-        require(len(self.public_value) == byte_length(group.p), "the public value is not as long as p")
-        y = int.from_bytes(self.public_value, "big")
-        require(group.contains(y), "the public value is not in the subgroup of order q")
-        return key, y
-
     def trace(self, sender: Role, what: str) -> None:
-        group = {"p": self.group.p, "g": self.group.g} if self.group else {}
+        group = self.group._asdict() if self.group else {}
         names = f"nonce_{sender.symbol}", sender.symbol, f"RSA_{sender.value}"
         values = dict(zip(names, (self.nonce, self.public_value, self.rsa)))
-        trace(f"hello_{sender.value} {what}", level=3, version=VERSION, **group, **values)
+        shown = {"version": VERSION, **group, **values}
+        log.info(f"hello_{sender.value} {what}", extra={"values": shown}, stacklevel=2)
 
 
 class Settled(NamedTuple):
@@ -628,7 +576,7 @@ class Settled(NamedTuple):
     keys: dict[Role, RsaKey]
     values: dict[Role, int]  # A and B
     nonce_b: bytes
-    th: bytes
+    th: bytes  # transcript hash: SHA-256 over both hello frames
 
 
 def settle(hello_bob: bytes, hello_alice: bytes, tested: Group) -> Settled:
@@ -640,13 +588,17 @@ def settle(hello_bob: bytes, hello_alice: bytes, tested: Group) -> Settled:
     bob, alice = Hello.decode(Role.BOB, hello_bob), Hello.decode(Role.ALICE, hello_alice)
     if bob.group != tested:
         raise ValueError("this is not the group that was tested")
-    (key_bob, b), (key_alice, a) = bob.check(tested), alice.check(tested)
+    keys: dict[Role, RsaKey] = {}
+    values: dict[Role, int] = {}
+    for role, hello in ((Role.BOB, bob), (Role.ALICE, alice)):
+        keys[role] = load_public_key(hello.rsa)
+        require(len(hello.public_value) == byte_length(tested.p), "the public value is not as long as p")
+        values[role] = int.from_bytes(hello.public_value, "big")
+        require(tested.contains(values[role]), "the public value is not in the subgroup of order q")
     require(bob.rsa != alice.rsa, "both sides present the same key: a reflection")
     th = SHA256.new(frame(hello_bob) + frame(hello_alice)).digest()
     trace("Both hellos have passed every check. th is SHA-256 over both frames", th=th)
-    return Settled(
-        tested, {Role.BOB: key_bob, Role.ALICE: key_alice}, {Role.BOB: b, Role.ALICE: a}, bob.nonce, th
-    )
+    return Settled(tested, keys, values, bob.nonce, th)
 
 
 class Offer(NamedTuple):
@@ -661,9 +613,14 @@ class Offer(NamedTuple):
         return f"Offer({self.hello.hex()})"  # and no secret
 
     @classmethod
-    def make(cls, role: Role, identity: RsaKey, group: Group, random: Random = secrets.token_bytes) -> Offer:
-        """Make an offer for one session, with a nonce and a private exponent of its own."""
-        exponent, drawn = group.private_exponent(random), random(NONCE_BYTES)
+    def make(cls, role: Role, identity: RsaKey, group: Group) -> Offer:
+        """Make an offer for one session, with a nonce and a private exponent of its own.
+
+        The exponent has 256 bits for a 2048-bit group, over twice its strength. (0, which SP 800-56A, 5.6.1.1
+        excludes, has a chance of 2^-256, and the peer would refuse g^0 = 1.)
+        """
+        exponent = secrets.token_bytes(byte_length(group.p) // 8)
+        drawn = secrets.token_bytes(NONCE_BYTES)
         r, nonce = (drawn, commit(drawn)) if role is Role.BOB else (b"", drawn)
         public_value = modexp(group.g, exponent, group.p)
         hello = Hello(group if role is Role.BOB else None, nonce, public_value, public_der(identity))
@@ -672,9 +629,8 @@ class Offer(NamedTuple):
         return cls(role, hello.encode(), exponent, r)
 
     def shared_secret(self, settled: Settled) -> bytes:
-        """Return Z = g^ab, as long as p. (The peer's value has passed its checks: it is settled.)"""
-        y = settled.values[self.role.peer]
-        z = modexp(y, self.exponent, settled.group.p)
+        """Return Z = g^ab, as long as p (SP 800-56A, 5.7.1.1). The peer's value has passed its checks."""
+        z = modexp(settled.values[self.role.peer], self.exponent, settled.group.p)
         power = f"{self.role.peer.symbol}^{self.role.symbol.lower()}"
         what = "and the key K and the commitment C of each direction, which are SHA-256 over Z and th"
         trace(f"Z = {power} mod p, {len(z)} bytes, {what}. Not shown: whoever has Z can read everything")
@@ -694,9 +650,8 @@ def check_commitment(nonce_b: bytes, r: bytes) -> None:
 def make_words(th: bytes, r: bytes) -> list[str]:
     """Return six words (RFC 1751), of the first 8 bytes of a hash over th and r.
 
-    Bob reads the first three out, Alice the last three; each types what the other reads. Somebody in between
-    has chosen both hellos before Bob opens r, and so has one try in each handshake: her chance is 2^-33 for
-    the first three words and 2^-31 for the last three, which hold two bits of parity.
+    Bob reads the first three out, Alice the last three. Somebody in between has chosen both hellos before Bob
+    opens r: one try in each handshake, 2^-33 for his three words, 2^-31 for hers, which hold two parity bits.
     """
     return key_to_english(SHA256.new(VERSION + b" words " + th + r).digest()[:8]).lower().split()
 
@@ -732,9 +687,9 @@ class Message(NamedTuple):
 class Direction:
     """The records of one direction: who sends and signs them, their keys, and how far they have come.
 
-    `number` is that of the next record. `latest` and `before` are the hashes that were signed of the last
-    record and of the one before it. `closed` is set before any work on a record begins, and cleared when all
-    of it has succeeded: no nonce is used twice, and nothing follows a failure or a CLOSE.
+    `number` is that of the next record; `latest` and `before` are the hashes that were signed of the last
+    two. `closed` is set before any work on a record begins, and cleared when all of it has succeeded: no
+    nonce is used twice, and nothing follows a failure or a CLOSE.
     """
 
     def __init__(self, sender: Role, signer: RsaKey, z: bytes, th: bytes) -> None:
@@ -751,30 +706,29 @@ class Direction:
         return self.number - other.number == (0 if self.sender is Role.ALICE else -1)
 
     def _begin(self) -> bytes:
-        """Close the direction while a record is worked on; return that record's nonce."""
+        """Close the direction while a record is worked on; return its nonce (SP 800-38D, 8.2.1)."""
         if self.closed:
             raise ValueError("this direction is closed")
         self.closed = True
         return self.number.to_bytes(GCM_NONCE, "big")
+
+    def _hash(self, encrypted: bytes) -> SHA256.SHA256Hash:
+        """Hash what is signed: label, direction, th and C, then nonce || ciphertext || tag."""
+        message = self._context.copy()
+        message.update(encrypted)
+        return message
 
     def _count(self, signed: bytes) -> None:
         """Count a record: one that passed every check, or one of our own from when its sending begins."""
         self.latest, self.before = signed, self.latest
         self.number += 1
 
-    def _hash(self, *parts: Buffer) -> SHA256Hash:
-        """Hash what is signed: label, direction, th and C, then nonce || ciphertext || tag."""
-        message = self._context.copy()
-        for part in parts:
-            message.update(part)
-        return message
-
-    def _trace(self, record_type: RecordType, what: str, **values: Buffer) -> None:
+    def _trace(self, record_type: RecordType, what: str, **values: bytes) -> None:
         name = f"Record {self.number}, {self.sender.label.decode()}, {record_type.name}"
         if record_type is RecordType.READY and self.sender is Role.BOB:
             values.pop("plaintext", None)
             what += ". Not shown here: r, of which the words are made"
-        trace(f"{name}: {what}", level=3, **values)
+        log.info(f"{name}: {what}", extra={"values": values}, stacklevel=2)
 
 
 class Sealer(Direction):
@@ -786,7 +740,6 @@ class Sealer(Direction):
         body: bytes,
         other: Direction,
         send: Callable[[bytes], None] = lambda _: None,
-        random: Random = secrets.token_bytes,
     ) -> bytes:
         """Make the next record, in reply to the latest of the `other` direction, and `send` it.
 
@@ -794,19 +747,17 @@ class Sealer(Direction):
         Raises ValueError out of turn, in a direction that is closed, and for a CLOSE that would name nothing.
         """
         closing = record_type is RecordType.CLOSE
-        if not (self.has_the_turn(other) or closing) or (closing and other.latest == NOTHING):
+        if not (other.latest != NOTHING if closing else self.has_the_turn(other)):
             raise ValueError("it is the other side's turn")
         nonce = self._begin()
-        plaintext = bytes([record_type]) + other.latest + body + b"\x80"
-        plaintext += bytes(-len(plaintext) % PADDING)  # ISO 7816-4
+        plaintext = pad(bytes([record_type]) + other.latest + body, PADDING, style="iso7816")
         ciphertext, tag = encrypt(self._key, nonce, plaintext)
-        signed = self._hash(nonce, ciphertext, tag)
-        signature = sign(self.signer, signed, random)
-        record = b"".join((nonce, ciphertext, tag, signature))
-        self._trace(
-            record_type, "is encrypted", plaintext=plaintext, nonce=nonce, ciphertext=ciphertext, tag=tag
-        )
+        encrypted = {"nonce": nonce, "ciphertext": ciphertext, "tag": tag}
+        self._trace(record_type, "is encrypted", plaintext=plaintext, **encrypted)
+        signed = self._hash(nonce + ciphertext + tag)
+        signature = sign(self.signer, signed)
         self._trace(record_type, "is signed, and sent", hash=signed.digest(), signature=signature)
+        record = nonce + ciphertext + tag + signature
         self._count(signed.digest())
         send(record)
         self.closed = closing
@@ -828,14 +779,12 @@ class Opener(Direction):
         split = len(record) - self.signer.size_in_bytes()
         padded = split - GCM_NONCE - GCM_TAG
         require(padded >= PADDING and padded % PADDING == 0, "the record has an impossible length")
-        parts, signature = memoryview(record)[:split], record[split:]
-        received, ciphertext, tag = parts[:GCM_NONCE], parts[GCM_NONCE:-GCM_TAG], parts[-GCM_TAG:]
-        require(
-            received == nonce,
-            f"record {int.from_bytes(received, 'big')} where record {self.number} should be: "
-            "replayed, dropped or reordered",
-        )
-        signed = self._hash(nonce, ciphertext, tag)
+        encrypted, signature = record[:split], record[split:]
+        ciphertext, tag = encrypted[GCM_NONCE:-GCM_TAG], encrypted[-GCM_TAG:]
+        number = int.from_bytes(record[:GCM_NONCE], "big")
+        expected = f"record {self.number} should be: replayed, dropped or reordered"
+        require(number == self.number, f"record {number} where {expected}")
+        signed = self._hash(encrypted)
         require(verify(self.signer, signed, signature), "the record's signature is not valid")
         try:
             plaintext = decrypt(self._key, nonce, ciphertext, tag)
@@ -861,21 +810,20 @@ class Opener(Direction):
 
     def _parse(self, plaintext: bytes) -> Message:
         try:
-            end = len(plaintext) - PADDING + len(unpad(plaintext[-PADDING:], PADDING, style="iso7816"))
+            content = unpad(plaintext, PADDING, style="iso7816")
         except ValueError:
             raise ProtocolError("the record's padding is not valid") from None
-        require(end > len(NOTHING), "the record is too short")
-        require(plaintext[0] in list(RecordType), "the record is of no known type")
-        record_type, in_reply_to, body = RecordType(plaintext[0]), plaintext[1:33], plaintext[33:end]
+        require(len(content) > len(NOTHING), "the record is too short")
+        require(content[0] in list(RecordType), "the record is of no known type")
+        record_type, in_reply_to, body = RecordType(content[0]), content[1:33], content[33:]
         ready, bob = record_type is RecordType.READY, self.sender is Role.BOB
         busy = record_type is RecordType.CLOSE and bob  # Bob may say it in the place of READY
         require(ready == (self.number == 0) or busy, "READY is record 0, and no other")
-        if record_type is RecordType.TEXT:
-            right_length = len(body) <= TEXT_LIMIT
+        wrong_length = "the record's body has a wrong length"
+        if record_type is not RecordType.TEXT:
+            require(len(body) == (NONCE_BYTES if ready and bob else 0), wrong_length)
         else:
-            right_length = len(body) == (NONCE_BYTES if ready and bob else 0)
-        require(right_length, "the record's body has a wrong length")
-        if record_type is RecordType.TEXT:
+            require(len(body) <= TEXT_LIMIT, wrong_length)
             try:
                 body.decode()
             except UnicodeDecodeError:
@@ -988,7 +936,7 @@ class Transcript:
     An entry is a frame that begins with a tag: the hello of Bob (`b`) or Alice (`a`), Z (`z`), a record of
     his (`B`) or hers (`A`). Every signature covers C, and C commits to the key that Z makes, so nobody can
     claim another text for a record. Entries are held in memory until the conversation begins. Without a
-    folder, nothing is kept at all.
+    folder, nothing is kept at all. Whatever cannot be written raises FileError.
     """
 
     def __init__(self, folder: Path | None = None) -> None:
@@ -998,28 +946,26 @@ class Transcript:
         self.path: Path | None = None  # once there is a file
 
     def add(self, tag: bytes, payload: bytes) -> None:
-        """Add an entry; to the file, at once: a crash loses at most the one in flight. Raises FileError."""
+        """Add an entry; to the file, at once: a crash loses at most the one in flight."""
         if self._folder:
             self._held += frame(tag + payload)
-        if self._file:
             self._write()
 
     def begin(self, role: Role) -> None:
-        """Make a new file (mode 0600), named after the time and the role. Raises FileError."""
+        """Make a new file (mode 0600), named after the time and the role."""
         if not self._folder:
             return
         name = time.strftime("%Y-%m-%dT%H-%M-%SZ-", time.gmtime()) + role.value
         for suffix in itertools.count(1):
             path = self._folder / (f"{name}.transcript" if suffix == 1 else f"{name}-{suffix}.transcript")
             with disk("write", path), contextlib.suppress(FileExistsError):
-                self._file = io.FileIO(path, "x", opener=_private)  # without a buffer
+                self._file, self.path = io.FileIO(path, "x", opener=_private), path  # without a buffer
                 break
-        self.path = path
         self._write()
 
     def _write(self) -> None:
-        assert self._file is not None
-        assert self.path is not None
+        if self._file is None or self.path is None:
+            return
         data, self._held = self._held, b""
         with disk("write", self.path):
             whole = self._file.tell()
@@ -1034,13 +980,10 @@ class Transcript:
 def verify_transcript(file: BinaryIO) -> Iterator[tuple[Opener, Message]]:
     """Yield what a transcript proves, trusting nobody: who signed (`sender`, `signer`), and what.
 
-    Reads no more than one entry at a time. Raises ProtocolError at the first entry that is not right, and
-    FileError for an error of the disk.
+    Holds one entry at a time. Raises ProtocolError at the first that is not right, and FileError.
     """
-    hello_bob = _entry(file, HELLO_LIMIT, b"b", "this is no transcript of secure-chat")
-    order = "a transcript begins with both hellos, Z and both READY"
-    hello_alice = _entry(file, HELLO_LIMIT, b"a", order)
-    z = _entry(file, GROUP_BITS[-1] // 8, b"z", order)
+    entries = _entries(file)
+    hello_bob, hello_alice, z = (next(entries)[1] for _ in range(3))
     bob = Hello.decode(Role.BOB, hello_bob)
     assert bob.group is not None  # Bob's hello has one
     bob.trace(Role.BOB, "was sent by Bob")
@@ -1052,40 +995,45 @@ def verify_transcript(file: BinaryIO) -> Iterator[tuple[Opener, Message]]:
     for role in Role:
         key, commitment = derive_keys(z, role.label, settled.th)
         trace(f"The key K, and C, of {role.label.decode()}: SHA-256 over Z and th", K=key, C=commitment)
-    openers = [Opener(role, settled.keys[role], z, settled.th) for role in (Role.ALICE, Role.BOB)]
-    for opener, other in (openers, openers[::-1]):
-        message = opener.open(_entry(file, READY_LIMIT, opener.sender.tag, order), other)
-        require(message.type is RecordType.READY, order)
-        if opener.sender is Role.BOB:
+    openers = {role: Opener(role, settled.keys[role], z, settled.th) for role in Role}
+    for number, (tag, record) in enumerate(entries):
+        sender = Role.BOB if tag == Role.BOB.tag else Role.ALICE
+        message = openers[sender].open(record, openers[sender.peer])
+        require(message.type is RecordType.READY or number > 1, BEGINNING)
+        if message.type is RecordType.READY and sender is Role.BOB:
             check_commitment(settled.nonce_b, message.body)
             words = " ".join(make_words(settled.th, message.body))
             trace(f"The words, of th and r: {words}", r=message.body)
-        yield opener, message
-    for header in iter(lambda: _read(file, 5), b""):
-        require(len(header) == 5 or header == bytes(4), "the transcript ends in the middle of an entry")
-        speaks = [opener.sender.tag == header[4:] for opener in openers]
-        require(any(speaks), "an entry is of no known kind, or not where it belongs")
-        opener, other = openers if speaks[0] else openers[::-1]
-        message = opener.open(_payload(file, RECORD_LIMIT, header), other)
-        yield opener, message
+        yield openers[sender], message
         if message.type is RecordType.CLOSE:
             require(not _read(file, 1), "something follows the goodbye")
             return
 
 
-def _entry(file: BinaryIO, limit: int, tag: bytes, reason: str) -> bytes:
-    """Read the next entry, which must have this tag; return what it marks."""
-    header = _read(file, 5)
-    require(header[4:] == tag, reason)
-    return _payload(file, limit, header)
+BEGINNING = "a transcript begins with both hellos, Z and both READY"
 
 
-def _payload(file: BinaryIO, limit: int, header: bytes) -> bytes:
-    length = int.from_bytes(header[:4], "big") - 1  # without the tag
-    require(length <= limit, f"an entry of {length} bytes, over the limit of {limit}")
-    payload = _read(file, max(length, 0))
-    require(len(payload) == length, "the transcript ends in the middle of an entry")
-    return payload
+def _entries(file: BinaryIO) -> Iterator[tuple[bytes, bytes]]:
+    """Yield the tag of each entry, which must be one that may stand there, and what it marks."""
+    first = [(b"b", HELLO_LIMIT), (b"a", HELLO_LIMIT), (b"z", GROUP_BITS[-1] // 8)]
+    first += [(b"A", READY_LIMIT), (b"B", READY_LIMIT)]
+    cut = "the transcript ends in the middle of an entry"
+    for number in itertools.count():
+        header = _read(file, 5)
+        tag, limit = header[4:], RECORD_LIMIT
+        if number < len(first):
+            expected, limit = first[number]
+            require(tag == expected, BEGINNING if number else "this is no transcript of secure-chat")
+        elif not header:
+            return
+        else:
+            require(len(header) == 5 or header == bytes(4), cut)
+            require(tag in (b"A", b"B"), "an entry is of no known kind, or not where it belongs")
+        length = int.from_bytes(header[:4], "big") - 1  # without the tag
+        require(length <= limit, f"an entry of {length} bytes, over the limit of {limit}")
+        payload = _read(file, max(length, 0))
+        require(len(payload) == length, cut)
+        yield tag, payload
 
 
 def _read(file: BinaryIO, count: int) -> bytes:
@@ -1102,10 +1050,10 @@ ELSEWHERE = "name a folder on another disk with --home"
 
 
 class KeyStore:
-    """One person's own folder: `identity.pem`, `dh_parameters.pem`, `known_peers`.
+    """One person's own folder. Every method may raise FileError, which says what to do.
 
     Files are replaced whole or not at all, and never read through a symbolic link or where another user
-    could have written them. Every method may raise FileError, which says what to do.
+    could have written them.
     """
 
     IDENTITY, GROUP, KNOWN_PEERS = "identity.pem", "dh_parameters.pem", "known_peers"
@@ -1116,20 +1064,28 @@ class KeyStore:
         with disk("make", folder, ELSEWHERE):
             folder.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             folder.mkdir(mode=0o700, exist_ok=True)
-        with disk("read", folder, ELSEWHERE):
             _check_owner(folder, folder.stat(), 0o022)
 
     def load_identity(self, ask_passphrase: Callable[[str], str]) -> RsaKey | None:
         """Return the private RSA key, or None if there is none yet. A passphrase may be tried three times."""
-        path = self.folder / self.IDENTITY
-        data = self.read(self.IDENTITY, forbidden=0o077)
+        path, data = self.folder / self.IDENTITY, self.read(self.IDENTITY, forbidden=0o077)
         if data is None:
             return None
-        pem = _private_key_block(data, path)
+        if data.startswith(b"PuTTY-User-Key-File"):
+            raise FileError(
+                f"{path} is a key of PuTTY's, in a form that is not supported; this converts it:\n"
+                "  puttygen KEY.ppk -O private-openssh -o identity.pem"
+            )
+        # What stands around the key is passed over (RFC 7468, section 2).
+        pem = re.search(rb"-----BEGIN ([A-Z ]*PRIVATE KEY)-----\s[\s!-~]+?-----END \1-----", data)
+        if pem is None:
+            raise FileError(
+                f"{path} is damaged, or no private key; restore it, or move it away for a new one"
+            )
         passphrase = None
         for question in ("", "That was not it. ", "That was not it. ", None):
             try:
-                key = RSA.import_key(pem, passphrase)
+                key = RSA.import_key(pem[0], passphrase)
                 break
             except (PassphraseRequiredError, IncorrectPassphraseError):
                 if question is None:
@@ -1137,8 +1093,8 @@ class KeyStore:
                 passphrase = os.fsencode(ask_passphrase(f"{question}Passphrase of {path}: "))
             except UNPARSABLE:
                 raise FileError(
-                    f"{path} is a key of a kind, in a form, or with a cipher that is not supported. Keep a "
-                    "copy; if it is an RSA key of two primes, this converts it:\n"
+                    f"{path} is a key of a kind, in a form, or with a cipher that is not supported, or it is "
+                    "not whole. Keep a copy; if it is an RSA key of two primes, this converts it:\n"
                     f"  ssh-keygen -p -m PKCS8 -f {quoted(path)}"
                 ) from None
         if not (key.has_private() and key.size_in_bits() in RSA_BITS and key.e == RSA_EXPONENT):
@@ -1155,10 +1111,9 @@ class KeyStore:
         return made or key
 
     def load_group(self) -> Group | None:
-        """Return the group that is kept here, if there is one.
+        """Return the group that is kept here, if any. One that was saved here had passed its tests.
 
-        One that was saved here had passed its tests. Another (from `openssl dhparam`) is tested in full, and
-        saved. (Where its g generates all of the numbers, 4 = 2^2 takes its place: a square always fits.)
+        Another (from `openssl dhparam`) is tested, and saved. Where its g is no square, 4 takes its place.
         """
         path, pem = self.folder / self.GROUP, self.read(self.GROUP)
         if pem is None:
@@ -1169,27 +1124,27 @@ class KeyStore:
                 check_group(group, rounds=0)
                 return group
             check_group(Group(group.p, 4))
-            if not group.contains(group.g):
-                group = Group(group.p, 4)
         except (ValueError, ProtocolError) as error:
             reason = f"{path} holds no usable Diffie-Hellman parameters ({error}); move it away"
             raise FileError(reason) from None
+        if not group.contains(group.g):
+            group = Group(group.p, 4)
         with contextlib.suppress(FileError):  # then it is tested again the next time
             self.save_group(group)
+        return group
+
+    def accept_group(self, group: Group) -> Group:
+        """Check a peer's group, unless it is the one that is kept; keep it once it has passed."""
+        if self.read(self.GROUP) != group.export():
+            check_group(group)
+            with contextlib.suppress(FileError):  # then it is tested again the next time
+                self.save_group(group)
         return group
 
     def save_group(self, group: Group) -> None:
         """Keep a group that has passed its tests."""
         with self.locked():
             self.write(self.GROUP, group.export())
-
-    def accept_group(self, group: Group) -> Group:
-        """Check a peer's group, and keep it once it has passed: one that is kept is not tested again."""
-        if self.read(self.GROUP) != group.export():
-            check_group(group)
-            with contextlib.suppress(FileError):  # then it is tested again the next time
-                self.save_group(group)
-        return group
 
     def read(self, name: str, forbidden: int = 0o022) -> bytes | None:
         """Return a file's bytes, None if there is none. By default, nobody else may be able to write it."""
@@ -1214,10 +1169,8 @@ class KeyStore:
                     file.flush()
                     os.fsync(file.fileno())
                 _insist(lambda: temporary.replace(path))
-            except BaseException:
-                with contextlib.suppress(OSError):
-                    temporary.unlink(missing_ok=True)
-                raise
+            finally:
+                temporary.unlink(missing_ok=True)
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
@@ -1231,37 +1184,22 @@ class KeyStore:
             yield
 
 
-def _insist(act: Callable[[], object]) -> None:
-    """Try again for 10 s on Windows, which refuses where others wait: a lock, a file that is being read."""
-    end = time.monotonic() + 10
+def _insist(act: Callable[[], Any]) -> Any:
+    """Try again for 3 s on Windows, which refuses where others wait: a lock, a file that is in use."""
+    end = time.monotonic() + 3
     while True:
         try:
-            act()
-            return
-        except OSError:
-            if sys.platform != "win32" or time.monotonic() > end:
+            return act()
+        except OSError as error:
+            if sys.platform != "win32" or error.errno == errno.ENOENT or time.monotonic() > end:
                 raise
             time.sleep(SLICE)
-
-
-def _private_key_block(data: bytes, path: Path) -> bytes:
-    """Return the PEM block of a private key. What stands around it is passed over (RFC 7468, section 2)."""
-    block = re.search(rb"-----BEGIN ([A-Z ]*PRIVATE KEY)-----\s(.*?)-----END \1-----", data, re.DOTALL)
-    with contextlib.suppress(ValueError, IndexError):
-        if block and b":" in block[2]:  # the headers of an encrypted key
-            return block[0]
-        der = base64.b64decode(b"".join(block[2].split()), validate=True) if block else b""
-        length = int.from_bytes(der[2 : 2 + der[1] % 128], "big") if len(der) > 1 else 0
-        if der.startswith(b"openssh-key-v1\0") or length == len(der) - 2 - der[1] % 128 > 0:
-            assert block is not None
-            return block[0]
-    raise FileError(f"{path} is damaged, or no private key; restore it, or move it away for a new one")
 
 
 @contextlib.contextmanager
 def open_regular(path: Path, flags: int = _OPEN_FLAGS) -> Iterator[BinaryIO]:
     """Open a regular file to read, by default not through a link. Raises OSError, and FileError."""
-    with open(path, "rb", opener=lambda file, mode: os.open(file, mode | flags)) as file:
+    with open(path, "rb", opener=lambda file, mode: _insist(lambda: os.open(file, mode | flags))) as file:
         if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
             raise FileError(f"{path} is not a regular file; move it away, or name another one")
         yield file
@@ -1288,27 +1226,16 @@ def quoted(path: Path) -> str:
 
 def _check_owner(path: Path, info: os.stat_result, forbidden: int) -> None:
     """Raise FileError where a file or folder is another user's, or others have `forbidden` rights to it."""
-    if os.name != "posix":
+    if sys.platform == "win32":
         return
     if info.st_uid != os.geteuid():
         raise FileError(f"{path} belongs to another user; name a folder of your own with --home")
     if info.st_mode & forbidden:
-        problem = f"{path} is open to other users (mode {stat.S_IMODE(info.st_mode):04o})"
-        if not _keeps_permissions(path):
-            raise FileError(f"{problem}, and this disk keeps no permissions; {ELSEWHERE}")
-        raise FileError(f"{problem}; run:\n  chmod go-rwx {quoted(path)}")
-
-
-def _keeps_permissions(path: Path) -> bool:
-    """Whether the disk keeps permissions: a new file that is made for its owner alone tells."""
-    probe = (path if path.is_dir() else path.parent) / ".probe"
-    with contextlib.suppress(OSError):
-        probe.unlink(missing_ok=True)
-        with open(probe, "xb", opener=_private) as file:
-            mode = os.fstat(file.fileno()).st_mode
-        probe.unlink()
-        return not mode & 0o077
-    return True
+        raise FileError(
+            f"{path} is open to other users (mode {stat.S_IMODE(info.st_mode):04o}); run:\n"
+            f"  chmod go-rwx {quoted(path)}\n"
+            f"If that changes nothing, this disk keeps no permissions: {ELSEWHERE}."
+        )
 
 
 class Trust(NamedTuple):
@@ -1324,13 +1251,20 @@ class Trust(NamedTuple):
         return self.known or self.asked_for
 
 
+class Pin(NamedTuple):
+    """A line of known_peers."""
+
+    number: int  # from 1
+    name: str
+    fingerprint: str
+
+
 class PinnedPeer:
     """Whether a peer's key is to be trusted: trust on first use, in the manner of OpenSSH's known_hosts.
 
-    `known_peers` is text, a line for each key: name, "ssh-rsa", base64. A name may have several lines.
-    The name is "alice" in Bob's file, and "[host]:port" in Alice's, in upper or lower case. With `only`, the
-    one key with that fingerprint is accepted, and takes the place of what was pinned. Without anybody who
-    `can_ask` a person, a new key is refused.
+    A line is: name, "ssh-rsa", base64. A name may have several. It is "alice" in Bob's file, "[host]:port" in
+    Alice's, in upper or lower case. With `only`, the one key with that fingerprint is accepted, and takes the
+    place of what was pinned. A new key is refused unless the program `can_ask` a person.
     """
 
     def __init__(self, store: KeyStore, name: str, only: str | None = None, can_ask: bool = True) -> None:
@@ -1342,21 +1276,16 @@ class PinnedPeer:
 
     def check(self, key: RsaKey) -> Trust:
         """Return what is known of a key, before anything is signed. Raises TrustError for a wrong key."""
-        return self._judge(key, self.pins())
-
-    def _judge(self, key: RsaKey, pins: list[Pin]) -> Trust:
-        presented, line = fingerprint(key), ssh_line(key)
+        presented, pins = fingerprint(key), self.pins()
         mine = [pin for pin in pins if pin.name == self.name]
-        known = line in (pin.key for pin in mine)
-        also = tuple(pin.name for pin in pins if pin.key == line and pin.name != self.name)
+        known = presented in (pin.fingerprint for pin in mine)
+        also = tuple(pin.name for pin in pins if pin.fingerprint == presented and pin.name != self.name)
         if self.only is not None:
             if presented != self.only:
                 asked_for = ((self.only, "asked for"),)
                 raise TrustError(f"the key of {self.name} is not the one asked for", presented, asked_for)
         elif mine and not known:
-            pinned = tuple(
-                (fingerprint(RSA.import_key(p.key)), f"{self.path}, line {p.number}") for p in mine
-            )
+            pinned = tuple((pin.fingerprint, f"{self.path}, line {pin.number}") for pin in mine)
             elsewhere = f", but the one you know as {', '.join(also)}" if also else ""
             raise TrustError(f"the key of {self.name} is not the pinned one{elsewhere}", presented, pinned)
         elif not (known or self._can_ask):
@@ -1364,22 +1293,38 @@ class PinnedPeer:
         return Trust(known, self.only is not None, also)
 
     def pin(self, key: RsaKey) -> None:
-        """Remember a key that `check` found new.
+        """Remember a key whose owner has proven to hold it, and that a person has accepted.
 
-        Call it once the key's owner has proven to hold it, and a person has accepted it. It checks again,
-        under the lock: another program may have pinned another key since.
+        It is checked again, under the lock: another program may have pinned another key since.
         """
         with self._store.locked():
-            lines = self._lines()
-            pins = self._pins(lines)
-            if not self._judge(key, pins).known:
-                replaced = {pin.number for pin in pins if pin.name == self.name}  # only --peer replaces a pin
-                lines = [line for number, line in enumerate(lines, 1) if number not in replaced]
-                lines.append(f"{self.name} {ssh_line(key)}")
-                self._store.write(KeyStore.KNOWN_PEERS, "".join(line + "\n" for line in lines).encode())
+            if self.check(key).known:
+                return
+            # With another pin of that name, only --peer comes here, and takes its place.
+            lines = [line for line in self._lines() if line.lower().split()[:1] != [self.name]]
+            lines.append(f"{self.name} {ssh_line(key)}")
+            self._store.write(KeyStore.KNOWN_PEERS, "".join(line + "\n" for line in lines).encode())
 
     def pins(self) -> list[Pin]:
-        return self._pins(self._lines())
+        """Return what is pinned. A line that is not understood is refused, not passed over."""
+        form, pattern = "[HOST]:PORT", r"\[[^][,*?\s]+\]:(0|[1-9][0-9]{0,4})"
+        if self.name == "alice":
+            form = pattern = "alice"
+        pins = []
+        for number, line in enumerate(self._lines(), 1):
+            name, *words = line.split()[:3] or ["#"]
+            if name.startswith("#"):
+                continue
+            try:
+                key = RSA.import_key(" ".join(words))
+                understood = re.fullmatch(pattern, name.lower()) and ssh_line(key) == " ".join(words)
+            except UNPARSABLE:
+                understood = False
+            if not understood:
+                problem = f"not {form} ssh-rsa BASE64; mend or delete the line"
+                raise FileError(f"{self.path}, line {number}: {problem}")
+            pins.append(Pin(number, name.lower(), fingerprint(key)))
+        return pins
 
     def _lines(self) -> list[str]:
         try:
@@ -1387,39 +1332,6 @@ class PinnedPeer:
         except UnicodeDecodeError:
             raise FileError(f"{self.path} is damaged: it is not UTF-8 text") from None
         return lines[:-1] if lines[-1] == "" else lines
-
-    def _pins(self, lines: list[str]) -> list[Pin]:
-        """Return what the lines pin. A line that is not understood is refused, not passed over."""
-        form, pattern = "[HOST]:PORT", r"\[[^][,*?\s]+\]:(0|[1-9][0-9]{0,4})"
-        if self.name == "alice":
-            form = pattern = "alice"
-        pins = []
-        for number, line in enumerate(lines, 1):
-            name, *key = line.split()[:3] or ["#"]
-            if name.startswith("#"):
-                continue
-            pin = Pin(number, name.lower(), " ".join(key))
-            if not (re.fullmatch(pattern, pin.name) and _is_ssh_line(pin.key)):
-                problem = f"not {form} ssh-rsa BASE64; mend or delete the line"
-                raise FileError(f"{self.path}, line {number}: {problem}")
-            pins.append(pin)
-        return pins
-
-
-class Pin(NamedTuple):
-    """A line of known_peers."""
-
-    number: int  # from 1
-    name: str
-    key: str  # as `ssh_line` returns it
-
-
-def _is_ssh_line(line: str) -> bool:
-    """Whether `line` is "ssh-rsa AAAA..." in its canonical encoding."""
-    try:
-        return ssh_line(RSA.import_key(line)) == line
-    except UNPARSABLE:
-        return False
 
 
 # ==================================================================================================
@@ -1509,8 +1421,7 @@ def _belong_together(before: str, after: str) -> bool:
 
 def is_terminal(stream: TextIO) -> bool:
     """Whether this is a terminal. (Of Windows' NUL, isatty() is true.)"""
-    buffer = getattr(stream, "buffer", None)
-    raw = getattr(buffer, "raw", buffer)  # of `python -u`, there is no buffer
+    raw = getattr(stream.buffer, "raw", stream.buffer)  # of `python -u`, there is no buffer
     return stream.isatty() and (sys.platform != "win32" or type(raw).__name__ == "_WindowsConsoleIO")
 
 
@@ -1534,7 +1445,8 @@ def marked(mark: str, text: str, stream: TextIO) -> str:
 # -------------------------------------------------------------------------------------- console
 
 # Another module of that name (of PyPy, or for Windows) is not taken for readline.
-HAS_READLINE = False
+HAS_READLINE, PASTE_ON, PASTE_OFF = False, "", ""
+CAN_DRAW = os.environ.get("TERM", "dumb") != "dumb"
 if sys.platform != "win32" and sys.implementation.name == "cpython":
     # readline edits bytes, not letters, in a locale that is not installed or knows ASCII alone.
     try:
@@ -1548,16 +1460,15 @@ if sys.platform != "win32" and sys.implementation.name == "cpython":
         import readline
 
         HAS_READLINE = True
-# Lines that are pasted together are one message, also if the paste is what the prompt waits for.
-PASTE_ON = PASTE_OFF = ""
-CAN_DRAW = os.environ.get("TERM", "dumb") != "dumb"
-if HAS_READLINE and CAN_DRAW and "libedit" not in (readline.__doc__ or ""):
-    readline.parse_and_bind("set enable-bracketed-paste on")
-    PASTE_ON, PASTE_OFF = "\x1b[?2004h", "\x1b[?2004l"
+        readline.parse_and_bind("set disable-completion on")
+        # Lines that are pasted together are one message, also if the paste is what the prompt waits for.
+        if CAN_DRAW and "libedit" not in (readline.__doc__ or ""):
+            readline.parse_and_bind("set enable-bracketed-paste on")
+            PASTE_ON, PASTE_OFF = "\x1b[?2004h", "\x1b[?2004l"
 QUIET = 0.3  # seconds without a key, after which what was typed ahead is over
 TERMINAL_LINE = 4095  # bytes that a terminal without readline hands over at most: the rest may be lost
 QUEUE_LIMIT = 100  # lines of other threads that wait for the screen
-LEAVING_SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP", "SIGQUIT", "SIGBREAK")
+LEAVING_SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP", "SIGQUIT")
 END = "Ctrl-Z and Enter" if sys.platform == "win32" else "Ctrl-D"
 HELP = f"""\
 Type a line and press Enter to send it, when it is your turn.
@@ -1591,7 +1502,6 @@ class Console:
         self._editing = False  # whether input() edits a line
         self._row = ""  # a prompt, or progress, that stands in the last row of the screen
         self._typed = bytearray()  # read from a pipe, and not used yet
-        self._pipe: queue.Queue[bytes] | None = None  # on Windows, what a thread has read
         self.lost_a_line = False  # whether one from a pipe could not be sent: then the exit status is not 0
         self.leaving = False
         self._holds_signals = False
@@ -1747,7 +1657,7 @@ class Console:
             end = math.inf if seconds is None else time.monotonic() + seconds
             while True:
                 arrived = bool(watched and select.select(watched, [], [], 0)[0])
-                key = keys and (not self._pipe.empty() if self._pipe else msvcrt.kbhit())
+                key = keys and (msvcrt.kbhit() if is_terminal(sys.stdin) else _has_bytes(sys.stdin))
                 if key or arrived or time.monotonic() >= end:
                     return key, arrived
                 time.sleep(SLICE)
@@ -1755,14 +1665,11 @@ class Console:
         return sys.stdin in ready, connection in ready
 
     def _line_from_pipe(self, connection: socket.socket) -> str | None:
-        """Return the next line, whole whatever interrupts the reading. (On Windows, a thread reads it.)"""
-        if sys.platform == "win32" and self._pipe is None:
-            self._pipe = queue.Queue(1)
-            threading.Thread(target=self._read_pipe, args=(self._pipe,), daemon=True).start()
+        """Return the next line of standard input, whole whatever interrupts the reading. Raises EOFError."""
         while b"\n" not in self._typed:
             if self._wait(keys=True, connection=connection)[1]:
                 return None
-            data = self._pipe.get() if self._pipe else os.read(sys.stdin.fileno(), 65536)
+            data = os.read(sys.stdin.fileno(), 65536)
             if not (data or self._typed):
                 raise EOFError
             self._typed += data or b"\n"  # the last line may have no end
@@ -1770,12 +1677,6 @@ class Console:
             return None
         line, _, self._typed = self._typed.partition(b"\n")
         return line.removesuffix(b"\r").decode(sys.stdin.encoding, "surrogateescape")
-
-    def _read_pipe(self, pipe: queue.Queue[bytes]) -> None:
-        with open(sys.stdin.fileno(), "rb", buffering=0, closefd=False) as raw, contextlib.suppress(OSError):
-            for data in iter(lambda: raw.read(65536), b""):
-                pipe.put(data)
-        pipe.put(b"")
 
     def on_signal(self, number: int, _: object) -> None:
         """Leave at the first signal; at the second, put the terminal back and end at once."""
@@ -1797,7 +1698,7 @@ class Console:
 
     def on_continue(self, *_: object) -> None:
         """After Ctrl-Z and fg: the terminal as it was, and the prompt again."""
-        if self._row and self.has_prompt:
+        if sys.platform != "win32" and self._row and self.has_prompt:
             editing = self._editing and HAS_READLINE
             self._set_terminal(self._quiet or editing)  # readline takes single keys too
             typed = readline.get_line_buffer() if editing else ""
@@ -2153,9 +2054,9 @@ def known_keys(console: Console, options: argparse.Namespace) -> dict[str, str]:
     store = KeyStore(folder)
     known: dict[str, str] = {}
     for pin in PinnedPeer(store, options.role.peer.value).pins():
-        key = fingerprint(RSA.import_key(pin.key))
-        before = f"{known[key]} and" if key in known else f"the {console.peer} you pinned as"
-        known[key] = f"{before} {pin.name}"
+        before = known.get(pin.fingerprint)
+        before = f"{before} and" if before else f"the {console.peer} you pinned as"
+        known[pin.fingerprint] = f"{before} {pin.name}"
     with contextlib.suppress(FileError):  # with a passphrase, it is not worth asking for it
         identity = store.load_identity(lambda _: "")
         if identity is not None:
@@ -2168,6 +2069,8 @@ def run_program(parser: argparse.ArgumentParser, run: Callable[..., int]) -> NoR
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:  # the program was started with that stream closed
             setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_RDWR), mode))
+        if sys.platform == "win32":
+            getattr(sys, name).reconfigure(encoding="utf-8")  # of pipes and files: no code page
         getattr(sys, name).reconfigure(errors="surrogateescape" if mode == "r" else "backslashreplace")
     console = Console(parser.get_default("role"))
     sys.unraisablehook = lambda _: None  # Ctrl-C in a finalizer: `leaving` is set all the same
@@ -2183,8 +2086,6 @@ def run_program(parser: argparse.ArgumentParser, run: Callable[..., int]) -> NoR
         options = parser.parse_args()
         log.addHandler(StepHandler(console, whole=options.verbose > 1))
         log.setLevel(logging.INFO if options.verbose else logging.WARNING)
-        if HAS_READLINE:
-            readline.parse_and_bind("set disable-completion on")
         try:
             status = (verify_file if options.verify else run)(console, options)
             sys.stdout.flush()

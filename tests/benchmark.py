@@ -116,7 +116,7 @@ def read_keys(folder: str, *people: str) -> list[chat.RsaKey]:
 
 def bare(folder: str, port: int) -> None:
     """Be Alice, in a process of its own; or Bob, if there is no port, for one Alice after the other."""
-    lines = open(0, "rb", buffering=65536)  # noqa: SIM115
+    lines = os.fdopen(0, "rb", 65536)
     if port:
         side = Bare(socket.create_connection(("127.0.0.1", port)), *read_keys(folder, "alice", "bob"))
         side.shake_hands()

@@ -14,6 +14,7 @@ import os
 import pty
 import re
 import select
+import signal
 import socket
 import struct
 import subprocess
@@ -36,6 +37,9 @@ from crypto_utils import Channel, FrameSocket, Group, KeyStore, PinnedPeer, Role
 ROOT = Path(chat.__file__).parent
 DEADLINE = float(os.environ.get("TEST_DEADLINE", 60))  # seconds, for a loaded machine
 PYTHON = os.environ.get("TEST_PYTHON", sys.executable)  # what the programs under test run on
+for _number in (signal.SIGINT, signal.SIGHUP, signal.SIGQUIT):
+    if signal.getsignal(_number) is signal.SIG_IGN:  # by who runs the tests; the programs would ignore it too
+        signal.signal(_number, signal.SIG_DFL)
 
 
 def ffdhe(bits: int, x: int) -> Group:
@@ -74,6 +78,7 @@ RFC_GROUPS = {
     "modp_4096": modp(4096, 240904),
 }
 GROUP = RFC_GROUPS["ffdhe2048"]
+Q = (GROUP.p - 1) // 2
 
 
 class Keys(NamedTuple):
@@ -255,11 +260,6 @@ class Program:
             self._input = self.process.stdin.fileno()
             self._sources = {self.process.stdout.fileno(): "stdout", self.process.stderr.fileno(): "stderr"}
 
-    def resize(self, rows: int, columns: int) -> None:
-        """Change the size of its terminal, as a person does who pulls at the window."""
-        self.size = rows, columns
-        fcntl.ioctl(self.terminal, termios.TIOCSWINSZ, struct.pack("4H", rows, columns, 0, 0))
-
     def write(self, text: str | bytes) -> None:
         data = text.encode() if isinstance(text, str) else text
         while data:
@@ -363,6 +363,13 @@ def patched(*statements: str) -> tuple[str, ...]:
         "script.main()",
     )
     return (PYTHON, "-c", "\n".join(lines))
+
+
+def rests(program: Program) -> None:
+    """Wait until it waits for the next key, where the system tells that: a signal then interrupts it."""
+    stat = Path(f"/proc/{program.process.pid}/stat")
+    while stat.exists() and ") S " not in stat.read_text():
+        program.read(0.01)
 
 
 Start = Callable[..., Program]
@@ -493,3 +500,26 @@ def stranger(tmp_path: Path) -> Iterator[Stranger]:
             return channel
 
         yield connect
+
+
+def ip(*words: str) -> None:
+    subprocess.run(["ip", *words], check=True, capture_output=True, timeout=DEADLINE)
+
+
+@pytest.fixture
+def hosts() -> Iterator[list[str]]:
+    """Make two hosts of our own: network namespaces with a cable between them. Return their names."""
+    names = [f"secure-chat-{os.getpid()}-{n}" for n in (1, 2)]
+    with contextlib.ExitStack() as stack:
+        try:
+            for name in names:
+                ip("netns", "add", name)
+                stack.callback(ip, "netns", "delete", name)
+            ip(*f"-n {names[0]} link add cable type veth peer name cable netns {names[1]}".split())
+            for number, name in enumerate(names, 1):
+                ip(*f"-n {name} address add 192.0.2.{number}/24 dev cable".split())
+                ip(*f"-n {name} link set lo up".split())
+                ip(*f"-n {name} link set cable up".split())
+        except (OSError, subprocess.CalledProcessError) as error:
+            pytest.skip(f"this machine does not let us make network namespaces ({error})")
+        yield names

@@ -50,7 +50,7 @@ WHERE = {
         ("rsa size of DER", "rsa type", "rsa parse", "rsa bits", "rsa exponent", "rsa encoding"),
         UTILS + "load_public_key",
     ),
-    "public value length": UTILS + "Hello.check",
+    "public value length": UTILS + "settle",
     "public value subgroup": UTILS + "Group.contains",
     "own key": UTILS + "settle",
     "trust": UTILS + "PinnedPeer.check",

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Callable
 
 import pytest
-from conftest import DEADLINE, GROUP, RFC_GROUPS, Keys
+from conftest import DEADLINE, GROUP, Keys
 from Crypto.PublicKey import ECC
 from mallory import (
     ALICE,
@@ -22,14 +22,12 @@ from mallory import (
     BOB_RSA,
     CLOSE,
     HELLO,
-    NONCE,
     READY,
     REPLY,
     REQUEST,
     SIGNATURE,
     SUBGROUP,
     TEXT,
-    VERSION,
     A,
     B,
     Exchange,
@@ -63,16 +61,8 @@ def refused(
     assert (result.bob.shown, result.alice.shown) == shown
 
 
-@pytest.mark.parametrize(
-    "name",
-    ["ffdhe2048", *(pytest.param(name, marks=pytest.mark.exhaustive) for name in ("modp_3072", "ffdhe4096"))],
-)
-def test_without_mallory_everything_arrives(
-    keys: Keys, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
-) -> None:
-    # The test of a new p of 4096 bits takes seconds, and more on a loaded machine.
-    monkeypatch.setattr(chat, "PATIENCE", DEADLINE)
-    assert exchange(keys, tmp_path, group=RFC_GROUPS[name]).went_well()
+def test_without_mallory_everything_arrives(keys: Keys, tmp_path: Path) -> None:
+    assert exchange(keys, tmp_path).went_well()
 
 
 @pytest.mark.parametrize("name", ATTACKS)
@@ -104,20 +94,15 @@ def number(value: int, length: int = 0) -> bytes:
     return value.to_bytes(max(length, chat.byte_length(value)), "big")
 
 
-def rsa_der(bits: int, e: int = 65537) -> bytes:
+def rsa_der(bits: int, e: int = 65537, even: bool = False) -> bytes:
     """A public key of any size, made without looking for primes."""
-    n = 3
-    while n % 3 == 0:
-        n = secrets.randbits(bits) | 1 << (bits - 1) | 1
+    n = 3 * 2 ** (bits - 2) + 45 * 2**64 + 1 - even
     return chat.RSA.construct((n, e), consistency_check=False).export_key("DER")
 
 
 p = GROUP.p
 PUBLIC_VALUES = {
-    "0": (0, SUBGROUP),
     "1": (1, SUBGROUP),
-    "p-1": (p - 1, SUBGROUP),
-    "p": (p, SUBGROUP),
     "p+1": (p + 1, SUBGROUP),
     "outside the subgroup": (p - 4, SUBGROUP),  # 4 is a square, -1 is none
 }
@@ -131,31 +116,16 @@ def test_public_value(keys: Keys, tmp_path: Path, sender: Role, name: str) -> No
     refused(exchange(keys, tmp_path, only(sender, HELLO, change)), sender.peer, reason)
 
 
-@pytest.mark.parametrize("length", [0, 1, 255, 257])
-@pytest.mark.parametrize("sender", Role)
-def test_public_value_of_another_length(keys: Keys, tmp_path: Path, sender: Role, length: int) -> None:
-    change = hello_with(B if sender is BOB else A, b"\0" * (length - 1) + b"\4" if length else b"")
-    reason = "the public value is not as long as p"
-    refused(exchange(keys, tmp_path, only(sender, HELLO, change)), sender.peer, reason)
-
-
 PRIME_WITHOUT_SAFETY = 2**2203 - 1  # a Mersenne prime: (p - 1) / 2 is divisible by 3
 BOTH_RULES = {
     "p even": (P, number(p - 1), "p is even"),
-    "p tiny": (P, number(23), "p has 5 bits, not 2048 to 4096"),
-    "p zero": (P, b"", "p has 0 bits, not 2048 to 4096"),
     "p of 2047 bits": (P, number(p >> 1), "p has 2047 bits, not 2048 to 4096"),
     "p of 4097 bits": (P, number(1 << 4096 | 1), "p or g is over 4096 bits long"),
     "p composite": (P, number(p - 2), "p is not a safe prime"),
-    "p smooth": (P, number(3**1300), "p is not a safe prime"),
     "p prime, q composite": (P, number(PRIME_WITHOUT_SAFETY), "p is not a safe prime"),
-    "q prime, p composite": (P, number(2 * (2**2203 - 1) + 1), "p is not a safe prime"),
     "p padded": (P, b"\0" + number(p), "p or g is not in its minimal encoding"),
     "g padded": (G, b"\0\2", "p or g is not in its minimal encoding"),
-    "g = 0": (G, b"", "g does not generate the subgroup of order q"),
     "g = 1": (G, b"\1", "g does not generate the subgroup of order q"),
-    "g = p-1": (G, number(p - 1), "g does not generate the subgroup of order q"),
-    "g = p": (G, number(p), "g does not generate the subgroup of order q"),
     "g outside the subgroup": (G, number(p - 2), "g does not generate the subgroup of order q"),
 }
 
@@ -170,6 +140,7 @@ RSA_KEYS: dict[str, tuple[Callable[[Keys], bytes], str]] = {
     "2047 bits": (lambda _: rsa_der(2047), "the RSA key has 2047 bits, not 2048 to 4096"),
     "4097 bits": (lambda _: rsa_der(4097), "the RSA key has 4097 bits, not 2048 to 4096"),
     "8192 bits": (lambda _: rsa_der(8192), "the RSA key is larger than 1 KiB"),
+    "even n": (lambda _: rsa_der(2048, even=True), "the RSA key cannot be parsed"),
     "e = 3": (lambda _: rsa_der(2048, 3), "the RSA key's public exponent is not 65537"),
     "another type": (
         lambda _: ECC.generate(curve="P-256").public_key().export_key(format="DER"),
@@ -186,40 +157,9 @@ def test_rsa_key(keys: Keys, tmp_path: Path, sender: Role, name: str) -> None:
     refused(exchange(keys, tmp_path, only(sender, HELLO, change)), sender.peer, reason)
 
 
-def add_field(data: bytes) -> bytes:
-    return chat.frame(data[4:] + b"\0\0")
-
-
-def drop_field(data: bytes) -> bytes:
-    return chat.frame(chat.encode_fields(*chat.decode_fields(data[4:])[:-1]))
-
-
-FORMS: dict[str, tuple[Callable[[bytes], bytes], str]] = {
-    "another version": (
-        hello_with(VERSION, b"secure-chat/2"),
-        "the other side does not speak secure-chat/1",
-    ),
-    "no version": (hello_with(VERSION, b""), "the other side does not speak secure-chat/1"),
-    "short nonce": (hello_with(NONCE, b"n" * 31), "the nonce is not 32 bytes long"),
-    "long nonce": (hello_with(NONCE, b"n" * 33), "the nonce is not 32 bytes long"),
-    "one field more": (add_field, "the hello has too many or too few fields"),
-    "one field less": (drop_field, "the hello has too many or too few fields"),
-    "a byte more": (lambda data: chat.frame(data[4:] + b"\0"), "a field of the hello is cut short"),
-    "a byte less": (lambda data: chat.frame(data[4:-1]), "a field of the hello is cut short"),
-    "nothing": (lambda _: chat.frame(b""), "the other side does not speak secure-chat/1"),
-    "too long": (lambda _: chat.frame(b"x" * 8193), "a frame of 8193 bytes, over the limit of 8192"),
-    "4 GiB": (lambda _: b"\xff" * 100, "a frame of 4294967295 bytes, over the limit of 8192"),
-}
-
-
-@pytest.mark.parametrize("name", FORMS)
-@pytest.mark.parametrize("sender", Role)
-def test_form_of_a_hello(keys: Keys, tmp_path: Path, sender: Role, name: str) -> None:
-    change, reason = FORMS[name]
-    refused(exchange(keys, tmp_path, only(sender, HELLO, change)), sender.peer, reason)
-
-
 LIMITS = {  # of a frame, and what both have been shown by then
+    (BOB, HELLO): (8192, ([], [])),
+    (ALICE, HELLO): (8192, ([], [])),
     (ALICE, READY): (4096, ([], [])),
     (BOB, READY): (4096, ([], [])),
     (ALICE, TEXT): (12 + 4097 * 256 + 16 + 512, ([], [])),
@@ -228,7 +168,7 @@ LIMITS = {  # of a frame, and what both have been shown by then
 
 
 @pytest.mark.parametrize(("sender", "n"), LIMITS)
-def test_a_record_over_its_limit_is_refused(keys: Keys, tmp_path: Path, sender: Role, n: int) -> None:
+def test_a_frame_over_its_limit_is_refused(keys: Keys, tmp_path: Path, sender: Role, n: int) -> None:
     limit, shown = LIMITS[sender, n]
     result = exchange(keys, tmp_path, only(sender, n, lambda _: chat.frame(bytes(limit + 1))))
     refused(result, sender.peer, f"a frame of {limit + 1} bytes, over the limit of {limit}", shown=shown)
@@ -277,16 +217,6 @@ def test_a_key_is_pinned_only_after_its_owner_has_proven_to_hold_it(keys: Keys, 
     refused(result, BOB, "the record's signature is not valid")
     assert not (tmp_path / "bob" / "known_peers").exists()
     assert not (tmp_path / "alice" / "known_peers").exists()
-
-
-@pytest.mark.parametrize(
-    ("sender", "index"), [(BOB, NONCE), (BOB, BOB_RSA), (ALICE, NONCE)], ids=["nonce_B", "RSA_bob", "nonce_A"]
-)
-def test_a_field_that_makes_no_other_secret_is_in_the_transcript_hash(
-    keys: Keys, tmp_path: Path, sender: Role, index: int
-) -> None:
-    value = b"n" * 32 if index == NONCE else chat.public_der(keys.mallory)
-    refused(exchange(keys, tmp_path, only(sender, HELLO, hello_with(index, value))), BOB, SIGNATURE)
 
 
 # ------------------------------------------------------------------------------- other sessions
@@ -364,7 +294,7 @@ def same_session(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(chat.Offer, "make", once(chat.Offer.make, lambda role, *_: role))
     monkeypatch.setattr(chat, "modexp", once(chat.modexp, lambda *numbers: numbers))
-    monkeypatch.setattr(chat, "sign", once(chat.sign, lambda key, message, random: message.digest()))
+    monkeypatch.setattr(chat, "sign", once(chat.sign, lambda key, message: message.digest()))
 
 
 @pytest.mark.exhaustive

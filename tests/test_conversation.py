@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import re
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from conftest import (
     DEADLINE,
-    GROUP,
-    RFC_GROUPS,
     ROOT,
     Background,
     Keys,
@@ -24,7 +20,6 @@ from conftest import (
     Stranger,
     exhaustive,
     fails,
-    patched,
     pin_each_other,
     talk,
 )
@@ -33,19 +28,16 @@ import alice_client
 import crypto_utils as chat
 from crypto_utils import KeyStore, Role
 
-FAMILY = "\U0001f468\u200d\U0001f469\u200d\U0001f467"  # man, woman, girl, joined
 ENGLAND = "\U0001f3f4\U000e0067\U000e0062\U000e0065\U000e006e\U000e0067\U000e007f"  # a flag, and tags
 TEXTS = [
     "plain",
     "",
     "  spaces around  ",
     "\ttab",
-    f"emoji {FAMILY} \U0001f44d\U0001f3fd {ENGLAND}",
-    "שלום, مرحبا",
-    "\u0645\u06cc\u200c\u062e\u0648\u0627\u0647\u0645",
-    "e\u0301 n\u0303 한국어 日本語",
+    ENGLAND,
+    "e\u0301 n\u0303 \u05e9 \u65e5",
     "/quit",
-    "Bob: not a forgery, only a text",
+    "Bob: only a text",
 ]
 
 
@@ -78,25 +70,6 @@ def test_a_file_piped_into_each_side(bob: StartBob, start: Start, lines: int) ->
     assert server.stdout == "".join(f"Alice: request {n}\n" for n in range(lines))
 
 
-@pytest.mark.exhaustive
-def test_a_text_of_the_limit_goes_through_and_one_byte_more_is_refused_at_home(
-    bob: StartBob, start: Start
-) -> None:
-    server, client = talk(bob("--once"), start)
-    longest = "x" * (chat.TEXT_LIMIT - 2) + "é"
-    lines = Background(
-        lambda: client.write(f"{longest}x\n{longest}\r\nnot UTF-8: ".encode() + b"\xff\nend\n")
-    )
-    client.expect("^Not sent: ", "stderr")
-    server.expect(f"^Alice: {longest}\n")
-    server.write("reply\n")
-    client.expect("^Not sent: ", "stderr")
-    server.expect("^Alice: end\n")
-    lines.result()
-    server.end_input()
-    assert (server.wait(), client.wait()) == (0, 1)  # not all of Alice's lines were sent
-
-
 def test_a_line_without_end_is_too_long_and_no_more(bob: StartBob, start: Start) -> None:
     server, client = talk(bob("--once"), start)
     endless = Background(lambda: client.write("x" * (3 * chat.TEXT_LIMIT) + "\nafterwards\n"))
@@ -122,30 +95,25 @@ def test_the_end_of_bobs_input_ends_him_after_a_goodbye(bob: StartBob, start: St
     assert server.stdout == "Alice: anybody there?\n"
 
 
-@pytest.mark.exhaustive
-@pytest.mark.parametrize("killed", Role)
-def test_a_killed_program_is_told_from_a_goodbye(bob: StartBob, start: Start, killed: Role) -> None:
-    server, client = talk(bob("--once"), start)
-    dead, other = (server, client) if killed is Role.BOB else (client, server)
-    dead.process.kill()
-    other.expect("^Cut off: ", "stderr")
-    assert other.wait() == 1
-    assert "may not have arrived" not in other.stderr
-
-
-@pytest.mark.parametrize("killed", [Role.BOB, *exhaustive(Role.ALICE)])
-def test_after_a_cut_one_is_told_that_ones_last_message_may_not_have_arrived(
-    bob: StartBob, start: Start, killed: Role
+@pytest.mark.parametrize(
+    ("killed", "spoke"),
+    [(Role.ALICE, True), *exhaustive((Role.ALICE, False), *((Role.BOB, x) for x in (True, False)))],
+)
+def test_a_killed_program_is_told_from_a_goodbye(
+    bob: StartBob, start: Start, killed: Role, spoke: bool
 ) -> None:
+    """Whoever spoke last is told also that this may not have arrived."""
     server, client = talk(bob("--once"), start)
-    client.write("hello\n")
-    server.expect("^Alice: hello\n")
-    if killed is Role.ALICE:
+    if spoke:
+        client.write("hello\n")
+        server.expect("^Alice: hello\n")
+    if spoke and killed is Role.ALICE:
         server.write("hello\n")
         client.expect("^Bob: hello\n")
     dead, other = (server, client) if killed is Role.BOB else (client, server)
     dead.process.kill()
-    other.expect(r"^Cut off: .*\. Your last message may not have arrived\.$", "stderr")
+    more = r"\. Your last message may not have arrived" if spoke else ""
+    other.expect(rf"^Cut off: [^.]*{more}\.\n\Z", "stderr")
     assert other.wait() == 1
 
 
@@ -166,24 +134,6 @@ def test_half_a_line_that_a_goodbye_interrupts_goes_to_the_next_guest_whole(
     server.expect(r"^Alice: how much\?\n")
     server.write("00 euros\n")
     assert second.receive().text == "pay 100 euros"
-
-
-@pytest.mark.exhaustive
-def test_bob_serves_on_after_rubbish_and_a_cut(bob: StartBob, start: Start) -> None:
-    server, port = bob()
-    for rubbish in (b"", b"GET / HTTP/1.1\r\n\r\n", b"\0\0\0\x04abcd", b"\xff" * 100):
-        with socket.create_connection(("127.0.0.1", int(port)), timeout=DEADLINE) as someone:
-            with contextlib.suppress(OSError):  # Bob may have hung up already
-                someone.sendall(rubbish)
-                someone.shutdown(socket.SHUT_WR)
-            server.expect("127.0.0.1: (Cut|Broken) off: ", "stderr")
-    _, client = talk((server, port), start)
-    client.process.kill()
-    server.expect("^Cut off: ", "stderr")
-    server.expect("Waiting for Alice", "stderr")
-    _, client = talk((server, port), start)
-    client.write("hello\n")
-    server.expect("^Alice: hello\n")
 
 
 @pytest.mark.exhaustive
@@ -287,126 +237,7 @@ def test_a_fingerprint_is_taken_as_people_copy_it(keys: Keys, form: str) -> None
     assert chat.a_fingerprint(form.format(whole) if "{}" in form else whole.split(":")[1]) == whole
 
 
-@pytest.mark.exhaustive
-def test_bobs_invitation_can_be_run_as_it_is(bob: StartBob, homes: Path, keys: Keys) -> None:
-    server, _ = bob("--host", "127.0.0.1", "--once", "--peer", chat.fingerprint(keys.alice))
-    server.end_input()  # he says goodbye after the first message
-    (command,) = (line for line in server.stderr.splitlines() if line.startswith("  python3"))
-    result = subprocess.run(
-        command.replace("python3", sys.executable, 1),
-        shell=True,
-        cwd=ROOT,
-        env={**os.environ, "SECURE_CHAT_HOME": str(homes)},
-        input="hello\n",
-        capture_output=True,
-        text=True,
-        timeout=DEADLINE,
-    )
-    assert result.returncode == 0, result.stderr
-    assert server.wait() == 0
-    assert server.stdout == "Alice: hello\n"
-
-
-@pytest.fixture
-def hosts() -> Iterator[list[tuple[str, ...]]]:
-    """Make two hosts of our own: network namespaces with a cable between them. Return their prefixes."""
-    names = [f"secure-chat-{os.getpid()}-{n}" for n in (1, 2)]
-
-    def ip(*words: str) -> None:
-        subprocess.run(["ip", *words], check=True, capture_output=True, timeout=DEADLINE)
-
-    try:
-        for name in names:
-            ip("netns", "add", name)
-        ip("-n", names[0], "link", "add", "cable", "type", "veth", "peer", "name", "cable", "netns", names[1])
-        for number, name in enumerate(names, 1):
-            ip("-n", name, "address", "add", f"192.0.2.{number}/24", "dev", "cable")
-            ip("-n", name, "link", "set", "lo", "up")
-            ip("-n", name, "link", "set", "cable", "up")
-    except (OSError, subprocess.CalledProcessError) as error:
-        pytest.skip(f"this machine does not let us make network namespaces ({error})")
-    try:
-        yield [("ip", "netns", "exec", name, sys.executable) for name in names]
-    finally:
-        for name in names:
-            subprocess.run(["ip", "netns", "delete", name], check=False, timeout=DEADLINE)
-
-
-@pytest.mark.exhaustive
-def test_two_hosts(bob: StartBob, start: Start, keys: Keys, hosts: list[tuple[str, ...]]) -> None:
-    server, port = bob("--once", "--peer", chat.fingerprint(keys.alice), python=hosts[0])
-    assert f"  python3 alice_client.py 192.0.2.1 --port {port} --peer SHA256:" in server.stderr
-    known = "--peer", chat.fingerprint(keys.bob)
-    client = start("alice_client.py", "192.0.2.1", "--port", port, *known, python=hosts[1])
-    client.write("over the cable\n")
-    server.expect("^Alice: over the cable\n")
-    server.write("so it is\n")
-    client.end_input()
-    assert (client.wait(), server.wait()) == (0, 0)
-
-
 # ------------------------------------------------------------------------------- keys and parameters
-
-
-@pytest.mark.exhaustive
-def test_what_the_first_run_makes_the_second_one_uses(start: Start, tmp_path: Path) -> None:
-    """Identities and parameters are made, pinned, and used again."""
-    home = tmp_path / "fresh"
-    first = start("alice_client.py", "--port", "1", home=home)
-    alices = first.expect(r"SHA256:\S+", "stderr")[0]
-    assert first.wait() == 1
-    found = patched(f"chat.generate_group = lambda bits, _: chat.Group({GROUP.p}, 2)")  # without a search
-    server = start("bob_server.py", "--port", "0", "--peer", alices, home=home, python=found)
-    for step in ("Making your RSA key", "Searching for Diffie-Hellman parameters", "Found after"):
-        server.expect(step, "stderr")
-    bobs = server.expect(r"--peer (SHA256:\S+)$", "stderr")[1]
-    port = server.expect(r"^Listening on port (\d+)\.$", "stderr")[1]
-    for known in (("--peer", bobs), ()):
-        client = start("alice_client.py", "--port", port, *known, home=home)
-        client.write("hello\n")
-        server.expect("^Alice: hello\n")
-        server.write("hello\n")
-        client.end_input()
-        assert client.wait() == 0
-        assert ("The key is pinned" in client.stderr) == bool(known)
-        assert "Making" not in client.stderr
-    assert KeyStore(home / "alice").load_group() == KeyStore(home / "bob").load_group() == GROUP
-
-
-def test_parameters_that_openssl_wrote(bob: StartBob, start: Start, homes: Path) -> None:
-    """They are put where Bob keeps his own."""
-    group = RFC_GROUPS["modp_2048"]
-    KeyStore(homes / "bob").write(KeyStore.GROUP, group.export().removeprefix(chat.TESTED))
-    server, client = talk(bob("--once"), start)
-    client.write("hello\n")
-    client.end_input()
-    server.expect("^Alice: hello\n")
-    for name in ("bob", "alice"):
-        assert KeyStore(homes / name).load_group() == group
-
-
-@pytest.mark.parametrize(
-    ("typed", "told"),
-    [
-        (["correct horse"], r"nobody\s+is\s+listening\s+there"),
-        (["wrong", "", "correct horse"], r"nobody\s+is\s+listening\s+there"),
-        (["wrong"] * 3, r"that\s+is\s+not\s+the\s+passphrase"),
-    ],
-)
-def test_a_passphrase_is_asked_for_at_the_terminal(
-    start: Start, homes: Path, keys: Keys, typed: list[str], told: str
-) -> None:
-    locked = keys.alice.export_key("PEM", passphrase="correct horse", pkcs=8)
-    KeyStore(homes / "alice").write(KeyStore.IDENTITY, locked)
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        port = str(listener.getsockname()[1])
-    client = start("alice_client.py", "127.0.0.1", "--port", port, terminal=True, size=(24, 80))
-    for passphrase in typed:
-        client.expect("Passphrase of ")
-        client.write(f"{passphrase}\r")
-    client.expect(told)
-    assert "correct horse" not in client.stdout
-    assert client.wait() == 1
 
 
 def test_a_passphrase_is_edited_also_after_the_address(start: Start, homes: Path, keys: Keys) -> None:

@@ -12,7 +12,6 @@ import os
 import random
 import re
 import shutil
-import socket
 import stat
 import subprocess
 import sys
@@ -70,9 +69,7 @@ FILES: dict[str, tuple[Use, Use]] = {  # name: what reads it, and what writes it
 SCRIPTS = {Role.BOB: ("bob_server.py", "--port", "0"), Role.ALICE: ("alice_client.py", "127.0.0.1:1")}
 posix = pytest.mark.skipif(os.name != "posix", reason="owners, modes and FIFOs are POSIX's")
 root = pytest.mark.skipif(os.name != "posix" or os.geteuid() != 0, reason="only root can give files away")
-bob_mostly, alice_mostly = (  # with the other one among the exhaustive tests
-    pytest.mark.parametrize("role", [role, *exhaustive(role.peer)]) for role in Role
-)
+alice_mostly = pytest.mark.parametrize("role", [Role.ALICE, *exhaustive(Role.BOB)])
 
 
 def needs(tool: str) -> pytest.MarkDecorator:
@@ -147,15 +144,6 @@ def test_home_is_private_whatever_the_umask(tmp_path: Path, umask: int) -> None:
     KeyStore(folder)  # a second time is no mistake
 
 
-def test_home_is_refused_where_a_file_is_in_the_way(tmp_path: Path) -> None:
-    file = tmp_path / "file"
-    file.write_bytes(b"mine")
-    for folder in (file, file / "home"):
-        with refusal(file, f": (File exists|Not a directory); {WAY_OUT}"):
-            KeyStore(folder)
-    assert file.read_bytes() == b"mine"
-
-
 @posix
 @pytest.mark.parametrize("mode", [0o720, 0o702, 0o777], ids=oct)
 def test_home_is_refused_when_others_can_write_to_it(tmp_path: Path, mode: int) -> None:
@@ -164,7 +152,9 @@ def test_home_is_refused_when_others_can_write_to_it(tmp_path: Path, mode: int) 
     folder = tmp_path / "my home"
     folder.mkdir()
     folder.chmod(mode)
-    with refusal(folder, re.escape(f"(mode 0{mode:o}); run:\n  chmod go-rwx '{folder}'") + "$"):
+    with refusal(
+        folder, re.escape(f"(mode 0{mode:o}); run:\n  chmod go-rwx '{folder}'\n") + "If that .*--home.$"
+    ):
         KeyStore(folder)
     assert mode_of(folder) == mode
     assert not list(folder.iterdir())
@@ -177,26 +167,6 @@ def test_home_of_another_user_is_refused(store: KeyStore) -> None:
     os.chown(store.folder, 1, 1)
     with refusal(store.folder, "belongs to another user; name a folder of your own with --home$"):
         KeyStore(store.folder)
-
-
-@posix
-@pytest.mark.parametrize("name", ["", "identity.pem"], ids=["folder", "file"])
-def test_a_disk_that_keeps_no_permissions_is_called_that(
-    store: KeyStore, monkeypatch: pytest.MonkeyPatch, name: str
-) -> None:
-    """There chmod helps nobody: what the program itself has just made is open to all."""
-
-    def open_to_all(info: os.stat_result) -> os.stat_result:
-        return os.stat_result((info.st_mode | 0o077, *info[1:]))
-
-    fstat, of_path = os.fstat, Path.stat
-    store.write("identity.pem", b"")
-    monkeypatch.setattr(os, "fstat", lambda descriptor: open_to_all(fstat(descriptor)))
-    if not name:
-        monkeypatch.setattr(Path, "stat", lambda path, **more: open_to_all(of_path(path, **more)))
-    with refusal(store.folder / name, rf"\(mode 0[67]77\), and this disk keeps no permissions; {WAY_OUT}"):
-        KeyStore(store.folder).load_identity(never)
-    assert [path.name for path in store.folder.iterdir()] == ["identity.pem"]
 
 
 @posix
@@ -291,21 +261,19 @@ def test_only_the_identity_must_not_be_readable(
 
 @needs("openssl")
 @needs("ssh-keygen")
-@pytest.mark.parametrize("what", ["ready", *exhaustive("new")])
 def test_identity_is_made_once_and_other_tools_read_it(
-    store: KeyStore, keys: Keys, monkeypatch: pytest.MonkeyPatch, what: str
+    store: KeyStore, keys: Keys, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def ready(bits: int, e: int) -> RsaKey:
         assert (bits, e) == (3072, 65537)
         return keys.alice
 
-    if what == "ready":
-        monkeypatch.setattr(chat.RSA, "generate", ready)
+    monkeypatch.setattr(chat.RSA, "generate", ready)
     key = store.make_identity()
     path = store.folder / "identity.pem"
     assert path.read_bytes().startswith(b"-----BEGIN PRIVATE KEY-----\n")
     assert store.load_identity(never) == store.make_identity() == key
-    assert (key.size_in_bits(), key.e) == (3072 if what == "new" else 2048, 65537)
+    assert (key.size_in_bits(), key.e) == (2048, 65537)
     assert {file.name for file in path.parent.iterdir()} == {".lock", "identity.pem"}
     assert "Key is valid" in run("openssl", "pkey", "-in", path, "-noout", "-check")
     assert run("ssh-keygen", "-lf", path).split()[:2] == [str(key.size_in_bits()), fingerprint(key)]
@@ -328,7 +296,10 @@ def zero_q(key: RsaKey) -> bytes:
 
 DAMAGED = "is damaged, or no private key; restore it, or move it away for a new one$"
 UNSUITABLE = "is no private RSA key of 2048 to 4096 bits with exponent 65537$"
-NOT_SUPPORTED = r"that is not supported\. Keep a copy; .*:\n  ssh-"
+NOT_SUPPORTED = r"that is not supported.* Keep a copy; .*:\n  ssh-keygen -p -m PKCS8 -f "
+BY_PUTTY = (
+    r"is a key of PuTTY's, .*not supported; .*:\n  puttygen KEY\.ppk -O private-openssh -o identity\.pem$"
+)
 BAD_IDENTITIES: dict[str, tuple[Callable[[RsaKey], bytes], str]] = {
     "empty": (lambda _: b"", DAMAGED),
     "garbage": (lambda _: b"not a key\n", DAMAGED),
@@ -337,6 +308,9 @@ BAD_IDENTITIES: dict[str, tuple[Callable[[RsaKey], bytes], str]] = {
     **{f"flipped_at_{n}": (lambda key, n=n: flip(pem_of(key), n), NOT_SUPPORTED) for n in (0, 50, 400, 800)},
     "no_prime": (zero_q, NOT_SUPPORTED),
     "elliptic": (lambda _: ECC.generate(curve="P-256").export_key(format="PEM").encode(), NOT_SUPPORTED),
+    "ed25519": (lambda _: ECC.generate(curve="Ed25519").export_key(format="PEM").encode(), NOT_SUPPORTED),
+    "x25519": (lambda _: ECC.generate(curve="Curve25519").export_key(format="PEM").encode(), NOT_SUPPORTED),
+    "putty": (lambda _: b"PuTTY-User-Key-File-3: ssh-rsa\nEncryption: none\n", BY_PUTTY),
     "public": (lambda key: key.public_key().export_key("PEM"), DAMAGED),
     "1024_bits": (lambda _: pem_of(generate(1024)), UNSUITABLE),
     "exponent_3": (lambda _: pem_of(generate(2048, e=3)), UNSUITABLE),
@@ -458,7 +432,7 @@ def test_what_cannot_be_read_is_called_that_and_the_advice_helps(
     path = made_by(CONVERTED[what], store, keys.bob)
     with refusal(path, NOT_SUPPORTED) as refused:
         store.load_identity(lambda _: SECRET)
-    assert "damaged" not in str(refused.value)
+    assert "move it away" not in str(refused.value)
     advice = str(refused.value).rpartition("\n  ")[2]
     assert advice == f"ssh-keygen -p -m PKCS8 -f {path}"
     run(*advice.split(), "-P", SECRET, "-N", "")
@@ -648,17 +622,6 @@ def dh_pem(*numbers: int, marker: str = "DH PARAMETERS") -> bytes:
     return PEM.encode(DerSequence(numbers).encode(), marker).encode()
 
 
-def test_parameters_come_back_as_they_were_saved(store: KeyStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The ones that are known to have passed are not tested again."""
-    assert store.load_group() is None
-    store.accept_group(GROUP)
-    before = (store.folder / "dh_parameters.pem").stat().st_ino
-    monkeypatch.setattr(chat, "miller_rabin_test", lambda _, rounds: rounds == 0)
-    assert store.load_group() == GROUP
-    store.accept_group(GROUP)
-    assert (store.folder / "dh_parameters.pem").stat().st_ino == before, "written without a need"
-
-
 FOREIGN: dict[str, tuple[bytes, int]] = {  # what is in the file, and the g that comes of it
     "as openssl dhparam writes it": (dh_pem(GROUP.p, 2), 2),
     "text around it": (b"    DH Parameters: (2048 bit)\n" + dh_pem(GROUP.p, 2) + CERTIFICATE, 2),
@@ -668,10 +631,8 @@ FOREIGN: dict[str, tuple[bytes, int]] = {  # what is in the file, and the g that
 
 
 @pytest.mark.parametrize("what", FOREIGN)
-def test_parameters_of_others_are_tested_in_full_and_then_remembered(
-    store: KeyStore, monkeypatch: pytest.MonkeyPatch, what: str
-) -> None:
-    """An older OpenSSL or LibreSSL may choose a g that is no square mod p. 4 is one for any p."""
+def test_parameters_that_openssl_wrote(store: KeyStore, monkeypatch: pytest.MonkeyPatch, what: str) -> None:
+    """They are tested in full, and then remembered. A g may be no square mod p; 4 is one for any p."""
     content, g = FOREIGN[what]
     store.write("dh_parameters.pem", content)
     rounds: list[int] = []
@@ -684,15 +645,7 @@ def test_parameters_of_others_are_tested_in_full_and_then_remembered(
 
 PARAMETERS = dh_pem(GROUP.p, GROUP.g)
 BAD_GROUPS: dict[str, tuple[bytes, str]] = {
-    "empty": (b"", "these are not DH PARAMETERS"),
     "garbage": (b"\x00\xff" * 99, "these are not DH PARAMETERS"),
-    "cut": (PARAMETERS[:200], "these are not DH PARAMETERS"),
-    "not_ascii": (PARAMETERS.replace(b"A", b"\xc3\xa4"), "these are not DH PARAMETERS|this is not DER"),
-    "another_type": (dh_pem(GROUP.p, GROUP.g, marker="X9.42 DH PARAMETERS"), "these are not DH PARAMETERS"),
-    "negative_p": (
-        dh_pem(-GROUP.p, GROUP.g),
-        "p is not a safe prime|p is even|p has .* bits|this is not DER",
-    ),
     "even_p": (dh_pem(GROUP.p - 1, GROUP.g), "p is even"),
     "zero": (dh_pem(0, 0), "p has 0 bits, not 2048 to 4096"),
     "small": (dh_pem(2**1023 + 9, 2), "p has 1024 bits, not 2048 to 4096"),
@@ -894,7 +847,7 @@ def test_ssh_keygen_reads_known_peers(store: KeyStore, keys: Keys, known: Path, 
 
 
 @pytest.mark.parametrize("name", FILES)
-@pytest.mark.parametrize("count", [20, pytest.param(1000, marks=pytest.mark.exhaustive)], ids=["few", "many"])
+@pytest.mark.parametrize("count", [20, *exhaustive(200)])
 def test_any_bytes_are_a_value_or_a_file_error(store: KeyStore, keys: Keys, name: str, count: int) -> None:
     pins = pin_of(CAROL, keys.alice) + pin_of(BOB, keys.bob)
     files = {"identity.pem": pem_of(keys.bob), "dh_parameters.pem": PARAMETERS, "known_peers": pins.encode()}
@@ -965,22 +918,6 @@ def test_no_room_to_pin(meet: Meet, homes: Path, role: Role) -> None:
     programs[role.peer].expect(rf"^{role.value.title()} left", "stderr")
 
 
-def read_only() -> tuple[str, ...]:
-    """Return a command that runs a program for which its home is on a disk that cannot be written."""
-    for rights in ((), ("--map-root-user",)):
-        command = ("unshare", *rights, "--mount", "sh", "-c")
-        try:
-            subprocess.run([*command, "mount -t tmpfs tmpfs /tmp"], check=True, capture_output=True)
-        except (OSError, subprocess.CalledProcessError):
-            continue
-        mount = (
-            'set -e; mount --bind "$SECURE_CHAT_HOME" "$SECURE_CHAT_HOME"\n'
-            'mount -o remount,bind,ro "$SECURE_CHAT_HOME"; exec "$@"'
-        )
-        return (*command, mount, "sh", sys.executable)
-    pytest.skip("this machine does not let us mount anything")
-
-
 @pytest.mark.parametrize(
     ("role", "group"), [(Role.ALICE, "new"), *exhaustive((Role.ALICE, "known"), (Role.BOB, "foreign"))]
 )
@@ -988,12 +925,15 @@ def test_what_need_not_be_written_is_not(
     start: Start, bob: StartBob, homes: Path, keys: Keys, role: Role, group: str
 ) -> None:
     """A read-only disk is enough to talk to somebody whose key is pinned, with --peer too."""
+    read_only = patched(
+        "def fail(*_): raise chat.FileError('read-only')", "chat.KeyStore.write = chat.KeyStore.locked = fail"
+    )
     if group == "new":
         (homes / "alice" / "dh_parameters.pem").unlink()
     if group == "foreign":
         KeyStore(homes / "bob").write("dh_parameters.pem", PARAMETERS)
     PinnedPeer(KeyStore(homes / "bob"), "alice").pin(keys.alice)
-    commands = {role: {"python": read_only()}, role.peer: {}}
+    commands = {role: {"python": read_only}, role.peer: {}}
     server, port = bob("--once", "--peer", fingerprint(keys.alice), **commands[Role.BOB])
     PinnedPeer(KeyStore(homes / "alice"), f"[127.0.0.1]:{port}").pin(keys.bob)
     client = start(
@@ -1005,37 +945,7 @@ def test_what_need_not_be_written_is_not(
     assert (client.wait(), server.wait()) == (0, 0), client.stderr + server.stderr
 
 
-@alice_mostly
-def test_a_new_home_cannot_be_made_on_a_read_only_disk(start: Start, tmp_path: Path, role: Role) -> None:
-    home = tmp_path / "fresh"
-    home.mkdir()
-    program = start(*SCRIPTS[role], home=home, python=read_only())
-    fails(program, 1, rf"^Stopped: cannot make {home}/{role.value}: Read-only file system; {WAY_OUT[:-1]}")
-
-
 # ------------------------------------------------------------------------------------ kept conversations
-
-
-@pytest.mark.parametrize(
-    ("role", "make"),
-    [
-        (Role.BOB, Path.touch),
-        (Role.ALICE, os.mkfifo),
-        *exhaustive((Role.ALICE, Path.touch), (Role.BOB, lambda path: path.symlink_to("nothing"))),
-    ],
-)
-def test_a_transcript_that_cannot_be_kept_is_told_before_anybody_is_met(
-    start: Start, tmp_path: Path, role: Role, make: Callable[[Path], None]
-) -> None:
-    make(tmp_path / "kept")
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        listener.settimeout(0)
-        at = str(listener.getsockname()[1]) if role is Role.ALICE else "0"
-        program = start(SCRIPTS[role][0], "--port", at, "--transcript", str(tmp_path / "kept"))
-        fails(program, 1, f"^Stopped: cannot make {tmp_path}/kept: File exists")
-        assert "Waiting" not in program.stderr
-        with pytest.raises(BlockingIOError):
-            listener.accept()
 
 
 def test_a_tilde_is_a_home_in_every_path(start: Start, tmp_path: Path, keys: Keys) -> None:
@@ -1049,15 +959,6 @@ def test_a_tilde_is_a_home_in_every_path(start: Start, tmp_path: Path, keys: Key
         start("alice_client.py", "--verify=~/chat/alice/identity.pem", HOME=str(tmp_path)), 3, "no transcript"
     )
     assert not Path("~").exists()
-
-
-@bob_mostly
-def test_a_transcript_without_room_is_told_before_the_first_word(meet: Meet, homes: Path, role: Role) -> None:
-    programs = meet(role, limited(1500), "--transcript", str(homes / "kept"))
-    assert programs[role].wait() == 1
-    programs[role].expect("^Stopped: cannot write .*transcript: File too large", "stderr")
-    assert "first" not in programs[role].stderr, "a conversation began"
-    programs[role.peer].expect(rf"^{role.value.title()} left", "stderr")
 
 
 @alice_mostly

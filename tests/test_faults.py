@@ -7,14 +7,9 @@ end is checked, and that Bob can be started again on the same port at once.
 from __future__ import annotations
 
 import contextlib
-import ctypes
-import fcntl
 import os
-import select
 import signal
 import socket
-import struct
-import subprocess
 import sys
 import termios
 import threading
@@ -34,6 +29,7 @@ from conftest import (
     StartBob,
     Stranger,
     exhaustive,
+    ip,
     one_round,
     patched,
     pin_each_other,
@@ -359,13 +355,13 @@ def signalled(calls: int, numbers: list[signal.Signals], report: Path) -> tuple[
 SIGNALS = [[signal.SIGINT], [signal.SIGTERM], [signal.SIGHUP], [signal.SIGINT, signal.SIGTERM]]
 
 
-@pytest.mark.parametrize("moments", [4, *exhaustive(60)])
+@pytest.mark.parametrize("moments", [4, *exhaustive(40)])
 def test_signals_at_any_moment(
     bob: StartBob, start: Start, homes: Path, keys: Keys, stranger: Stranger, tmp_path: Path, moments: int
 ) -> None:
     """Nobody is told "You left." with status 0 where the other side sees a cut, nor the reverse.
 
-    The terminal is as it was, and Bob serves on. A visit has some 2,000 calls: 60 moments are every 30th.
+    The terminal is as it was, and Bob serves on. A visit has some 2,000 calls: 40 moments are every 50th.
     """
     report, lots = tmp_path / "report", 10**9
     server, port = bob()
@@ -456,25 +452,6 @@ def test_a_signal_whose_exception_is_lost_counts_all_the_same(bob: StartBob, sta
     one_round(server, client)
     assert (client.wait(), server.wait()) == (0, 0)
     server.expect(GOODBYE_SEEN, "stderr")
-
-
-def test_the_second_signal_ends_at_once(bob: StartBob, start: Start, homes: Path) -> None:
-    """Here, while she waits for Bob to hang up. Her terminal is put back; nobody says that she has left."""
-    for_ever = "threading.Event().wait()"
-    stays = patched("import threading", f"chat.FrameSocket.hang_up = lambda *_: {for_ever}")
-    server, port = bob(python=stays)
-    pin_each_other(homes, port)
-    waits = patched("chat.GOODBYE_SECONDS = 10 ** 6")
-    client = start("alice_client.py", "127.0.0.1", "--port", port, python=waits, **AT_TERMINAL)
-    before = termios.tcgetattr(client.terminal)
-    client.expect("Alice: ")
-    client.process.terminate()
-    server.expect("^Alice left", "stderr")
-    client.process.send_signal(signal.SIGINT)
-    assert client.wait() == 128 + signal.SIGINT
-    assert termios.tcgetattr(client.terminal) == before
-    assert "You left" not in client.stdout
-    server.process.kill()
 
 
 def test_who_leaves_is_told_when_the_goodbye_cannot_be_sent(bob: StartBob, start: Start) -> None:
@@ -586,148 +563,41 @@ def test_standard_output_that_cannot_be_written(
     programs[victim.peer].expect(GOODBYE_SEEN, "stderr")
 
 
-def test_a_clock_that_jumps(bob: StartBob, start: Start) -> None:
-    jumping = patched(
-        "import itertools, time",
-        "time.time = lambda jumps=itertools.cycle([0.0, 4e9, 1e9, 3e9]): next(jumps)",
-    )
-    server, client = talk(bob("--once", python=jumping), start, python=jumping)
-    one_round(server, client)
-    one_round(server, client)
-    client.end_input()
-    assert (client.wait(), server.wait()) == (0, 0)
-
-
 # ------------------------------------------------------------------------------------------------ lines
 
 
-class Cable:
-    """A cable between two network namespaces: two TUN devices, and a thread that carries packets.
-
-    It can be cut without anybody at its ends being told.
-    """
-
-    ADDRESSES = ("192.0.2.1", "192.0.2.2")  # TEST-NET-1
-
-    def __init__(self, namespaces: list[str]) -> None:
-        self.is_cut = False
-        self.swallowed = threading.Semaphore(0)  # released for each packet that was lost
-        self.prefixes = [("ip", "netns", "exec", name) for name in namespaces]
-        self._ends = [self._plug_in(name) for name in namespaces]
-        self._stop, self._stopped = socket.socketpair()
-        for name, address in zip(namespaces, self.ADDRESSES):
-            for words in (f"address add {address}/24 dev cable", "link set lo up", "link set cable up"):
-                ip("-n", name, *words.split())
-        self._thread = Background(self._carry)
-
-    @staticmethod
-    def _plug_in(namespace: str) -> int:
-        """Make a TUN device in a namespace. A thread moves there, and ends."""
-
-        def make() -> int:
-            with Path("/run/netns", namespace).open() as there:
-                if ctypes.CDLL(None, use_errno=True).setns(there.fileno(), 0x40000000):  # CLONE_NEWNET
-                    raise OSError(ctypes.get_errno(), "setns")
-            end = os.open("/dev/net/tun", os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
-            # TUNSETIFF, with IFF_TUN and IFF_NO_PI: a device of bare IP packets
-            fcntl.ioctl(end, 0x400454CA, struct.pack("16sH22x", b"cable", 0x1001))
-            return end
-
-        end = Background(make).result()
-        assert isinstance(end, int)
-        return end
-
-    def _carry(self) -> None:
-        while True:
-            ready, _, _ = select.select([*self._ends, self._stopped], [], [])
-            if self._stopped in ready:
-                break
-            for end in ready:
-                packet = os.read(end, 65536)
-                if self.is_cut:
-                    self.swallowed.release()
-                else:
-                    with contextlib.suppress(OSError):
-                        os.write(self._ends[1 - self._ends.index(end)], packet)
-
-    def close(self) -> None:
-        self._stop.close()
-        self._thread.result()
-        self._stopped.close()
-        for end in self._ends:
-            os.close(end)
-
-
-def ip(*words: str) -> None:
-    subprocess.run(["ip", *words], check=True, capture_output=True, timeout=DEADLINE)
-
-
-@pytest.fixture
-def cable() -> Iterator[Cable]:
-    """Two hosts of our own with a cable between them."""
-    names = [f"secure-chat-fault-{os.getpid()}-{n}" for n in (1, 2)]
-    with contextlib.ExitStack() as stack:
-        try:
-            for name in names:
-                ip("netns", "add", name)
-                stack.callback(ip, "netns", "delete", name)
-            made = Cable(names)
-        except (OSError, subprocess.CalledProcessError) as error:
-            pytest.skip(f"this machine does not let us make network namespaces and TUN devices ({error})")
-        stack.callback(made.close)
-        yield made
-
-
-IMPATIENT = patched(
-    "chat.TCP_OPTIONS.update(TCP_KEEPIDLE=1, TCP_KEEPINTVL=1, TCP_KEEPCNT=2, TCP_USER_TIMEOUT=2000)"
-)
 # ETIMEDOUT is a socket.timeout since Python 3.10.
-CUT_BY_TIME = r"^Cut off: .*(did not answer in time|timed out)"
-
-
-def talk_over(
-    cable: Cable, bob: StartBob, start: Start, keys: Keys, command: tuple[str, ...] = (sys.executable,)
-) -> tuple[Program, Program]:
-    peer = ("--peer", chat.fingerprint(keys.alice))
-    server, port = bob("--once", *peer, python=(*cable.prefixes[0], *command))
-    peer = ("--peer", chat.fingerprint(keys.bob))
-    at = (cable.ADDRESSES[0], "--port", port)
-    client = start("alice_client.py", *at, *peer, python=(*cable.prefixes[1], *command))
-    client.expect("^You speak first", "stderr")
-    server.expect("^Alice is here", "stderr")
-    return server, client
 
 
 @pytest.mark.exhaustive
 @pytest.mark.parametrize("turn", Role)
 @pytest.mark.parametrize("speaks", [True, False])
 def test_a_dead_line_is_noticed_by_both_whether_anything_is_said_or_not(
-    cable: Cable, bob: StartBob, start: Start, keys: Keys, turn: Role, speaks: bool
+    hosts: list[str], bob: StartBob, start: Start, keys: Keys, turn: Role, speaks: bool
 ) -> None:
-    server, client = talk_over(cable, bob, start, keys, IMPATIENT)
+    """From one moment on, packets go to cards that do not exist: nobody at either end is told."""
+    impatient = patched(
+        "chat.TCP_OPTIONS.update(TCP_KEEPIDLE=1, TCP_KEEPINTVL=1, TCP_KEEPCNT=2, TCP_USER_TIMEOUT=2000)"
+    )
+    there = [("ip", "netns", "exec", host, *impatient) for host in hosts]
+    server, port = bob("--once", "--peer", chat.fingerprint(keys.alice), python=there[0])
+    assert f"  python3 alice_client.py 192.0.2.1 --port {port} --peer SHA256:" in server.stderr
+    at = ("192.0.2.1", "--port", port, "--peer", chat.fingerprint(keys.bob))
+    client = start("alice_client.py", *at, python=there[1])
+    client.expect("^You speak first", "stderr")
+    server.expect("^Alice is here", "stderr")
     if turn is Role.BOB:
         client.write("request\n")
         server.expect("^Alice: request\n")
-    cable.is_cut = True
+    for host, other in zip(hosts, ("192.0.2.2", "192.0.2.1")):
+        ip("-n", host, "neigh", "replace", other, "lladdr", "02:00:00:00:00:99", "dev", "cable")
     if speaks:
         (server if turn is Role.BOB else client).write("into the void\n")
     for program in (server, client):
         assert program.wait() == 1
-        said = program.expect(CUT_BY_TIME + "(.*Your last message may not have arrived)?", "stderr")
+        # ETIMEDOUT is a socket.timeout since Python 3.10.
+        cut = r"^Cut off: .*(?:did not answer in time|timed out)(.*Your last message may not have arrived)?"
+        said = program.expect(cut, "stderr")
         is_unanswered = (speaks or turn is Role.BOB) if program is client else speaks and turn is Role.BOB
-        assert (said[2] is not None) == is_unanswered
+        assert (said[1] is not None) == is_unanswered
         assert "into the void" not in program.stdout
-
-
-@pytest.mark.exhaustive
-def test_a_cable_that_is_plugged_in_again(cable: Cable, bob: StartBob, start: Start, keys: Keys) -> None:
-    server, client = talk_over(cable, bob, start, keys)
-    cable.is_cut = True
-    client.write("request\n")
-    assert cable.swallowed.acquire(timeout=DEADLINE)
-    cable.is_cut = False
-    server.expect("^Alice: request\n")
-    server.write("reply\n")
-    client.expect("^Bob: reply\n")
-    client.end_input()
-    assert (client.wait(), server.wait()) == (0, 0)

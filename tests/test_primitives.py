@@ -20,16 +20,16 @@ import unicodedata
 from pathlib import Path
 from random import Random
 from typing import Any
+from unittest import mock
 
 import Crypto.Random
 import pytest
-from conftest import GROUP, RFC_GROUPS, ROOT
+from conftest import GROUP, RFC_GROUPS, ROOT, Keys, Q
 from Crypto.Hash import SHA256
 from Crypto.IO import PEM
 from Crypto.Math.Numbers import Integer
-from Crypto.PublicKey import ECC, RSA
-from Crypto.Util.asn1 import DerBitString, DerNull, DerObjectId, DerOctetString, DerSequence
-from Crypto.Util.RFC1751 import english_to_key, wordlist
+from Crypto.PublicKey import RSA
+from Crypto.Util.asn1 import DerSequence
 from fuzz import columns_of
 
 import crypto_utils as chat
@@ -112,21 +112,12 @@ def test_sign_agrees_with_nist() -> None:
     for case in cases:
         key = RSA.construct([int(case[name], 16) for name in "ned"], consistency_check=False)
         message, salt = bytes.fromhex(case["Msg"]), bytes.fromhex(case["SaltVal"])
-        signature = chat.sign(key, SHA256.new(message), {32: salt}.__getitem__)
+        with mock.patch("secrets.token_bytes", {32: salt}.__getitem__):
+            signature = chat.sign(key, SHA256.new(message))
         assert signature == bytes.fromhex(case["S"])
         assert chat.verify(key.public_key(), SHA256.new(message), signature)
         assert not chat.verify(key.public_key(), SHA256.new(message + b"\0"), signature)
     assert len(cases) == 10
-
-
-def test_keys_are_the_one_step_derivation_of_the_design() -> None:
-    z, th = bytes(3) + bytes(range(253)), hashlib.sha256(b"hellos").digest()
-    for direction in (b"bob->alice", b"alice->bob"):
-        rest = z + b"secure-chat/1 key " + direction + th
-        expected = tuple(hashlib.sha256(bytes([0, 0, 0, block]) + rest).digest() for block in (1, 2))
-        keys = chat.derive_keys(z, direction, th)
-        assert keys == expected
-        assert chat.derive_keys(z.lstrip(b"\0"), direction, th) != keys, "leading zeros of Z must count"
 
 
 # ----------------------------------------------------------------------------------- words and commitment
@@ -143,29 +134,6 @@ def test_the_commitment_is_the_hash_of_the_specification_and_fits_one_r() -> Non
             changed = (int.from_bytes(nonce, "big") ^ of_nonce).to_bytes(32, "big")
             with pytest.raises(ProtocolError, match="r does not fit"):
                 chat.check_commitment(changed, (int.from_bytes(r, "big") ^ of_r).to_bytes(32, "big"))
-
-
-def words_of(eight_bytes: bytes) -> list[str]:
-    """RFC 1751, bit by bit: 64 bits and the sum of their pairs mod 4 make six numbers of 11 bits."""
-    bits = [byte >> shift & 1 for byte in eight_bytes for shift in range(7, -1, -1)]
-    parity = sum(2 * high + low for high, low in zip(bits[::2], bits[1::2])) % 4
-    bits += divmod(parity, 2)
-    numbers = (sum(bits[at + i] << 10 - i for i in range(11)) for at in range(0, 66, 11))
-    return [wordlist[number].lower() for number in numbers]
-
-
-def test_words_are_those_of_rfc_1751_and_of_the_specification() -> None:
-    assert words_of(bytes.fromhex("eb33f77ee73d4053")) == ["tide", "itch", "slow", "rein", "rule", "mot"]
-    assert chat.make_words(bytes(32), b"\1" * 32) == ["hath", "jade", "hive", "myth", "bar", "jill"]
-    random, parities = Random(1), set()
-    for _ in range(200):
-        th, r = random.randbytes(32), random.randbytes(32)
-        digest = hashlib.sha256(b"secure-chat/1 words " + th + r).digest()
-        words = chat.make_words(th, r)
-        assert words == words_of(digest[:8])
-        assert english_to_key(" ".join(words).upper()) == digest[:8]
-        parities.add(wordlist.index(words[-1].upper()) % 4)
-    assert parities == {0, 1, 2, 3}
 
 
 def test_words_tell_th_and_r_apart_bit_by_bit() -> None:
@@ -207,7 +175,7 @@ def test_is_safe_prime_is_exact_for_every_small_odd_number() -> None:
         pytest.param(2 * GROUP.p + 1, id="q prime, p has no small factor"),
         pytest.param(2 * (2**448 - 2**224 - 1) + 1, id="q prime, no factor 3 in p"),
         pytest.param(2**128 - 1, id="q prime, p = 3 * 5 * 17 * ..."),
-        pytest.param(3 * GROUP.q, id="3q"),
+        pytest.param(3 * Q, id="3q"),
         pytest.param(2 * 3825123056546413051 + 1, id="q a strong pseudoprime to bases up to 23"),
         pytest.param(GROUP.p**2, id="a square"),
         pytest.param(3**1301, id="a power of 3"),
@@ -230,7 +198,7 @@ def test_a_prime_is_tested_as_many_times_as_it_is_trusted(
     asked: list[tuple[int, int]] = []
     monkeypatch.setattr(chat, "miller_rabin_test", lambda q, n: not asked.append((q, n)))
     chat.check_group(GROUP, *arguments)
-    assert asked == [(GROUP.q, rounds)]
+    assert asked == [(Q, rounds)]
     with pytest.raises(ProtocolError, match="g does not generate"):
         chat.check_group(Group(GROUP.p, 1), *arguments)
 
@@ -250,7 +218,7 @@ def test_the_bases_of_miller_rabin_are_drawn_from_the_whole_range(monkeypatch: p
     monkeypatch.setattr(Integer, "random_range", spy)
     monkeypatch.setattr(chat, "miller_rabin_test", inspect.unwrap(chat.miller_rabin_test))  # not remembered
     assert chat.is_safe_prime(GROUP.p)
-    assert ranges == {(2, GROUP.q - 2)}
+    assert ranges == {(2, Q - 2)}
     assert len(bases) == 64
     system = type(Crypto.Random.new())  # whose read() is os.urandom()
     assert all(by in (None, os.urandom) or isinstance(by.__self__, system) for by in drawn_by)
@@ -297,10 +265,10 @@ def test_a_search_without_luck_goes_on_from_another_start(monkeypatch: pytest.Mo
     assert len(set(starts)) == 2
 
 
-@pytest.fixture(scope="module", params=[512, pytest.param(2048, marks=pytest.mark.exhaustive)])
-def generated(request: pytest.FixtureRequest) -> tuple[int, Group, int]:
+@pytest.fixture(scope="module")
+def generated() -> tuple[int, Group, int]:
     tests: list[None] = []
-    return request.param, chat.generate_group(request.param, lambda: tests.append(None)), len(tests)
+    return 512, chat.generate_group(512, lambda: tests.append(None)), len(tests)
 
 
 def test_a_generated_group_is_fresh_and_passes_every_check(generated: tuple[int, Group, int]) -> None:
@@ -318,15 +286,6 @@ def test_openssl_finds_a_generated_group_safe(generated: tuple[int, Group, int])
     assert "DH parameters appear to be ok" in tool("openssl", "dhparam", "-check", "-noout", data=pem)
     text = re.sub(r"[:\s]", "", tool("openssl", "dhparam", "-text", "-noout", data=pem))
     assert f"{group.p:0{bits // 4 + 2}x}G2(0x2)" in text.replace("generator", "G")
-
-
-def test_a_group_is_read_back_as_it_was_written() -> None:
-    for group in RFC_GROUPS.values():
-        assert Group.load(group.export()) == group
-        assert Group.load(group.export().replace(b"\n", b"\r\n")) == group
-        assert Group.load(dh_pem(group.p, group.g, 256)) == group, "a private value length is read over"
-        around = b"\xef\xbb\xbfDH parameters:\n\n" + group.export() + b"and more text\n"
-        assert Group.load(around) == group, "what stands around it is passed over"
 
 
 def dh_pem(*members: int | bytes, tail: bytes = b"", kind: str = "DH PARAMETERS") -> bytes:
@@ -372,9 +331,12 @@ def test_the_subgroup_is_the_squares_but_1(p: int) -> None:
 
 
 @pytest.mark.parametrize(("name", "length"), [("ffdhe2048", 32), ("modp_3072", 48), ("ffdhe4096", 64)])
-def test_a_private_exponent_is_random_bytes_as_many_as_the_group_needs(name: str, length: int) -> None:
-    assert RFC_GROUPS[name].private_exponent(lambda n: b"\xa5" * n) == b"\xa5" * length
-    assert len({RFC_GROUPS[name].private_exponent() for _ in range(8)}) == 8
+def test_a_private_exponent_is_random_bytes_as_many_as_the_group_needs(
+    keys: Keys, name: str, length: int
+) -> None:
+    with mock.patch("secrets.token_bytes", lambda n: b"\xa5" * n):
+        offer = chat.Offer.make(chat.Role.ALICE, keys.alice, RFC_GROUPS[name])
+    assert offer.exponent == b"\xa5" * length
 
 
 # ------------------------------------------------------------------------------------------------ modexp
@@ -401,13 +363,15 @@ def test_modexp_keeps_leading_zeros() -> None:
 
 def test_without_constant_time_arithmetic_there_is_no_module() -> None:
     native = {**os.environ, "PYCRYPTODOME_INTEGER": "native"}
-    command = [sys.executable, "-c", "import crypto_utils"]
-    done = subprocess.run(command, cwd=ROOT, env=native, stderr=subprocess.PIPE, check=False)
-    assert re.search("^ImportError: .*constant-time", done.stderr.decode(), re.MULTILINE)
+    command = [sys.executable, "bob_server.py", "--help"]
+    done = subprocess.run(command, cwd=ROOT, env=native, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (1, "")
+    told = "Cannot start: pycryptodome has no constant-time arithmetic here; unset PYCRYPTODOME_INTEGER or"
+    assert done.stderr.startswith(told)
 
 
 def test_nothing_but_modexp_uses_pow_with_a_secret() -> None:
-    """The one other user is for public numbers alone, and is asked by nothing that knows a secret."""
+    """The other users are for public numbers alone, and are asked by nothing that knows a secret."""
     users, askers = [], []
     for script in ("crypto_utils.py", "bob_server.py", "alice_client.py"):
         for part in ast.parse((ROOT / script).read_text(encoding="utf-8")).body:
@@ -415,80 +379,16 @@ def test_nothing_but_modexp_uses_pow_with_a_secret() -> None:
             names = {getattr(node, "id", getattr(node, "attr", getattr(node, "name", ""))) for node in nodes}
             users += [getattr(part, "name", "")] if names & {"pow", "__pow__"} else []
             askers += [getattr(part, "name", "")] if "is_power_one" in names else []
-    assert users == ["modexp", "is_power_one"]
-    assert askers == ["is_power_one", "is_safe_prime", "_passes_fermat"]
+    assert users == ["modexp", "is_power_one", "_survivors"]
+    assert askers == ["is_power_one", "is_safe_prime", "generate_group"]
 
 
 # --------------------------------------------------------------------------- RSA keys and their fingerprints
-
-_ALGORITHM = DerSequence([DerObjectId("1.2.840.113549.1.1.1"), DerNull()])
 
 
 def odd(bits: int) -> int:
     """Return an odd number of so many bits: nothing here needs a modulus with known factors."""
     return 2 ** (bits - 1) + 2 ** (bits - 2) + 45 * 2**64 + 1
-
-
-def spki(n: int | bytes, e: int | bytes = 65537, after_key: bytes = b"") -> bytes:
-    return DerSequence([_ALGORITHM, DerBitString(DerSequence([n, e]).encode() + after_key)]).encode()
-
-
-def padded(number: int) -> bytes:
-    """Return a DER INTEGER with a leading zero byte that need not be there."""
-    value = number.to_bytes(number.bit_length() // 8 + 2, "big")
-    return DerOctetString(value).encode().replace(b"\4", b"\2", 1)
-
-
-@pytest.mark.parametrize("bits", [2048, 2049, 3072, 4095, 4096])
-def test_a_good_key_is_taken_and_its_encoding_is_canonical(bits: int) -> None:
-    key = chat.load_public_key(spki(odd(bits)))
-    assert (key.n, key.e, key.has_private()) == (odd(bits), 65537, False)
-    assert chat.public_der(key) == spki(odd(bits))
-    pem = PEM.encode(spki(odd(bits)), "PUBLIC KEY").encode()
-    assert tool("openssl", "pkey", "-pubin", "-outform", "PEM", data=pem).encode().strip() == pem.strip()
-
-
-_KEY = spki(odd(2048))
-_NOT_RSA = "the key is not an RSA SubjectPublicKeyInfo"
-_UNPARSABLE = "the RSA key cannot be parsed"
-_BITS = "the RSA key has {} bits, not 2048 to 4096"
-_EXPONENT = "the RSA key's public exponent is not 65537"
-_ENCODING = "the RSA key is not in its canonical encoding"
-_PKCS1 = DerSequence([odd(2048), 65537]).encode()
-
-
-_BAD_KEYS = {
-    "over 1 KiB": (_KEY + bytes(1025 - len(_KEY)), "the RSA key is larger than 1 KiB"),
-    "empty": (b"", _NOT_RSA),
-    "EC": (ECC.construct(curve="P-256", d=7).public_key().export_key(format="DER"), _NOT_RSA),
-    "PEM": (PEM.encode(_KEY, "PUBLIC KEY").encode(), _NOT_RSA),
-    "PKCS#1": (_PKCS1, _NOT_RSA),
-    "PKCS#8": (DerSequence([0, _ALGORITHM, DerOctetString(_PKCS1)]).encode(), _NOT_RSA),
-    "certificate": (DerSequence([DerSequence([1, _KEY]), _ALGORITHM, b"\3\1\0"]).encode(), _NOT_RSA),
-    "RSA-PSS key": (_KEY.replace(b"\x0d\1\1\1", b"\x0d\1\1\x0a", 1), _NOT_RSA),
-    "1024 bits": (spki(odd(1024)), _BITS.format(1024)),
-    "2047 bits": (spki(odd(2047)), _BITS.format(2047)),
-    "4097 bits": (spki(odd(4097)), _BITS.format(4097)),
-    "7000 bits": (spki(odd(7000)), _BITS.format(7000)),
-    "e = 3": (spki(odd(2048), 3), _EXPONENT),
-    "e = 65539": (spki(odd(2048), 65539), _EXPONENT),
-    "even n": (spki(odd(2048) - 1), _UNPARSABLE),
-    "leading zero in n": (spki(padded(odd(2048))), _ENCODING),
-    "leading zero in e": (spki(odd(2048), padded(65537)), _ENCODING),
-    "long length of the key": (b"\x30\x83\0" + _KEY[2:], _NOT_RSA),
-    "long length of n": (_KEY.replace(b"\2\x82", b"\2\x83\0", 1), _UNPARSABLE),
-    "trailing byte": (_KEY + b"\0", _UNPARSABLE),
-    "trailing byte inside": (spki(odd(2048), after_key=b"\0"), _UNPARSABLE),
-    "unused bits": (_KEY.replace(b"\x0f\0\x30", b"\x0f\1\x30", 1), _UNPARSABLE),
-    "only the prefix": (_KEY[:19], _UNPARSABLE),
-}
-
-
-@pytest.mark.parametrize(("der", "reason"), _BAD_KEYS.values(), ids=_BAD_KEYS)
-def test_load_public_key_refuses(der: bytes, reason: str) -> None:
-    with pytest.raises(ProtocolError) as refusal:
-        chat.load_public_key(der)
-    assert str(refusal.value) == reason
 
 
 @pytest.mark.parametrize("bits", [2048, 3072])
@@ -502,14 +402,6 @@ def test_fingerprints_are_those_of_ssh_keygen(bits: int) -> None:
 
 
 # --------------------------------------------------------------------------------------- frames and fields
-
-
-def test_fields_and_frames_are_lengths_and_bytes() -> None:
-    fields = [b"", b"a", bytes(256), b"\xff" * 65535]
-    encoded = chat.encode_fields(*fields)
-    assert encoded == b"\0\0" + b"\0\1a" + b"\1\0" + bytes(256) + b"\xff\xff" + b"\xff" * 65535
-    assert chat.decode_fields(encoded) == fields
-    assert chat.frame(encoded) == b"\0\1\1\x08" + encoded  # 65,536 + 256 + 8
 
 
 # ------------------------------------------------------------------------------------- text from the peer

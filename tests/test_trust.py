@@ -22,7 +22,7 @@ from conftest import (
     StartBob,
     Stranger,
     exhaustive,
-    fails,
+    rests,
 )
 
 import crypto_utils as chat
@@ -120,7 +120,8 @@ def test_who_types_other_words_is_told_so_and_never_a_right_one(ends: Ends) -> N
     asked = [
         (other, f"{misheard} Let Alice read them once more."),
         (other, again),
-        (other[::-1], f"{misheard} Let Alice read them once more."),  # other wrong ones: another mishearing
+        ([wrong[0], *right[1:]], f"{misheard} Let Alice read them once more."),  # another mishearing
+        ([right[0], wrong[1], right[2]], f"{misheard} Let Alice read them once more."),
         (right[::-1], f"{misheard} Let Alice read them once more."),
         (own, f"Those are your words, to read to Alice:  {' '.join(own)}"),
         (["/WORDS"], f"Those are your words, to read to Alice:  {' '.join(own)}"),
@@ -136,55 +137,25 @@ def test_who_types_other_words_is_told_so_and_never_a_right_one(ends: Ends) -> N
     assert not set(told) & (set(right) - set(own) - set(re.findall("[a-z]+", misheard + again + usage)))
 
 
-def test_a_half_of_the_words_stands_on_each_screen_and_typing_it_pins(
-    strangers: Strangers, start: Start, homes: Path, keys: Keys
+def test_typing_the_other_half_of_the_words_pins_and_the_next_time_nobody_is_asked(
+    strangers: Strangers, start: Start, homes: Path
 ) -> None:
     server, client, port = strangers()
     bobs, alices = words_of(server), words_of(client)
-    assert bobs != alices
-    assert chat.fingerprint(keys.alice) in server.stdout
-    assert chat.fingerprint(keys.bob) in client.stdout
     for program, role, others in ((client, Role.ALICE, bobs), (server, Role.BOB, alices)):
-        assert others not in program.stdout
         assert not is_pinned(homes, role)
         program.write(f" {others.upper()}, \r")
         program.expect(r"The key is pinned\.")
         assert is_pinned(homes, role)
     client.expect("Alice: ")
-    server.expect(WAITING)
-    client.write("/words\r")
-    client.expect(f"Your words: {alices}")
-    client.expect("Alice: ")
     client.write("/quit\r")
-    assert client.wait() == 0
     server.expect("Waiting for Alice")
     again = start("alice_client.py", "127.0.0.1", "--port", port, **WITHOUT_COLOURS)
-    again.expect("with the key you know")
-    again.expect("Alice: ")  # the other side may be asked, so one's own words are there all the same
-    server.expect("with the key you know")
-    server.expect(WAITING)
+    for program in (again, server):
+        program.expect("with the key you know")
+    again.expect("Alice: ")
+    server.expect(WAITING)  # the other side may be asked, so one's own words are there all the same
     assert len({bobs, alices, words_of(server), words_of(again)}) == 4
-
-
-def test_what_neither_accepts_nor_refuses_is_asked_again(strangers: Strangers, homes: Path) -> None:
-    server, client, _ = strangers()
-    right, own = words_of(client).split(), words_of(server)
-    wrong = "abed" if right[2] != "abed" else "able"
-    for answer, told in (
-        ("", THREE_WORDS),
-        ("yes", THREE_WORDS),
-        (" ".join(right[:2]), THREE_WORDS),
-        (own, rf"Those are your words, to read to Alice:\s+{own}"),
-        ("/words", rf"Those are your words, to read to Alice:\s+{own}"),
-        (" ".join([*right[:2], wrong]), OTHER_WORDS),
-        (" ".join([*right[:2], wrong]), r"The same wrong words again.*answer no\."),
-    ):
-        server.write(f"{answer}\r")
-        server.expect(told)
-        server.expect(QUESTION)
-        assert not is_pinned(homes, Role.BOB)
-    server.write("no\r")
-    server.expect("nothing is\\s+pinned")
 
 
 def test_nothing_shows_the_words_or_r_before_the_answer(
@@ -222,6 +193,7 @@ NO = pytest.mark.parametrize(
 @NO
 def test_alice_says_no(strangers: Strangers, homes: Path, no: str, refuses: bool) -> None:
     server, client, _ = strangers("--once")
+    rests(client)
     client.write(no)
     if refuses:
         client.expect("you did not accept Bob's key; nothing is pinned")
@@ -234,20 +206,28 @@ def test_alice_says_no(strangers: Strangers, homes: Path, no: str, refuses: bool
     assert not is_pinned(homes, Role.BOB)
 
 
-def test_bob_says_no_to_an_alice_who_has_spoken(strangers: Strangers, homes: Path) -> None:
-    server, client, _ = strangers("--once")
+@pytest.mark.parametrize("accepts", [False, True], ids=["no", "the words"])
+def test_a_first_message_waits_until_bob_has_answered(
+    strangers: Strangers, homes: Path, accepts: bool
+) -> None:
+    server, client, _ = strangers("--once", "--transcript", str(homes / "kept"))
     client.write(f"{words_of(server)}\r")
     client.expect("Bob may still be deciding")
     client.expect("Alice: ")
     client.write("a first message\r")
     client.expect(r"\(Bob's turn")
     server.expect(QUESTION)  # once more: her message waits until it is answered
-    server.write("no\r")
+    assert "a first message" not in server.stdout
+    server.write(f"{words_of(client)}\r" if accepts else "no\r")
+    if accepts:
+        server.expect("Alice \u2713 a first message")
+        return
     server.expect("you did not accept Alice's key; nothing is pinned")
     client.expect(r"Bob left before accepting your key, or before\s+anything was said")
     assert client.wait() == 1
     assert "a first message" not in server.stdout
     assert not is_pinned(homes, Role.BOB)
+    assert list((homes / "kept").iterdir()) == []
     server.expect("Waiting for Alice")
 
 
@@ -258,43 +238,6 @@ def test_bob_leaves_while_alice_is_asked(strangers: Strangers, homes: Path) -> N
     client.expect("Bob was gone before you answered; nothing is\\s+pinned")
     assert client.wait() == 1
     assert not is_pinned(homes, Role.ALICE)
-
-
-def test_a_first_message_waits_behind_the_question(strangers: Strangers) -> None:
-    server, client, _ = strangers()
-    client.write(f"{words_of(server)}\r")
-    client.expect("Alice: ")
-    client.write("a first message\r")
-    client.expect(r"\(Bob's turn")
-    server.expect(QUESTION)
-    server.write("\r")  # he is asked again, and it still waits
-    server.expect(THREE_WORDS)
-    server.expect(QUESTION)
-    assert "a first message" not in server.stdout
-    server.write(f"{words_of(client)}\r")
-    server.expect("Alice \u2713 a first message")
-    server.expect("Bob: ")
-
-
-def test_a_no_leaves_no_transcript_and_the_words_begin_one(
-    bob: StartBob, stranger: Stranger, homes: Path, keys: Keys, tmp_path: Path
-) -> None:
-    folder = tmp_path / "kept"
-    server, port = bob("--transcript", str(folder), **WITHOUT_COLOURS)
-    mallory = stranger(port, keys.mallory)
-    server.expect(QUESTION)
-    server.write("no\r")
-    assert mallory.receive().type is RecordType.CLOSE
-    mallory.frames.hang_up()
-    server.expect("Waiting for Alice")
-    assert list(folder.iterdir()) == []
-    alice = stranger(port, keys.alice)
-    server.expect(QUESTION)
-    server.write(f"{' '.join(alice.own_words)}\r")
-    server.expect("Whoever has this file can read the conversation")
-    server.expect(WAITING)
-    (kept,) = folder.iterdir()
-    assert str(kept) in server.stdout.replace("\r\n", "")
 
 
 def test_other_names_of_the_same_key_are_told(start: Start, bob: StartBob, homes: Path, keys: Keys) -> None:
@@ -354,27 +297,6 @@ def reset(connected: socket.socket) -> None:
     connected.close()
 
 
-def test_who_calls_while_bob_answers_does_not_disturb_him(
-    bob: StartBob, start: Start, stranger: Stranger, homes: Path, keys: Keys
-) -> None:
-    """Others are told that he cannot talk now. One who never met him knows nothing of who said so."""
-    server, port = bob(**WITHOUT_COLOURS)
-    alice = stranger(port, keys.alice)
-    server.expect(QUESTION)
-    words = " ".join(alice.own_words)
-    for letter in words[:3]:
-        server.write(letter)
-        server.expect(letter)
-        caller = start("alice_client.py", "127.0.0.1", "--port", port, **WITHOUT_COLOURS)
-        caller.expect("No conversation: whoever answered cannot talk now; try again later\\.")
-        assert caller.wait() == 1
-    assert not is_pinned(homes, Role.ALICE)
-    server.write(f"{words[3:]}\r")
-    server.expect(r"The key is pinned\.")
-    alice.send("hello")
-    server.expect("Alice \u2713 hello")
-
-
 def test_a_stranger_who_is_gone_at_once_is_never_pinned(
     bob: StartBob, stranger: Stranger, homes: Path, keys: Keys
 ) -> None:
@@ -398,33 +320,6 @@ def test_a_stranger_who_is_gone_at_once_is_never_pinned(
 
 
 # ------------------------------------------------------------------------------- nobody to ask
-
-
-def advice_hurts_nobody(told: str, presented: str, own: str) -> None:
-    """Assert that the presented key is shown, but in no command, and that one's own is shown too."""
-    assert presented in told
-    assert own in told
-    commands = re.findall(r"^ *(?:python3 \S+ .*|.*--peer.*)$", told, re.MULTILINE)
-    assert any("--peer SHA256:..." in command for command in commands)
-    assert not any(presented in command for command in commands)
-
-
-def test_a_new_key_with_nobody_to_ask_is_refused_on_both_sides(
-    bob: StartBob, start: Start, homes: Path, keys: Keys
-) -> None:
-    server, port = bob()
-    client = start("alice_client.py", "127.0.0.1", "--port", port)
-    fails(client, 3, r"Refused: the key of \S+ is new, and there is no terminal to ask at")
-    advice_hurts_nobody(client.stderr, chat.fingerprint(keys.bob), chat.fingerprint(keys.alice))
-    server.expect("127.0.0.1: Cut off: ", "stderr")
-    PinnedPeer(KeyStore(homes / "alice"), f"[127.0.0.1]:{port}").pin(keys.bob)
-    client = start("alice_client.py", "127.0.0.1", "--port", port)
-    fails(client, 1, "does Bob accept your key")
-    server.expect("127.0.0.1: Refused: the key of alice is new, and there is no terminal to ask at", "stderr")
-    server.expect("--peer SHA256:...", "stderr")
-    assert chat.fingerprint(keys.alice) in server.stderr
-    assert f"--peer {chat.fingerprint(keys.alice)}" not in server.stderr
-    assert not is_pinned(homes, Role.BOB)
 
 
 @pytest.mark.parametrize(
@@ -473,47 +368,6 @@ def test_the_key_that_was_asked_for_is_pinned_unasked_in_place_of_another(
         program.expect(r"The key is pinned\.", "stderr")
     assert (homes / "bob" / "known_peers").read_text() == f"alice {chat.ssh_line(keys.alice)}\n"
     assert (homes / "alice" / "known_peers").read_text() == f"{name} {chat.ssh_line(keys.bob)}\n"
-
-
-@pytest.mark.parametrize("how", ["pinned", *exhaustive("asked for")])
-def test_no_other_key_is_accepted_by_alice(
-    bob: StartBob, start: Start, homes: Path, keys: Keys, how: str
-) -> None:
-    server, port = bob(**WITHOUT_COLOURS)
-    peer = PinnedPeer(KeyStore(homes / "alice"), f"[127.0.0.1]:{port}")
-    only = ("--peer", chat.fingerprint(keys.mallory)) if how == "asked for" else ()
-    if not only:
-        peer.pin(keys.mallory)
-        PinnedPeer(KeyStore(homes / "alice"), "[192.0.2.2]:65432").pin(keys.bob)
-    before = peer.pins()
-    client = start("alice_client.py", "127.0.0.1", "--port", port, *only)
-    fails(client, 3, f"Refused: the key of \\S+ is not the (one|pinned one)(.*192.0.2.2)?.*{how}|pinned")
-    assert chat.fingerprint(keys.mallory) in client.stderr
-    advice_hurts_nobody(client.stderr, chat.fingerprint(keys.bob), chat.fingerprint(keys.alice))
-    if not only:
-        assert f"{peer.path}, line 1" in client.stderr
-        assert "you know as [192.0.2.2]:65432" in client.stderr
-    assert peer.pins() == before
-    server.expect("127.0.0.1: Cut off")
-    assert "Alice is here" not in server.stdout
-
-
-def test_no_other_key_is_accepted_by_bob(bob: StartBob, start: Start, homes: Path, keys: Keys) -> None:
-    peer = PinnedPeer(KeyStore(homes / "bob"), "alice")
-    peer.pin(keys.mallory)
-    before = peer.pins()
-    server, port = bob()
-    PinnedPeer(KeyStore(homes / "alice"), f"[127.0.0.1]:{port}").pin(keys.bob)
-    client = start("alice_client.py", "127.0.0.1", "--port", port)
-    fails(client, 1, "does Bob accept your key")
-    assert chat.fingerprint(keys.alice) in client.stderr
-    server.expect("127.0.0.1: Refused: the key of alice is not the pinned one", "stderr")
-    server.expect(re.escape(chat.fingerprint(keys.alice)), "stderr")
-    server.expect(r"--peer SHA256:\.\.\.", "stderr")
-    server.expect("place of (the|a) pinned", "stderr")  # and both stay if a line is added
-    assert f"--peer {chat.fingerprint(keys.alice)}" not in server.stderr
-    assert "Alice is here" not in server.stderr
-    assert peer.pins() == before
 
 
 def test_a_key_that_was_pinned_while_one_was_asked_is_not_replaced(

@@ -8,17 +8,16 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import logging
+import os
 import re
-import shutil
 import struct
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import NamedTuple
 
 import pytest
-from conftest import DEADLINE, GROUP, ROOT, Keys, Program, Start, entries, exhaustive, patched, pin_each_other
+from conftest import GROUP, ROOT, Keys, Program, Start, entries, exhaustive, patched, pin_each_other
 from Crypto.Cipher import AES
 from Crypto.PublicKey import RSA
 from Crypto.Signature import pss
@@ -229,25 +228,20 @@ def test_it_follows_a_symbolic_link(kept: Kept, start: Start, tmp_path: Path) ->
 
 
 @pytest.mark.parametrize(
-    ("file", "status", "told"),
+    ("file", "told"),
     [
-        (
-            str(ROOT / "README.md"),
-            3,
-            "Broken off: this is no transcript of secure-chat\\.\nNothing is proven\\.\n\\Z",
-        ),
-        ("/proc/self/mem", 1, "Stopped: cannot read /proc/self/mem: .*error"),
-        ("none", 1, "Stopped: cannot read none: No such file"),
-        (str(ROOT), 1, "Stopped: cannot read .*: Is a directory"),
-        ("/dev/null", 1, "Stopped: /dev/null is not a regular file"),
+        ("/proc/self/mem", "Stopped: cannot read /proc/self/mem: .*error"),
+        (str(ROOT), "Stopped: cannot read .*: Is a directory"),
+        ("fifo", "Stopped: .*fifo is not a regular file"),  # which nobody writes to
     ],
-    ids=["README.md", "memory", "none", "a folder", "no file"],
+    ids=["memory", "a folder", "a FIFO"],
 )
-def test_what_is_no_transcript_is_called_that(start: Start, file: str, status: int, told: str) -> None:
+def test_what_is_no_transcript_is_called_that(start: Start, tmp_path: Path, file: str, told: str) -> None:
     if file.startswith("/proc") and not Path(file).exists():
         pytest.skip("there is no /proc here")
-    program = start("alice_client.py", "--verify", file)
-    assert program.wait() == status
+    os.mkfifo(tmp_path / "fifo")
+    program = start("alice_client.py", "--verify", str(tmp_path / file))
+    assert program.wait() == 1
     assert re.match(told, program.stderr)
     assert program.stdout == ""
 
@@ -264,15 +258,6 @@ def test_what_is_wrong_ends_it_after_what_is_right(kept: Kept, start: Start, tmp
     assert "Broken off: the record's signature is not valid." in program.stderr
     assert "Nothing is proven but what stands above" in program.stderr
     assert "is sound" not in program.stderr
-
-
-def test_the_screen_says_where_it_is_kept_and_afterwards_how_to_check_it(kept: Kept) -> None:
-    for name, told in kept.screens.items():
-        before, after = told.split("speak", 1)
-        assert f"  {kept.files[name]}\n" in before
-        assert f"{SCRIPTS[name]} --verify" in after
-        assert kept.files[name].name in after
-        assert kept.files[name].stat().st_mode & 0o777 == 0o600
 
 
 # ------------------------------------------------------------------------------------- the replay
@@ -305,22 +290,6 @@ def test_a_replay_shows_the_words_that_both_saw(kept: Kept, start: Start) -> Non
     assert f": {' '.join(words)}. " in program.stderr
     for (name, told), own in zip(kept.screens.items(), (words[:3], words[3:])):
         assert f"read them out:  {' '.join(own)}\n" in told, name
-
-
-@pytest.mark.exhaustive
-def test_a_value_of_the_replay_is_recomputed_with_openssl(kept: Kept, start: Start) -> None:
-    """As the README does: an AES key of the lesson, with a tool that is not ours."""
-    openssl = shutil.which("openssl")
-    if not openssl:
-        pytest.skip("there is no openssl here")
-    shown = dict(recomputed(kept.files["bob"]))
-    whole = b"\0\0\0\1" + shown["Z"] + b"secure-chat/1 key alice->bob" + shown["th"]
-    done = subprocess.run(
-        [openssl, "dgst", "-sha256", "-hex"], input=whole, capture_output=True, timeout=DEADLINE, check=True
-    )
-    program = start("bob_server.py", "--verify", str(kept.files["bob"]), "-vv")
-    assert program.wait() == 0
-    assert ("K", done.stdout.decode().split()[-1]) in values(program.stderr)
 
 
 # ------------------------------------------------------------------------------ the lesson as it happens

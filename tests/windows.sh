@@ -7,8 +7,10 @@
 #                                     requirements installed, and nothing else
 #
 # One line for each thing it saw, and status 1 if one of them is wrong; a word and status 0 where there is no
-# Wine or no interpreter. Everything is on pipes and on loopback. Consoles have to be tried by hand: Wine
-# reads keys only once a program has asked for one, so let a sitecustomize.py call PeekConsoleInputW first.
+# Wine or no interpreter. Everything is on pipes and on loopback, but for one Ctrl-C in a console. What is
+# typed has to be tried by hand: Wine reads keys only once a program has asked for one, so let a
+# sitecustomize.py call PeekConsoleInputW first. (Wine 8 ends no input() by Ctrl-C before Enter, and has no
+# Ctrl-Break.)
 set -uo pipefail
 VERSION=3.13.5-1.5.12
 root=$(cd "$(dirname "$0")/.." && pwd)
@@ -16,7 +18,7 @@ work=$(mktemp -d)
 cd "$work" || exit 1
 failed=0
 unset SECURE_CHAT_HOME NO_COLOR
-export PYTHONDONTWRITEBYTECODE=1 PYTHONIOENCODING=utf-8 MSYS2_ARG_CONV_EXCL="SHA256:"
+export PYTHONDONTWRITEBYTECODE=1 MSYS2_ARG_CONV_EXCL="SHA256:"
 
 end() {
     kill $(jobs -p) 2> /dev/null
@@ -78,7 +80,7 @@ case $(uname -s) in
         own() { python3 "$@"; }
         ;;
 esac
-export root folder="${folder:-}" work
+export root there folder="${folder:-}" work
 export -f win
 declare -F own > /dev/null && export -f own
 
@@ -87,19 +89,20 @@ declare -F own > /dev/null && export -f own
 run() {
     local name=$1 kind=$2 script=$3
     shift 3
+    [ -e "$script" ] || script=$root/$script
     : > "$name.err"
     {
         {
-            timeout 120 bash -c '"$@"' - "$kind" "$root/$script" "$@" 3>&-
+            timeout 600 bash -c '"$@"' - "$kind" "$script" "$@" 3>&-
             echo $? > "$name.status"
         } 2>&1 >&3 | cat > "$name.err"
     } 3>&1 | cat > "$name.out"
 }
 status() { cat "$1.status"; }
 fingerprint() { tr -d '\r' < "$1.err" | grep -o -m1 'SHA256:[A-Za-z0-9+/]*'; }
-await() {  # NAME TEXT: at most a minute, until the program has said so
+await() {  # NAME TEXT: at most five minutes, for a search for parameters, until the program has said so
     local n
-    for n in $(seq 300); do
+    for n in $(seq 1500); do
         says "$1" err "$2" && return 0
         [ -e "$1.status" ] && break
         sleep 0.2
@@ -175,6 +178,68 @@ while read -r bobs alices; do
     done
     saw "$what: no traceback" is "$(grep -l Traceback ./*.err)" ""
 done < <(pair)
+
+# Another encoding than UTF-8 is not taken for it.
+rm -f bob.* alice.*
+: | run bob win bob_server.py --host 127.0.0.1 --port 0 --once --home win --peer "$alice_win" &
+await bob "Waiting for Alice"
+printf 'Gr\374\337 dich\n' | run alice win alice_client.py "127.0.0.1:$(port bob)" --home win --peer "$(fingerprint bob)"
+wait $!
+saw "a text in another encoding is not sent, and that is told" says alice err "Not sent: "
+saw "... and nothing arrived" is "$(cat bob.out)" ""
+
+# On pipes of Windows' own, which Wine makes only between two programs for Windows; and Ctrl-C, in a console.
+cat > watch.py << 'PYTHON'
+import ctypes, os, signal, socket, subprocess, sys, time
+
+what, *arguments = sys.argv[1:]
+
+
+def start(script, *more):
+    command = [sys.executable, f"{os.environ['root']}/{script}", "--home", "win", *more]
+    return subprocess.Popen(command, stdin=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def rest_of_line(program, text):
+    for line in program.stderr:
+        if text in line:
+            return line.partition(text)[2].strip(" .\n")
+    sys.exit(f"never said: {text}")
+
+
+if what == "console":
+    sys.exit(subprocess.call([sys.executable, *sys.argv[:1], *arguments], creationflags=subprocess.CREATE_NEW_CONSOLE))
+elif what == "cut":  # while Alice's pipe stays open
+    bob = start("bob_server.py", "--host", "127.0.0.1", "--port", "0", "--peer", *arguments)
+    key = "SHA256:" + rest_of_line(bob, "  SHA256:")
+    alice = start("alice_client.py", f"127.0.0.1:{rest_of_line(bob, 'Listening on port ')}", "--peer", key)
+    rest_of_line(alice, "You speak first")
+    bob.kill()
+    rest_of_line(alice, "Cut off")
+    assert alice.wait(20) == 1
+else:  # connect, or handshake
+    silent = socket.create_server(("127.0.0.1", 0), backlog=0)
+    silent, callers = "{}:{}".format(*silent.getsockname()), [silent]
+    if what == "connect" and os.environ["there"] == "Wine":
+        for _ in range(8):  # then Linux answers nobody else
+            callers.append(socket.socket())
+            callers[-1].setblocking(False)
+            callers[-1].connect_ex(callers[0].getsockname())
+    elif what == "connect":
+        silent = "192.0.2.1"  # belongs to nobody
+    signal.signal(signal.SIGINT, lambda *_: None)  # whoever has this console gets it
+    alice = start("alice_client.py", silent)
+    rest_of_line(alice, "  SHA256:")
+    time.sleep(1)
+    assert alice.poll() is None and ctypes.windll.kernel32.GenerateConsoleCtrlEvent(0, 0)
+    alice.wait(10)  # without it, 20 s and 30 s
+PYTHON
+for what in connect handshake; do
+    : | run watch win watch.py console "$what"
+    saw "Ctrl-C ends a wait for somebody who does not answer ($what)" is "$(status watch)" 0
+done
+: | run watch win watch.py cut "$alice_win"
+saw "a cut is noticed while the pipe on standard input stays open" is "$(status watch)" 0
 
 # A file is replaced while others read it; three programs at once.
 cat > writers.py << 'PYTHON'

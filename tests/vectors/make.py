@@ -17,7 +17,8 @@ from hashlib import sha256
 from itertools import count
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, NamedTuple
+from typing import Any, Callable, NamedTuple
+from unittest import mock
 
 sys.path.extend(map(str, list(Path(__file__).resolve().parents)[1:3]))  # where conftest and crypto_utils are
 
@@ -153,7 +154,7 @@ def hexadecimal(value: int) -> str:
     return chat.to_bytes(value).hex()
 
 
-def drawing(*labels: str) -> chat.Random:
+def drawing(*labels: str) -> Callable[[int], bytes]:
     """Return what draws by one label after the other."""
     rest = iter(labels)
     return lambda length: draw(next(rest), length)
@@ -304,15 +305,11 @@ def converse(plan: Plan) -> Json:
     def labels(*names: str) -> list[str]:
         return [f"{plan.name}: {name} {dict(plan.tries).get(name, 0)}" for name in names]
 
-    offers = {
-        role: Offer.make(
-            role,
-            rsa_key(role.value, bits),
-            plan.group,
-            drawing(*labels(f"{role.value} exponent", "bob r" if role is BOB else "alice nonce")),
-        )
-        for role, bits in zip(Role, plan.bits)
-    }
+    offers = {}
+    for role, bits in zip(Role, plan.bits):
+        drawn = labels(f"{role.value} exponent", "bob r" if role is BOB else "alice nonce")
+        with mock.patch("secrets.token_bytes", drawing(*drawn)):
+            offers[role] = Offer.make(role, rsa_key(role.value, bits), plan.group)
     case: Json = {"name": plan.name, "p": hexadecimal(plan.group.p), "g": hexadecimal(plan.group.g)}
     sealers: dict[Role, Sealer] = {}
     for (role, offer), bits in zip(offers.items(), plan.bits):
@@ -339,7 +336,8 @@ def converse(plan: Plan) -> Json:
         heard = SimpleNamespace(number=other.number, latest=other.before if crossed else other.latest)
         (salt,) = labels(f"salt {at}")
         body = r if (sender, record_type) == (BOB, READY) else text.encode()
-        record = sealer.seal(record_type, body, heard, random=drawing(salt))
+        with mock.patch("secrets.token_bytes", drawing(salt)):
+            record = sealer.seal(record_type, body, heard)
         end = len(record) - sealer.signer.size_in_bytes()
         nonce, ciphertext, tag = record[:12], record[12 : end - 16], record[end - 16 : end]
         key = bytes.fromhex(case[sender.label.decode()]["key"])
