@@ -142,6 +142,8 @@ class Door:
     def guest(self) -> Iterator[chat.Channel]:
         """Wait for whoever gets the place, and show meanwhile what else happens; free it in the end."""
         while True:
+            if self._console.leaving:  # a signal whose exception was lost
+                raise KeyboardInterrupt
             with contextlib.suppress(queue.Empty):  # in slices: Windows tells of Ctrl-C only between them
                 guest = self._console.queue.get(timeout=0.5)
                 if isinstance(guest, chat.Channel):
@@ -205,23 +207,24 @@ class Door:
         """Hold the handshake with one stranger; hand over the channel, or say what came of it."""
         where, frames, channel = address.removeprefix("::ffff:"), chat.FrameSocket(connected), None
         told, wait = f"{where} called, and was told that you are busy.", chat.GOODBYE_SECONDS
-        try:
-            channel = self._let_in(frames, self._place)
-        except (chat.ChatError, MemoryError) as error:
-            if isinstance(error, chat.ConnectionCut):
-                hint = "if this was Alice, her screen says why"
-                error = chat.ConnectionCut(f"{error}, during the handshake; {hint}")
-            told, wait = f"{where}: {chat.explain(error, 'Alice')}", 0.0
-        if channel:
-            self._console.queue.put(channel)
-        else:
+        with contextlib.ExitStack() as at_the_end:
+            at_the_end.callback(self._forget, connected)
+            try:
+                channel = self._let_in(frames, self._place)
+            except (chat.ChatError, MemoryError) as error:
+                if isinstance(error, chat.ConnectionCut):
+                    hint = "if this was Alice, her screen says why"
+                    error = chat.ConnectionCut(f"{error}, during the handshake; {hint}")
+                told, wait = f"{where}: {chat.explain(error, 'Alice')}", 0.0
+            if channel:
+                self._console.queue.put(channel)
+                return
             with self._change:
                 busy = self._place.locked()
                 self._others += busy  # during a conversation, they are only counted
             if not busy:
                 self._console.notice(told)
             frames.hang_up(wait)
-        self._forget(connected)
 
 
 def source(address: str) -> str:

@@ -92,13 +92,6 @@ except ImportError as missing:
 if sys.platform == "win32":
     import _winapi
     import msvcrt
-
-    def _has_bytes(pipe: TextIO) -> bool:
-        try:
-            return bool(_winapi.PeekNamedPipe(msvcrt.get_osfhandle(pipe.fileno()), 0)[0])
-        except OSError:  # a file, or the end
-            return True
-
 else:
     import fcntl
     import termios
@@ -1433,6 +1426,18 @@ def columns(stream: TextIO) -> int | None:
     return None
 
 
+if sys.platform == "win32":
+
+    def has_input() -> bool:
+        """Whether something can be read from standard input, where `select` cannot tell."""
+        if is_terminal(sys.stdin):
+            return msvcrt.kbhit()
+        try:
+            return bool(_winapi.PeekNamedPipe(msvcrt.get_osfhandle(sys.stdin.fileno()), 0)[0])
+        except OSError:  # a file, or the end
+            return True
+
+
 def marked(mark: str, text: str, stream: TextIO) -> str:
     """Put a mark before the peer's text and a bar before each further row: none passes for the program's."""
     text = text.encode(stream.encoding, "backslashreplace").decode(stream.encoding)  # as it will be printed
@@ -1657,7 +1662,7 @@ class Console:
             end = math.inf if seconds is None else time.monotonic() + seconds
             while True:
                 arrived = bool(watched and select.select(watched, [], [], 0)[0])
-                key = keys and (msvcrt.kbhit() if is_terminal(sys.stdin) else _has_bytes(sys.stdin))
+                key = keys and has_input()
                 if key or arrived or time.monotonic() >= end:
                     return key, arrived
                 time.sleep(SLICE)

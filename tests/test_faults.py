@@ -454,6 +454,19 @@ def test_a_signal_whose_exception_is_lost_counts_all_the_same(bob: StartBob, sta
     server.expect(GOODBYE_SEEN, "stderr")
 
 
+def test_nor_is_one_lost_while_bob_waits(start: Start) -> None:
+    lost = patched(
+        "import os, queue, signal",
+        "class Finalized:",
+        "    def __del__(self):",
+        "        os.kill(os.getpid(), signal.SIGTERM)",
+        "        for _ in range(1000): pass",
+        "notice = chat.Console.notice",
+        "chat.Console.notice = lambda *said: (notice(*said), 'Waiting' in said[1] and Finalized())",
+    )
+    assert start("bob_server.py", "--port", "0", python=lost).wait() == 130
+
+
 def test_who_leaves_is_told_when_the_goodbye_cannot_be_sent(bob: StartBob, start: Start) -> None:
     broken = patched(
         "def send(channel, record): raise chat.ConnectionCut('the connection broke')",
