@@ -589,7 +589,7 @@ ATTACKS = {
                     WORDS,
                     IN_ALICES_HANDSHAKE,
                     "Both screens ask about a new key, and it is mine. Type on each the words that stand on "
-                    "the other one: they differ, since neither has shaken hands with the other. Answer no.",
+                    "the other one: they differ, since neither has shaken hands with the other.",
                 ),
             ),
             "Mallory reads everything that both say.",
@@ -918,7 +918,8 @@ class Screen:
             rows += [(sender.symbol, short(hello.public_value)), (f"RSA_{sender.value}", key)]
             secret = "b" if sender is BOB else "a"
             unseen = (
-                f"the exponent {secret} of {sender.symbol} = g^{secret} mod p; so not Z = g^ab, nor any key"
+                f"the exponent {secret} of {sender.symbol} = g^{secret} mod p; so I have neither Z = g^ab "
+                "nor any key"
             )
         elif len(payload) < chat.GCM_NONCE:
             return
@@ -935,7 +936,7 @@ class Screen:
                 unseen += f"; only that this is not over {blocks * chat.PADDING - 34} bytes long"
         for name, value in rows:
             print(f"{'':11}{name:9} {value}")
-        self.say(f"Not to be seen: {unseen}.", " " * 11)
+        self.say(f"I cannot see {unseen}.", " " * 11)
 
 
 def short(value: bytes) -> str:
@@ -951,8 +952,13 @@ def first_check(attack: Attack, without: tuple[str, ...]) -> Check | None:
 def where_to_look(attack: Attack, without: tuple[str, ...]) -> str:
     check = first_check(attack, without)
     if check:
-        where = f"Look at {check.side.value.title()}'s screen. The check {check.name} refuses this there:"
-        return f'{check.until_then} {where} "... {check.reason}".'.strip()
+        screens, end = f"{check.side.value.title()}'s screen", ""
+        if check.name == "words":
+            end = " Then answer no."
+            if not attack.needs_peer:
+                screens, end = "both screens", " Then answer no on one of them."
+        where = f"Look at {screens}. The check {check.name} refuses this there:"
+        return f'{check.until_then} {where} "... {check.reason}".{end}'.strip()
     return f"Nothing refuses it. {attack.success}" if attack.success else attack.still_refused
 
 
@@ -969,9 +975,9 @@ def list_attacks() -> None:
     screen = Screen(None, ())
     stay = [name for name, attack in ATTACKS.items() if attack.still_refused]
     screen.say(
-        "What Mallory can do, and the checks that refuse it: in the order in which they do, on whose "
-        "screen, and with which words. Take the first away (--without CHECK), and meet the next; take all "
-        "of them away (--without CHECK,CHECK), and see what they are for. Even then these stay refused: "
+        "What Mallory can do, and the checks that refuse it, in their order: on whose screen, and with "
+        "which words. Take the first check away (--without CHECK), and the next one refuses. Take all away "
+        "(--without CHECK,CHECK), and see what they are for. These attacks are refused even then: "
         f"{' and '.join(stay)}."
     )
     for attack in ATTACKS.values():
@@ -980,9 +986,9 @@ def list_attacks() -> None:
         for n, check in enumerate(attack.checks, 1):
             print(f"    {n}. {check.name:14} {check.side.value.title():5}  {check.reason}")
         if attack.success:
-            screen.say(f"Without: {attack.success}", "    ")
+            screen.say(f"Without these checks: {attack.success}", "    ")
         else:
-            screen.say(f"Stays refused, without these too: {attack.still_refused}", "    ")
+            screen.say(f"It is refused without these checks too: {attack.still_refused}", "    ")
 
 
 def how_to_begin(
@@ -1005,24 +1011,27 @@ def how_to_begin(
             f"{', '.join(without)}. It has copies of the keys in {home}, and is removed when I end."
         ]
         if not (COPY / "home" / "bob").is_dir():
-            lines += [f"There are none in {home} yet: it makes its own, which takes some seconds."]
-    if_there = "end one who is there first, with Ctrl-C"
+            lines += [f"{home} has no keys yet: the copy makes its own, which may take a minute."]
+    if_there = "if one runs there, end him first, with Ctrl-C"
     if not COPY:
-        if_there = "if he is not there yet; end a broken copy first, with Ctrl-C"
+        if_there = "if he runs already, let him; but end a broken one first, with Ctrl-C"
     lines += [f"Bob, in a second terminal ({if_there}):" if here else f"Bob, at {bob[0]}:"]
     lines += [f"  python3 {programs}bob_server.py{option}{at}"]
-    lines += ["Alice, in a third one (the command on Bob's screen leads past me):", alice]
+    lines += ["Alice, in a third one (not with the command on Bob's screen: that goes past me):", alice]
     if attack and attack.needs_peer:
         lines += ["Her command needs the fingerprint from Bob's screen."]
     check = first_check(attack, without) if attack else None
     refused = check is not None and attack is not None and attack.silent
-    if not refused and not (attack and attack.in_the_middle):
+    met = not (attack and attack.first_meeting) and have_met(Path(home).expanduser(), port)
+    if not (met or refused or (attack and attack.in_the_middle)):
         lines += [
-            "If a screen asks for the other side's words, type those that stand on the other screen. They "
-            "fit, because I have changed nothing by then: I only pass on what both send."
+            "If a screen asks for words, type those that stand on the other screen. They fit, because I have "
+            "changed nothing by then: I only pass on what both send."
         ]
-    elif attack and attack.needs_earlier and "pin" not in without:
-        lines += ["If they have not met yet, start me without an attack first, and let them."]
+    elif attack and attack.needs_earlier and not met and "pin" not in without:
+        lines += [
+            "If they have not met yet, end me (Ctrl-C), start me without an attack, and let them talk once."
+        ]
     if attack is None:
         lines += ["Then let them talk. Ctrl-C ends."]
     elif check and attack.silent:
@@ -1035,6 +1044,14 @@ def how_to_begin(
             what_follows = "and leaves (Ctrl-C) before Bob answers"
         lines += [f"Alice says something (for example: {SAMPLE}), {what_follows}."]
     return "\n".join(lines)
+
+
+def have_met(home: Path, port: int) -> bool:
+    """Whether both have pinned each other, Alice under my port: then nobody is asked for words."""
+    with contextlib.suppress(OSError):
+        bobs, alices = ((home / name / "known_peers").read_text("utf-8") for name in ("bob", "alice"))
+        return "alice ssh-rsa" in bobs and f"[127.0.0.1]:{port} ssh-rsa" in alices
+    return False
 
 
 def copy_home(home: Path, copy: Path, attack: Attack | None) -> None:
@@ -1098,7 +1115,7 @@ def main() -> int:
                 bob_is = "Bob goes on until Ctrl-C."
                 if COPY:
                     bob_is = "End the broken Bob too, with Ctrl-C."
-                screen.say(f"So is my attack: I end here. {bob_is}")
+                screen.say(f"My attack is over too: I end here. {bob_is}")
                 return 0
             if len(wire.frames[ALICE]) > TEXT:
                 earlier = wire.frames

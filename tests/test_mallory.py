@@ -205,7 +205,9 @@ def check_stage(scene: Callable[..., Scene], name: str, n: int) -> None:
         assert statuses(there, alice, check.statuses) == check.statuses
         assert n > 0 or was_shown(there, alice, attack, attack.before)
         assert not attack.silent or was_shown(there, alice, attack, ((), ()))
-        look = f"{check.side.value.title()}'s screen. The check {check.name} refuses"
+        both = check.name == "words" and not attack.needs_peer
+        screens = "both screens" if both else f"{check.side.value.title()}'s screen"
+        look = f"Look at {screens}. The check {check.name} refuses"
     elif succeeds:
         assert statuses(there, alice, attack.statuses) == attack.statuses
         assert was_shown(there, alice, attack, attack.shown)
@@ -344,6 +346,7 @@ def test_the_exercises_of_the_readme_one_after_the_other(
         hers.expect(WORDS)
         typed(his, "Alice", "no")
         his.expect("nothing is pinned")
+        hers.expect("Bob\\s+was\\s+gone\\s+before\\s+you\\s+answered")
         assert (she.wait(), hers.wait()) == (0, 1)
         leaves(his)
         # 7. Do not compare.
@@ -415,7 +418,7 @@ def test_without_an_attack_she_listens(scene: Callable[..., Scene]) -> None:
         mallory.expect("The connection is over")
     for seen in (r"Bob -> Alice +hello", "nonce_B", "p  ", "g  ", "B  ", r"RSA_bob +SHA256:"):
         assert re.search(seen, mallory.stdout)
-    for seen in (r"Alice -> Bob +hello", "nonce_A", "A  ", r"RSA_alice +SHA256:", "Not to be seen"):
+    for seen in (r"Alice -> Bob +hello", "nonce_A", "A  ", r"RSA_alice +SHA256:", "I cannot see"):
         assert re.search(seen, mallory.stdout)
     assert len(re.findall(r"record \d, 544 bytes", mallory.stdout)) == 2 * 5
     mallory.process.send_signal(signal.SIGINT)
@@ -439,6 +442,25 @@ def test_what_she_does_not_know(start: Start, arguments: tuple[str, ...], told: 
     mallory = start("tests/mallory.py", *arguments)
     mallory.expect(told, "stderr")
     assert mallory.wait() == 2
+
+
+def test_she_speaks_of_words_and_of_a_first_meeting_only_before_they_have_met(
+    start: Start, homes: Path
+) -> None:
+    with a_port() as reserved:
+        port = str(reserved.getsockname()[1])
+        for met in (False, True):
+            if met:
+                pin_each_other(homes, port)
+            for attack, told in (
+                ("drop", "If a screen asks for words"),
+                ("mitm", "If they have not met yet"),
+            ):
+                mallory = start("tests/mallory.py", "--listen", port, "--home", str(homes), attack)
+                mallory.expect("Alice says something|can say anything")
+                assert (told in " ".join(mallory.stdout.split())) == (not met)
+                mallory.process.send_signal(signal.SIGINT)
+                assert mallory.wait() == 1
 
 
 def test_bob_is_not_there(start: Start) -> None:

@@ -15,7 +15,18 @@ from typing import Any
 
 import mallory
 import pytest
-from conftest import DEADLINE, ROOT, Program, Start, StartBob, exhaustive, loopback, pin_each_other, screen
+from conftest import (
+    AT_TERMINAL,
+    DEADLINE,
+    ROOT,
+    Program,
+    Start,
+    StartBob,
+    exhaustive,
+    loopback,
+    pin_each_other,
+    screen,
+)
 from test_attacks import FRAMES
 from weakenings import WEAKENINGS
 
@@ -35,8 +46,7 @@ NAMED = (
             "SHA256:T6VD8bbpObQNGhon3+LuB+QUlJ8YNjGIp8GDpOTjsiA",
         ),
     ),
-    (r"(?<=person:  )[a-z]+ [a-z]+ [a-z]+", ("avis mug wino",)),
-    (r"(?<=out:  )[a-z]+ [a-z]+ [a-z]+", ("curd hank shaw",)),
+    (r"(?:person|out):  ([a-z]+ [a-z]+ [a-z]+)", ("avis mug wino", "curd hank shaw")),
 )
 
 
@@ -64,17 +74,26 @@ def whole_lines(program: Program) -> str:
     return "".join(row if len(row) == columns and row.count(" ") < 9 else row + "\n" for row in rows)
 
 
-def test_both_screens_end_as_the_readme_shows(start: Start, homes: Path) -> None:
-    """At terminals of 80 columns, up to Bob's waiting for the next one."""
+@pytest.mark.parametrize("invited", [False, True])
+def test_bobs_screen_ends_as_the_readme_shows(start: Start, homes: Path, invited: bool) -> None:
+    """Alice is asked about his key too, unless she uses the command that he shows."""
     at_terminal = {"terminal": True, "size": (24, 80), "TERM": "xterm"}
     bob = start("bob_server.py", "--port", "0", "--host", "127.0.0.1", **at_terminal)
     bob.expect("Waiting for Alice")
     (invitation,) = re.findall(r"^  python3 alice_client.py (.*)$", whole_lines(bob), re.MULTILINE)
-    alice = start("alice_client.py", *invitation.split(), **at_terminal)
-    for listener, talker in ((bob, alice),):
-        (words,) = re.findall("read them out: +(.*?)$", talker.shows("can type").string, re.MULTILINE)
-        listener.expect("Type the words")
-        listener.write(f"{words}\r")
+    address, option, port, peer, fingerprint = invitation.split()
+    assert (option, peer) == ("--port", "--peer")
+    if invited:
+        alice = start("alice_client.py", address, option, port, peer, fingerprint, **at_terminal)
+    else:
+        alice = start("alice_client.py", option, port, **at_terminal)
+        alice.expect("Enter: this machine")
+        alice.write("\r")
+    shown = r"(?:in person|read them out):\s+([a-z]+ [a-z]+ [a-z]+)\s"
+    bobs, alices = bob.expect(shown)[1], alice.expect(shown)[1]
+    for program, words in ((bob, alices),) if invited else ((bob, alices), (alice, bobs)):
+        program.expect("Type the words")
+        program.write(f"{words}\r")
     bob.expect("Alice's turn")
     alice.expect("Alice: ")
     alice.write("hello Bob\r")
@@ -86,12 +105,11 @@ def test_both_screens_end_as_the_readme_shows(start: Start, homes: Path) -> None
     alice.write("/quit\r")
     assert alice.wait() == 0
     bob.expect("Alice left")
-    shown = as_in_the_readme(whole_lines(bob), whole_lines(alice))
-    print(*shown, sep="\n")  # shown with pytest -s, and where they differ
-    for screen_of, recorded in zip(
-        shown, re.findall(r"^```\n((?:Alice|Bob) is.*?)^```", README, re.DOTALL | re.MULTILINE)
-    ):
-        assert " ".join(recorded.split()) in " ".join(screen_of.split())
+    his, hers = as_in_the_readme(whole_lines(bob), whole_lines(alice))
+    print(his, hers, sep="\n")  # shown with pytest -s, and where they differ
+    (recorded,) = re.findall(r"^```\n(Alice is.*?)^```", README, re.DOTALL | re.MULTILINE)
+    assert " ".join(recorded.split()) in " ".join(his.split())
+    assert ("Type the words" in hers) == (not invited)
 
 
 def test_what_is_computed_on_paper_is_right() -> None:
@@ -115,7 +133,7 @@ COMMANDS = {
     "ssh-keygen -p -f identity.pem": " -P '' -N secret",
     "ssh-keygen -y -f identity.pem": " | grep '^ssh-rsa AAAA'",
     "openssl dhparam -out dh_parameters.pem 2048": "test_parameters_that_openssl_wrote",
-    "python3 alice_client.py --verify FILE -vv": "test_a_replay_shows_every_value_and_each_can_be_recomputed",
+    "python3 alice_client.py --verify FILE -vv 2> steps.txt": "test_a_record_is_decrypted_as_it_says",
     "python3 tests/illustrate.py talks/*.transcript -o page.html": " && grep -qi doctype page.html",
     "python3 tests/vectors/make.py": "test_the_program_that_made_them_makes_them_again",
     "uv run bob_server.py": "test_the_scripts_say_what_they_need_as_requirements_txt_does",
@@ -242,7 +260,9 @@ def test_every_test_and_every_file_that_it_names_exists() -> None:
     assert len(named) > 15
     assert named <= defined
     for name in re.findall(r"`((?:tests/)?\w+\.(?:py|mjs|txt|json|md))`", README):
-        assert (ROOT / name).exists() or (TESTS / name).exists(), name
+        made_by_the_reader = f" 2> {name}`" in README
+        folders = (ROOT, TESTS, TESTS / "vectors")
+        assert made_by_the_reader or any((folder / name).exists() for folder in folders), name
 
 
 def test_every_function_that_it_names_exists() -> None:
@@ -252,6 +272,29 @@ def test_every_function_that_it_names_exists() -> None:
     explained, _, _ = README.partition("## Meet Mallory")
     for name in re.findall(r"`(?:[A-Z]\w+\.)?([a-z_]{4,})`", explained):
         assert f"def {name}(" in sources or name in ("ciphertext", "nonce"), name
+
+
+def test_the_steps_go_into_a_file_and_it_names_their_functions(
+    bob: StartBob, start: Start, homes: Path, tmp_path: Path
+) -> None:
+    """Bob's steps are on his screen, Alice's in a file, once they know each other: as the lesson says."""
+    assert "Once the two know each other, `2> steps.txt` at the end of a command" in " ".join(README.split())
+    steps = tmp_path / "steps.txt"
+    server, port = bob("--once", "-v", **AT_TERMINAL)
+    pin_each_other(homes, port)
+    into_a_file = ("sh", "-c", f'exec "$0" "$@" 2> {steps}', sys.executable)
+    client = start("alice_client.py", "127.0.0.1", "--port", port, "-v", python=into_a_file, **AT_TERMINAL)
+    client.expect("Alice: ")
+    client.write("hello\r")
+    server.expect("Bob: ")
+    server.write("/quit\r")
+    assert (server.wait(), client.wait()) == (0, 0)
+    assert "is encrypted" not in client.stdout
+    functions = re.findall(r"\[\w+\.py:\s(\w+)\]", server.stdout + steps.read_text())
+    assert {"settle", "shared_secret", "seal", "open"} <= set(functions)
+    explained, _, _ = README.partition("## The lesson")
+    for name in functions:
+        assert re.search(rf"`(?:[A-Z]\w+\.)?{name}`", explained), name
 
 
 @SCRIPTS
