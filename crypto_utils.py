@@ -897,10 +897,9 @@ class Channel:
         self.frames.deadline = time.monotonic() + wait
         told = False
         with contextlib.suppress(ConnectionCut, ProtocolError):
-            open_both = not (self._sealer.closed or self._opener.closed)
-            if open_both and self.has_something and self.frames.has_ended():
-                self.receive()  # a goodbye, or that the line was cut: nobody would read ours
-                self._sealer.closed = True
+            both_open = not (self._sealer.closed or self._opener.closed)
+            while both_open and not self.peer_left and self.has_something and self.frames.has_ended():
+                self.receive()  # up to a goodbye, or to where the line was cut: nobody would read ours
             if not self._sealer.closed:
                 self._sealer.seal(RecordType.CLOSE, b"", self._opener, self._send_goodbye)
                 told = True
@@ -1506,7 +1505,7 @@ class Console:
         self.queue: queue.SimpleQueue[str | Channel] = queue.SimpleQueue()  # from other threads
         self._editing = False  # whether input() edits a line
         self._row = ""  # a prompt, or progress, that stands in the last row of the screen
-        self._typed = bytearray()  # read from a pipe, and not used yet
+        self.typed = bytearray()  # read from a pipe, and not used yet
         self.lost_a_line = False  # whether one from a pipe could not be sent: then the exit status is not 0
         self.leaving = False
         self._holds_signals = False
@@ -1584,6 +1583,10 @@ class Console:
                 raise EOFError
         except EOFError:
             self.screen.write("\n")  # keep what stands in this row
+            raise
+        except SystemError:  # of CPython, if a second handler runs in input() after one has raised
+            if self.leaving:
+                raise KeyboardInterrupt from None
             raise
         finally:
             self._editing, self._row = False, ""
@@ -1671,16 +1674,16 @@ class Console:
 
     def _line_from_pipe(self, connection: socket.socket) -> str | None:
         """Return the next line of standard input, whole whatever interrupts the reading. Raises EOFError."""
-        while b"\n" not in self._typed:
+        while b"\n" not in self.typed:
             if self._wait(keys=True, connection=connection)[1]:
                 return None
             data = os.read(sys.stdin.fileno(), 65536)
-            if not (data or self._typed):
+            if not (data or self.typed):
                 raise EOFError
-            self._typed += data or b"\n"  # the last line may have no end
+            self.typed += data or b"\n"  # the last line may have no end
         if self._wait(keys=False, connection=connection, seconds=0)[1]:
             return None
-        line, _, self._typed = self._typed.partition(b"\n")
+        line, _, self.typed = self.typed.partition(b"\n")
         return line.removesuffix(b"\r").decode(sys.stdin.encoding, "surrogateescape")
 
     def on_signal(self, number: int, _: object) -> None:
@@ -1831,7 +1834,7 @@ def ask_for_words(console: Console, channel: Channel) -> None:
         if answer is None:
             if channel.my_turn:
                 channel.receive()  # a goodbye, or else an error
-            if channel.my_turn or channel.frames.has_ended(1.0):  # a goodbye is followed by the end at once
+            if channel.peer_left or channel.frames.has_ended(1.0):  # a goodbye is followed by the end at once
                 raise NoConversation(f"{name} was gone before you answered; nothing is pinned")
             watched = None  # what it is waits until the question is answered
             console.notice(f"{name} has said something, or has left. You see it after your answer.")
@@ -2088,10 +2091,10 @@ def run_program(parser: argparse.ArgumentParser, run: Callable[..., int]) -> NoR
         for argument in sys.argv[1:]:
             if re.match(r"[\u2010-\u2015\u2212]|.*\s--", argument):
                 parser.error(f"{printable(argument)}: a messenger changed a dash or a space; type it with --")
-        options = parser.parse_args()
-        log.addHandler(StepHandler(console, whole=options.verbose > 1))
-        log.setLevel(logging.INFO if options.verbose else logging.WARNING)
         try:
+            options = parser.parse_args()
+            log.addHandler(StepHandler(console, whole=options.verbose > 1))
+            log.setLevel(logging.INFO if options.verbose else logging.WARNING)
             status = (verify_file if options.verify else run)(console, options)
             sys.stdout.flush()
         except (ChatError, MemoryError, OSError) as error:
@@ -2108,4 +2111,4 @@ def run_program(parser: argparse.ArgumentParser, run: Callable[..., int]) -> NoR
                     stream.flush()
                     continue
             os.dup2(os.open(os.devnull, os.O_RDWR), stream.fileno())  # Python flushes once more, at its end
-    sys.exit(status or int(console.lost_a_line))
+    sys.exit(status or int(console.lost_a_line or b"\n" in console.typed))

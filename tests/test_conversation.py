@@ -117,6 +117,14 @@ def test_a_killed_program_is_told_from_a_goodbye(
     assert other.wait() == 1
 
 
+def test_lines_that_were_not_sent_before_the_other_side_left_count(bob: StartBob, start: Start) -> None:
+    server, client = talk(bob("--once"), start)
+    client.write("one\ntwo\n")
+    server.expect("^Alice: one\n")
+    server.end_input()
+    assert (client.wait(), server.wait()) == (1, 0)
+
+
 def test_half_a_line_that_a_goodbye_interrupts_goes_to_the_next_guest_whole(
     bob: StartBob, stranger: Stranger, keys: Keys
 ) -> None:

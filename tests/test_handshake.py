@@ -715,7 +715,7 @@ def test_who_leaves_after_the_other_side_is_told_whether_it_said_goodbye(
     if politely:
         ends.bob.close(wait=0.1)
     ends.bob.frames.hang_up()
-    assert ends.alice.close() is (politely and not words)
+    assert ends.alice.close() is politely
 
 
 def test_leaving_takes_no_longer_than_it_may(ends: Ends) -> None:

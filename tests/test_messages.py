@@ -208,7 +208,11 @@ NO_GROUP = "Stopped: {homes}/bob/dh_parameters.pem holds no usable Diffie-Hellma
 NO_TRANSCRIPT = "Broken off: this is no transcript of secure-chat.\nNothing is proven."
 ELSEWHERE = "; name a folder on another disk with --home."
 ADVICE = chat.ADVICE.format(name="Bob")
-OF_ALICE = f"The key that was presented:\n  {{alice}}\n{chat.ADVICE.format(name='Alice')}"
+OF_ALICE = (
+    ". It showed {alice}. If this was Alice, let her read you the fingerprint on her screen, and restart "
+    "with --peer and that one: it takes the place of a pinned key (to keep both, add a line to known_peers). "
+    "Yours is shown at the start."
+)
 
 # What is done, the exit status, and the end of what is told: all of it, to the letter.
 ERRORS: dict[str, tuple[Cause, int, str]] = {
@@ -301,13 +305,12 @@ ERRORS: dict[str, tuple[Cause, int, str]] = {
     "Alice's key has changed": (
         a_line_at_bobs(pinned=True),
         -9,
-        "127.0.0.1: Refused: the key of alice is not the pinned one.\n"
-        f"  {{mallory}}\n    ({{homes}}/bob/known_peers, line 1)\n{OF_ALICE}",
+        "127.0.0.1: Refused: the key of alice is not the pinned one" + OF_ALICE,
     ),
     "Alice's key is new and nobody to ask": (
         a_line_at_bobs(pinned=False),
         -9,
-        f"127.0.0.1: Refused: the key of alice is new, and there is no terminal to ask at.\n{OF_ALICE}",
+        "127.0.0.1: Refused: the key of alice is new, and there is no terminal to ask at" + OF_ALICE,
     ),
     "a line of known_peers that is not understood": (
         known_peers("# mine\nalice ssh-rsa AAAA\n"),

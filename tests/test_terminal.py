@@ -392,6 +392,18 @@ def test_a_second_signal_while_the_terminal_is_put_back(bob: StartBob, start: St
 # ------------------------------------------------------------------- what else a terminal does
 
 
+@edits
+def test_a_signal_and_fg_in_one_moment_while_a_line_is_edited(terminals: Terminals) -> None:
+    server, client = terminals("--once")
+    client.write("half a line")
+    client.expect("half a line")
+    rests(client)
+    for number in (signal.SIGSTOP, signal.SIGINT, signal.SIGCONT):
+        client.process.send_signal(number)
+    client.expect("You left")
+    assert (client.wait(), server.wait()) == (0, 1)
+
+
 def test_fg_while_something_is_written(monkeypatch: pytest.MonkeyPatch) -> None:
     """A screen that was stopped is written to when the program goes on, and again by the prompt's handler."""
     ours, theirs = pty.openpty()

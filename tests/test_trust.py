@@ -75,14 +75,14 @@ class Person:
 
     peer = "Alice"
 
-    def __init__(self, *answers: str) -> None:
+    def __init__(self, *answers: str | None) -> None:
         self._answers = list(answers)
         self.told: list[str] = []
 
     def drop_typed(self) -> None:
         pass
 
-    def prompt(self, question: str, connection: socket.socket) -> str:
+    def prompt(self, question: str, connection: socket.socket) -> str | None:
         return self._answers.pop(0)
 
     def notice(self, text: str) -> None:
@@ -108,6 +108,13 @@ def test_the_right_words_are_the_right_words_however_they_are_written(
     person = Person(case(form.format(*ends.alice.own_words)))
     chat.ask_for_words(person, ends.bob)
     assert person.told == []
+
+
+def test_a_goodbye_at_alices_question_ends_it_whether_or_not_the_line_ends(ends: Ends) -> None:
+    """The rest of the line's end may come late, or never."""
+    ends.bob._sealer.seal(RecordType.CLOSE, b"", ends.bob._opener, ends.bob.frames.send)
+    with pytest.raises(chat.NoConversation, match="was gone before you answered; nothing is pinned"):
+        chat.ask_for_words(Person(None, " ".join(ends.bob.own_words)), ends.alice)
 
 
 def test_who_types_other_words_is_told_so_and_never_a_right_one(ends: Ends) -> None:
