@@ -38,6 +38,10 @@ except ImportError as problem:
 from crypto_utils import RecordType, Role
 
 HANDSHAKES = 64  # at most, side by side
+REFUSED = """\
+It showed {}. If this was Alice, let her read you the fingerprint on her screen, and restart with --peer and \
+that one: it takes the place of a pinned key (to keep both, add a line to known_peers). Yours is shown at the \
+start"""
 
 
 def handshake(
@@ -213,14 +217,7 @@ class Door:
                 channel = self._let_in(frames, self._place)
             except (chat.ChatError, MemoryError) as error:
                 if isinstance(error, chat.TrustError):
-                    hint = (
-                        f"It showed {error.presented}. If this was Alice, let her read you the fingerprint "
-                    )
-                    hint += "on her screen, and restart with --peer and that one: it takes the place of a "
-                    hint += (
-                        "pinned key (to keep both, add a line to known_peers). Yours is shown at the start"
-                    )
-                    error = chat.TrustError(f"{error}. {hint}", "")
+                    error = chat.TrustError(f"{error}. {REFUSED.format(error.presented)}", "")
                 if isinstance(error, chat.ConnectionCut):
                     hint = "if this was Alice, her screen says why"
                     error = chat.ConnectionCut(f"{error}, during the handshake; {hint}")

@@ -1845,7 +1845,8 @@ def ask_for_words(console: Console, channel: Channel) -> None:
         if words == ["no"]:
             advice = (
                 f"To be asked nothing the next time, let {name} read you the fingerprint on {name}'s own "
-                "screen, and start with --peer and that one. It need not be the one above"
+                "screen, and start with --peer and that one. If it is not the one above, somebody was in "
+                "between"
             )
             raise TrustError(f"you did not accept {name}'s key; nothing is pinned. {advice}", "")
         if words == ["quit"]:
