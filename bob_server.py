@@ -40,8 +40,8 @@ from crypto_utils import RecordType, Role
 HANDSHAKES = 64  # at most, side by side
 REFUSED = """\
 It showed {}. If this was Alice, let her read you the fingerprint on her screen, and restart with --peer and \
-that one: it takes the place of a pinned key (to keep both, add a line to known_peers). Yours is shown at the \
-start"""
+that one: it takes the place of a pinned key (to keep both, add a line to known_peers). Yours is shown at \
+the start"""
 
 
 def handshake(
