@@ -218,7 +218,7 @@ class Door:
             except (chat.ChatError, MemoryError) as error:
                 if isinstance(error, chat.TrustError):
                     error = chat.TrustError(f"{error}. {REFUSED.format(error.presented)}", "")
-                if isinstance(error, chat.ConnectionCut):
+                elif isinstance(error, chat.ConnectionCut):
                     hint = "if this was Alice, her screen says why"
                     error = chat.ConnectionCut(f"{error}, during the handshake; {hint}")
                 told, wait = f"{where}: {chat.explain(error, 'Alice')}", 0.0
