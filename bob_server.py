@@ -176,6 +176,8 @@ class Door:
                     self._place.release()
 
     def _accept_connections(self) -> None:
+        if sys.platform != "win32":  # a signal has to interrupt the main thread, whatever that waits for
+            signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
         while True:
             try:
                 connected, (address, *_) = self._listener.accept()

@@ -773,6 +773,22 @@ def test_a_stopped_screen_holds_up_neither_strangers_nor_the_end(
 
 
 @needs_proc
+def test_no_thread_but_the_main_one_is_handed_a_signal(bob: StartBob) -> None:
+    """Else the main thread would not notice it while it waits for a screen."""
+    server, port = bob()
+    with socket.create_connection(("127.0.0.1", int(port)), timeout=DEADLINE) as stranger:
+        FrameSocket(stranger).receive(chat.HELLO_LIMIT)  # so there is a thread for the handshake
+        masks = {
+            task.name: int(re.findall(r"SigBlk:\t(\w+)", (task / "status").read_text())[0], 16)
+            for task in Path(f"/proc/{server.process.pid}/task").iterdir()
+        }
+    bits = sum(1 << (number - 1) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP))
+    assert masks.pop(str(server.process.pid)) & bits == 0
+    assert len(masks) == 2
+    assert all(mask & bits == bits for mask in masks.values())
+
+
+@needs_proc
 def test_a_stopped_screen_in_a_conversation(
     bob: StartBob, keys: Keys, homes: Path, stranger: Stranger
 ) -> None:
