@@ -38,6 +38,7 @@ if sys.version_info < (3, 9):
 
 import argparse
 import base64
+import bisect
 import contextlib
 import enum
 import errno
@@ -1354,38 +1355,31 @@ def printable(text: str) -> str:
 
 
 def screen_lines(text: str, columns: int | None = None) -> list[str]:
-    """Return the printable lines of a text; if `columns` is given, broken after a space where possible."""
+    """Return the printable lines of a text; if `columns` is given, in rows that are no wider.
+
+    A row ends after a space where possible, and never inside a letter, emoji or flag that fits in a row.
+    """
     lines = [printable(line) for line in text.split("\n")]
     if columns is None:
         return lines
     rows = []
     for line in lines:
-        line, at, end = line.expandtabs(), 0, -1
-        while end < len(line):
-            end = _row_end(line, at, max(columns, 2))
-            rows.append(line[at:end])
+        at, plain = 0, line.isascii() and "\t" not in line
+        # How many columns each character has before it.
+        taken = range(len(line) + 1) if plain else [0, *itertools.accumulate(map(_width, line))]
+        while at < len(line) - 1 and taken[-1] - taken[at] > columns:
+            full = end = max(bisect.bisect(taken, taken[at] + columns) - 1, at + 1)
+            while end > at and (taken[end] == taken[end + 1] or re.match(_ONE, line[end - 1 : end + 1])):
+                end -= 1
+            end = line.rfind(" ", at, end) + 1 or (end if end > at else full)
+            rows.append(line[at:end].expandtabs())
             at = end
+        rows.append(line[at:].expandtabs())
     return rows
 
 
-def _row_end(line: str, at: int, columns: int) -> int:
-    """Return where a row that begins with `at` ends."""
-    full, taken = at + columns, 0
-    if not line[at : full + 1].isascii():
-        for full in range(at, len(line)):
-            taken += _width(line[full])
-            if taken > columns:
-                break
-        else:
-            full = len(line)
-    if full >= len(line):
-        return len(line)
-    end = full
-    while end > at and _belong_together(line[end - 1], line[end]):
-        end -= 1
-    return line.rfind(" ", at, end) + 1 or (end if end > at else full)
-
-
+# Two characters of one emoji (joined; in its colours, or a skin's) or of a flag.
+_ONE = "\u200d[^\0-\x7f]|.[\ufe0f\U0001f3fb-\U0001f3ff]|[\U0001f1e6-\U0001f1ff]{2}"
 # Two columns in Unicode 16 or in the C library, though not in the tables of each Python.
 _WIDE = "[\u2630-\u2637\u268a-\u268f\u3248-\u324f\u4dc0-\u4dff\U0001d300-\U0001d356\U0001d360-\U0001d376]"
 
@@ -1393,22 +1387,14 @@ _WIDE = "[\u2630-\u2637\u268a-\u268f\u3248-\u324f\u4dc0-\u4dff\U0001d300-\U0001d
 @functools.lru_cache(maxsize=4096)
 def _width(character: str) -> int:
     """Return how many columns a character takes at the most."""
+    if character == "\t":
+        return 8
     category, wide = unicodedata.category(character), unicodedata.east_asian_width(character)
     joins = character in "\u200c\u200d" or "\U000e0000" <= character <= "\U000e007f"
     if category in ("Mn", "Me") or joins:  # but U+FE0F makes an emoji of what it follows
         return int(character == "\ufe0f")
     ambiguous = wide == "A" and locale.setlocale(locale.LC_CTYPE)[:2] in ("zh", "ja", "ko")
     return 2 if wide in ("W", "F") or category == "Cn" or ambiguous or re.match(_WIDE, character) else 1
-
-
-def _belong_together(before: str, after: str) -> bool:
-    """Whether a row may not end between two characters: they make one letter, emoji or flag."""
-    return not after.isascii() and (
-        before == "\u200d"
-        or unicodedata.category(after) in ("Mn", "Me", "Cf")
-        or "\U0001f3fb" <= after <= "\U0001f3ff"  # a skin colour
-        or ("\U0001f1e6" <= before <= "\U0001f1ff" and "\U0001f1e6" <= after <= "\U0001f1ff")
-    )
 
 
 def is_terminal(stream: TextIO) -> bool:
