@@ -1405,10 +1405,10 @@ def is_terminal(stream: TextIO) -> bool:
 
 def columns(stream: TextIO) -> int | None:
     """Return the width of a terminal, None of anything else."""
-    with contextlib.suppress(OSError):
-        if is_terminal(stream):
-            return os.get_terminal_size(stream.fileno()).columns or 80
-    return None
+    try:
+        return os.get_terminal_size(stream.fileno()).columns or 80
+    except OSError:
+        return None
 
 
 if sys.platform == "win32":
@@ -1421,15 +1421,6 @@ if sys.platform == "win32":
             return bool(_winapi.PeekNamedPipe(msvcrt.get_osfhandle(sys.stdin.fileno()), 0)[0])
         except OSError:  # a file, or the end
             return True
-
-
-def marked(mark: str, text: str, stream: TextIO) -> str:
-    """Put a mark before the peer's text and a bar before each further row: none passes for the program's."""
-    text = text.encode(stream.encoding, "backslashreplace").decode(stream.encoding)  # as it will be printed
-    width = columns(stream)
-    if width is None and stat.S_ISFIFO(os.fstat(stream.fileno()).st_mode) and is_terminal(sys.stdin):
-        width = columns(sys.stderr)  # as with `| tee`
-    return mark + f"\n{'|':>{len(mark) - 1}} ".join(screen_lines(text, width and width - len(mark)))
 
 
 # -------------------------------------------------------------------------------------- console
@@ -1534,14 +1525,20 @@ class Console:
         self.write("".join(rows), sys.stderr)
 
     def show(self, name: str, text: str) -> None:
-        """Show a message of the peer's. At a terminal, a check mark says that it was verified."""
-        mark = f"{name}: "
-        if is_terminal(sys.stdout):
+        """Show a message of the peer's. At a terminal, a check mark says that it was verified.
+
+        A bar stands before each further row, so none passes for one of the program's.
+        """
+        mark, form, width = f"{name}: ", "{}", columns(sys.stdout)
+        if width:
             mark = f"{name} \N{CHECK MARK} " if "utf" in sys.stdout.encoding.lower() else f"{name} + "
-        rows = marked(mark, text, sys.stdout)
-        if is_terminal(sys.stdout) and CAN_DRAW and "NO_COLOR" not in os.environ:
-            rows = f"\x1b[32m{mark}\x1b[0m" + rows[len(mark) :]
-        self.write(rows + "\n", sys.stdout)
+            form = "\x1b[32m{}\x1b[0m" if CAN_DRAW and "NO_COLOR" not in os.environ else "{}"
+        elif stat.S_ISFIFO(os.fstat(sys.stdout.fileno()).st_mode) and is_terminal(sys.stdin):
+            width = columns(sys.stderr)  # as with `| tee`
+        text = text.encode(sys.stdout.encoding, "backslashreplace").decode(sys.stdout.encoding)  # as printed
+        rows = screen_lines(text, width and width - len(mark))
+        bar = f"\n{'|':>{len(mark) - 1}} "
+        self.write(form.format(mark) + bar.join(rows) + "\n", sys.stdout)
 
     def prompt(self, question: str, connection: socket.socket | None = None) -> str | None:
         """Return the line that a person types, or None as soon as the connection has something first.
