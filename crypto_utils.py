@@ -1429,14 +1429,9 @@ if sys.platform == "win32":
 HAS_READLINE, PASTE_ON, PASTE_OFF = False, "", ""
 CAN_DRAW = os.environ.get("TERM", "dumb") != "dumb"
 if sys.platform != "win32" and sys.implementation.name == "cpython":
-    # readline edits bytes, not letters, in a locale that is not installed or knows ASCII alone.
-    try:
-        knows_letters = locale.setlocale(locale.LC_CTYPE, "") not in ("C", "POSIX")
-    except locale.Error:
-        knows_letters = False
     with contextlib.suppress(ImportError, locale.Error):
-        if not knows_letters:
-            os.environ["LC_ALL"] = "C.UTF-8"
+        if locale.setlocale(locale.LC_CTYPE) in ("C", "POSIX"):  # also if the one asked for is not installed
+            os.environ["LC_ALL"] = "C.UTF-8"  # or readline edits bytes, not letters
             locale.setlocale(locale.LC_CTYPE, "")
         import readline
 
