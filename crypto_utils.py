@@ -1531,7 +1531,7 @@ class Console:
         elif stat.S_ISFIFO(os.fstat(sys.stdout.fileno()).st_mode) and is_terminal(sys.stdin):
             width = columns(sys.stderr)  # as with `| tee`
         text = text.encode(sys.stdout.encoding, "backslashreplace").decode(sys.stdout.encoding)  # as printed
-        rows = screen_lines(text, width and width - len(mark))
+        rows = screen_lines(text, width and max(width - len(mark), 2))
         bar = f"\n{'|':>{len(mark) - 1}} "
         self.write(form.format(mark) + bar.join(rows) + "\n", sys.stdout)
 
@@ -1667,11 +1667,10 @@ class Console:
     def on_continue(self, *_: object) -> None:
         """After Ctrl-Z and fg: the terminal as it was, and the prompt again."""
         if sys.platform != "win32" and self._row and self.has_prompt:
-            editing, quiet = self._editing and HAS_READLINE, self._quiet
-            self._quiet = False
-            self.set_quiet(quiet or editing)  # readline takes single keys too
+            quiet, self._quiet = self._quiet, False
+            self.set_quiet(quiet or self._editing)  # readline takes single keys too
             self._quiet = quiet
-            typed = readline.get_line_buffer() if editing else ""
+            typed = readline.get_line_buffer() if self._editing else ""
             row = f"\r{self._row}{typed}".encode(self.screen.encoding, "backslashreplace")
             with contextlib.suppress(OSError):
                 os.write(self.screen.fileno(), row)  # the stream itself may be writing
@@ -1688,45 +1687,34 @@ class Console:
             raise KeyboardInterrupt
 
 
-class StepHandler(logging.Handler):
-    """Shows the steps of the protocol: values shortened, or whole. It has no lock to wait for."""
+def show_step(console: Console, whole: bool, record: logging.LogRecord) -> bool:
+    """Show a step of the protocol, with its values shortened or whole. A filter of `log`: it has no lock."""
+    rows = [f"{record.getMessage()}. [{record.filename}: {record.funcName}]"]
+    for name, value in getattr(record, "values", {}).items():
+        data = to_bytes(value) if isinstance(value, int) else value
+        parts = {name: data}
+        if name == "plaintext":
+            end = data.rindex(b"\x80")
+            parts = {"type": data[:1], "in_reply_to": data[1:33], "body": data[33:end], "padding": data[end:]}
+        for part, shown in parts.items():
+            first, *more = value_rows(part, shown, whole)
+            rows += [f"  {part:11}  {first}", *(f"{'':15}{row}" for row in more)]
+    if not console.leaving:  # a stopped screen must not hold up the goodbye
+        console.notice("\n".join(rows))
+    return False
 
-    def __init__(self, console: Console, whole: bool) -> None:
-        super().__init__()
-        self._console = console
-        self._whole = whole
 
-    def handle(self, record: logging.LogRecord) -> bool:
-        rows = [f"{record.getMessage()}. [{record.filename}: {record.funcName}]"]
-        for name, value in getattr(record, "values", {}).items():
-            data = to_bytes(value) if isinstance(value, int) else bytes(value)
-            parts = {name: data}
-            if name == "plaintext":
-                end = data.rindex(b"\x80")
-                body, padding = data[33:end], data[end:]
-                parts = {"type": data[:1], "in_reply_to": data[1:33], "body": body, "padding": padding}
-            for part, shown in parts.items():
-                first, *more = self._rows(part, shown)
-                rows += [f"  {part:11}  {first}", *(f"{'':15}{row}" for row in more)]
-        if not self._console.leaving:  # a stopped screen must not hold up the goodbye
-            self._console.notice("\n".join(rows))
-        return True
-
-    def _rows(self, name: str, data: bytes) -> list[str]:
-        """Return hexadecimal rows of an even width; a text below its bytes, a run of zeros counted."""
-        width = (max(columns(sys.stderr) or 100, 40) - 15) // 16 * 16
-        shown = data.rstrip(b"\0")
-        zeros = len(data) - len(shown)
-        if zeros <= 8:
-            shown, zeros = data, 0
-        whole = self._whole or 2 * len(shown) <= width
-        rows = textwrap.wrap(shown.hex() if whole else shown.hex()[: width - 16], width)
-        if not whole:
-            rows[-1] += f"... ({len(data)} bytes)"
-        if shown and name in ("version", "body", "words"):
-            texts = screen_lines(shown.decode(), width - 2)
-            rows += [f'"{text}"' for text in (texts if whole else texts[:1])]
-        return rows + [f"{zeros} zero bytes"] * bool(zeros) or ["(empty)"]
+def value_rows(name: str, data: bytes, whole: bool) -> list[str]:
+    """Return hexadecimal rows of an even width; a text below its bytes, a run of zeros counted."""
+    width = (max(columns(sys.stderr) or 100, 40) - 15) // 16 * 8  # in bytes
+    shown = data.rstrip(b"\0") if data.endswith(bytes(9)) else data
+    rows = [shown[at : at + width].hex() for at in range(0, len(shown), width)]
+    is_text = shown and name in ("version", "body", "words")
+    texts = screen_lines(shown.decode(), 2 * width - 2) if is_text else []
+    if len(rows) > 1 and not whole:
+        rows, texts = [f"{shown[: width - 8].hex()}... ({len(data)} bytes)"], texts[:1]
+    rows += [f'"{text}"' for text in texts]
+    return rows + [f"{len(data) - len(shown)} zero bytes"] * (data != shown) or ["(empty)"]
 
 
 # ---------------------------------------------------- a conversation, from the question to the goodbye
@@ -2055,7 +2043,7 @@ def run_program(parser: argparse.ArgumentParser, run: Callable[..., int]) -> NoR
                 parser.error(f"{printable(argument)}: a messenger changed a dash or a space; type it with --")
         try:
             options = parser.parse_args()
-            log.addHandler(StepHandler(console, whole=options.verbose > 1))
+            log.addFilter(functools.partial(show_step, console, options.verbose > 1))
             log.setLevel(logging.INFO if options.verbose else logging.WARNING)
             status = (verify_file if options.verify else run)(console, options)
             sys.stdout.flush()
