@@ -1736,9 +1736,9 @@ def hanging_up(console: Console, channel: Channel) -> Iterator[None]:
         channel.frames.hang_up()
         console.set_quiet(False)
         if channel.transcript.path:
-            script = "bob_server.py" if channel.role is Role.BOB else "alice_client.py"
-            path = quoted(channel.transcript.path)
-            console.notice(f"To check what was said:\n  {PYTHON} {script} --verify {path}")
+            command = f"{PYTHON} {quoted(Path(sys.argv[0]))} --verify {quoted(channel.transcript.path)}"
+            told = "Whoever has this file can read the conversation. To check who said what:"
+            console.notice(f"{told}\n  {command}")
 
 
 def meet(console: Console, channel: Channel, peer: PinnedPeer) -> None:
@@ -1755,15 +1755,9 @@ def meet(console: Console, channel: Channel, peer: PinnedPeer) -> None:
         ask_for_words(console, channel)
     trace("The words are made of th and r", words=" ".join(channel.words).encode())
     if not trust.known:
-        try:
-            peer.pin(channel.peer_key)
-        except TrustError as error:
-            raise FileError(f"{error}: another program has pinned one while you were asked") from None
+        peer.pin(channel.peer_key)
         console.notice("The key is pinned.")
     channel.transcript.begin(channel.role)
-    if channel.transcript.path:
-        told = "Whoever has this file can read the conversation, and check who said what:"
-        console.notice(f"{told}\n  {channel.transcript.path}")
     first = "You speak first." if channel.my_turn else f"{name} speaks first."
     deciding = "" if trust.known else f" {name} may still be deciding about your key."
     commands = " /help lists what you can type." if console.has_prompt else ""
@@ -1776,7 +1770,7 @@ def ask_for_words(console: Console, channel: Channel) -> None:
     What was typed before the question is no answer. No record is opened while it stands, but for a goodbye
     that Alice is told of.
     """
-    name, wrong, watched = console.peer, [""], [channel.frames.socket]
+    name, watched = console.peer, [channel.frames.socket]
     console.drop_typed()
     while True:
         answer = console.prompt(f"Type the words that {name} reads, or no: ", *watched)
@@ -1792,27 +1786,19 @@ def ask_for_words(console: Console, channel: Channel) -> None:
         if words == channel.other_words:
             return
         if words == ["no"]:
-            advice = (
-                f"To be asked nothing the next time, let {name} read you the fingerprint on {name}'s own "
-                "screen, and start with --peer and that one. If it is not the one above, somebody was in "
-                "between"
-            )
-            raise TrustError(f"you did not accept {name}'s key; nothing is pinned. {advice}", "")
+            reason = f"you did not accept {name}'s key; nothing is pinned"
+            raise TrustError(reason, fingerprint(channel.peer_key))
         if words == ["quit"]:
             raise KeyboardInterrupt
+        told = (
+            "These words do not belong to this connection. A word was misheard, or somebody is in between. "
+            f"Let {name} read them once more. If they are the same again, answer no."
+        )
         if words in (channel.own_words, ["words"]):
             told = f"Those are your words, to read to {name}:  {' '.join(channel.own_words)}"
         elif len(words) != 3:
             told = "These are not three words."
-        elif words == wrong:
-            told = "The same wrong words again. Somebody may be in between: answer no."
-        else:
-            told = (
-                "These words do not belong to this connection. A word was misheard, or somebody is in "
-                f"between. Let {name} read them once more."
-            )
         console.notice(told)
-        wrong = words
 
 
 def converse(console: Console, channel: Channel) -> int:
@@ -1866,12 +1852,9 @@ def speak(console: Console, channel: Channel) -> None:
 
 
 ADVICE = """\
-Nothing was signed, and no message was sent. Ask {name}, in person or by telephone, to read the fingerprint \
-on {name}'s own screen. If it is the one that was presented, start again with it:
-  --peer SHA256:...
-That key then takes the place of a pinned one; to keep both, add a line to known_peers instead. If {name} \
-reads another one, somebody is in between: do not connect. ({name} may need yours: your program has shown it \
-at its start.)"""
+If this was {name}, let {name} read you the fingerprint on {name}'s own screen, in person or by telephone \
+(yours is shown at the start), and start again with --peer and that one: it takes the place of a pinned key \
+(to keep both, add a line to known_peers). If it is another one, somebody is in between."""
 
 
 def explain(error: ChatError | MemoryError | OSError, name: str) -> str:
