@@ -43,30 +43,26 @@ def handshake(
     Raises ProtocolError, TrustError, ConnectionCut, FileError for known_peers, and NoConversation if Bob is
     busy.
     """
-    hello = frames.receive(chat.HELLO_LIMIT)  # --> hello_bob
-    bobs = chat.Hello.decode(Role.BOB, hello)
-    bobs.trace(Role.BOB, "came")
-    assert bobs.group is not None  # Bob's hello has one
-    group = store.accept_group(bobs.group)  # before it meets a secret exponent
+    hello_bob = frames.receive(chat.HELLO_LIMIT)  # --> hello_bob
+    theirs = chat.Hello.decode(hello_bob)
+    group = store.accept_group(theirs.group)  # before it meets a secret exponent
     mine = chat.Offer.make(Role.ALICE, identity, group)
-    settled = chat.settle(hello, mine.hello, group)
-    key = settled.keys[Role.BOB]
-    trust = bob.check(key)
-    z = mine.shared_secret(settled)
-    sealer = chat.Sealer(Role.ALICE, identity, z, settled.th)
-    opener = chat.Opener(Role.BOB, key, z, settled.th)
-    hers = sealer.seal(  # <-- hello_alice and READY
-        RecordType.READY, b"", opener, lambda ready: frames.send(mine.hello, ready)
-    )
+    keys, th = chat.settle(theirs, mine.hello)
+    trust = bob.check(keys[Role.BOB])
+    z = mine.shared_secret(theirs)
+    sealer = chat.Sealer(Role.ALICE, identity, z, th)
+    opener = chat.Opener(Role.BOB, keys[Role.BOB], z, th)
+    hello_alice = mine.hello.encode()  # <-- hello_alice and READY
+    hers = sealer.seal(RecordType.READY, b"", opener, lambda ready: frames.send(hello_alice, ready))
     his = frames.receive(chat.READY_LIMIT)  # --> READY, or CLOSE
     message = opener.open(his, sealer)
     if message.type is RecordType.CLOSE:
         whoever = "Bob" if trust.settled else "whoever answered"
         raise chat.NoConversation(f"{whoever} cannot talk now; try again later")
-    chat.check_commitment(settled.nonce_b, message.body)
-    for tag, entry in ((b"b", hello), (b"a", mine.hello), (b"z", z), (b"A", hers), (b"B", his)):
+    chat.check_commitment(theirs.nonce, message.body)
+    for tag, entry in ((b"b", hello_bob), (b"a", hello_alice), (b"z", z), (b"A", hers), (b"B", his)):
         transcript.add(tag, entry)
-    return chat.Channel(frames, sealer, opener, trust, chat.make_words(settled.th, message.body), transcript)
+    return chat.Channel(frames, sealer, opener, trust, chat.make_words(th, message.body), transcript)
 
 
 def run(console: chat.Console, options: argparse.Namespace) -> int:

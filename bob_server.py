@@ -58,15 +58,15 @@ def handshake(
     hangs up). Raises ProtocolError, TrustError, ConnectionCut, and FileError for known_peers.
     """
     mine = chat.Offer.make(Role.BOB, identity, group)
-    frames.send(mine.hello)  # hello_bob -->
-    hello = frames.receive(chat.HELLO_LIMIT)  # <-- hello_alice
-    chat.Hello.decode(Role.ALICE, hello).trace(Role.ALICE, "came")
-    settled = chat.settle(mine.hello, hello, group)
-    key = settled.keys[Role.ALICE]
-    trust = alice.check(key)
-    z = mine.shared_secret(settled)
-    sealer = chat.Sealer(Role.BOB, identity, z, settled.th)
-    opener = chat.Opener(Role.ALICE, key, z, settled.th)
+    hello_bob = mine.hello.encode()
+    frames.send(hello_bob)  # hello_bob -->
+    hello_alice = frames.receive(chat.HELLO_LIMIT)  # <-- hello_alice
+    theirs = chat.Hello.decode(hello_alice, group)
+    keys, th = chat.settle(mine.hello, theirs)
+    trust = alice.check(keys[Role.ALICE])
+    z = mine.shared_secret(theirs)
+    sealer = chat.Sealer(Role.BOB, identity, z, th)
+    opener = chat.Opener(Role.ALICE, keys[Role.ALICE], z, th)
     hers = frames.receive(chat.READY_LIMIT)  # <-- READY
     opener.open(hers, sealer)
     if not place.acquire(blocking=False):
@@ -74,9 +74,9 @@ def handshake(
         return None
     try:
         his = sealer.seal(RecordType.READY, mine.r, opener, frames.send)  # READY -->
-        for tag, entry in ((b"b", mine.hello), (b"a", hello), (b"z", z), (b"A", hers), (b"B", his)):
+        for tag, entry in ((b"b", hello_bob), (b"a", hello_alice), (b"z", z), (b"A", hers), (b"B", his)):
             transcript.add(tag, entry)
-        words = chat.make_words(settled.th, mine.r)
+        words = chat.make_words(th, mine.r)
         return chat.Channel(frames, sealer, opener, trust, words, transcript)
     except BaseException:
         place.release()

@@ -208,14 +208,9 @@ class Role(enum.Enum):
         return f"{self.value}->{self.peer.value}".encode()
 
     @property
-    def symbol(self) -> str:
-        """The name of this role's public value, A or B."""
-        return self.value[0].upper()
-
-    @property
     def tag(self) -> bytes:
         """The byte that marks this role's records in a transcript."""
-        return self.symbol.encode()
+        return self.name[0].encode()
 
 
 # ------------------------------------------------------------------------- step 1: Diffie-Hellman
@@ -530,80 +525,72 @@ def decode_fields(data: bytes) -> list[bytes]:
 
 
 class Hello(NamedTuple):
-    """The first message of each side. Only Bob's carries the group."""
+    """The first message of each side. Bob's brings the group; in Alice's, it is the one of his."""
 
-    group: Group | None
+    sender: Role
+    group: Group
     nonce: bytes
     public_value: bytes
     rsa: bytes
 
     def encode(self) -> bytes:
-        group = (to_bytes(self.group.p), to_bytes(self.group.g)) if self.group else ()
+        group = map(to_bytes, self.group) if self.sender is Role.BOB else ()
         return encode_fields(VERSION, self.nonce, *group, self.public_value, self.rsa)
 
     @classmethod
-    def decode(cls, sender: Role, data: bytes) -> Hello:
-        """Undo `encode`. Sizes and encodings are checked here, values in `settle`. Raises ProtocolError."""
+    def decode(cls, data: bytes, group: Group | None = None) -> Hello:
+        """Undo `encode`: of Bob's hello, or of Alice's to the `group` of his. Raises ProtocolError.
+
+        Sizes and encodings are checked here, p and g in `check_group`, the other values in `settle`.
+        """
         fields = decode_fields(data)
         require(fields[:1] == [VERSION], "the other side does not speak secure-chat/1")
-        require(len(fields) == (6 if sender is Role.BOB else 4), "the hello has too many or too few fields")
+        require(len(fields) == (4 if group else 6), "the hello has too many or too few fields")
         _, nonce, *integers, public_value, rsa = fields
         require(len(nonce) == NONCE_BYTES, "the nonce is not 32 bytes long")
         require(all(len(n) <= GROUP_BITS[-1] // 8 for n in integers), "p or g is over 4096 bits long")
         require(all(n[:1] != b"\0" for n in integers), "p or g is not in its minimal encoding")
-        group = Group(*(int.from_bytes(n, "big") for n in integers)) if integers else None
-        return cls(group, nonce, public_value, rsa)
+        sender = Role.ALICE if group else Role.BOB
+        group = group or Group(*(int.from_bytes(n, "big") for n in integers))
+        hello = cls(sender, group, nonce, public_value, rsa)
+        hello.trace("came")
+        return hello
 
-    def trace(self, sender: Role, what: str) -> None:
-        group = self.group._asdict() if self.group else {}
-        names = f"nonce_{sender.symbol}", sender.symbol, f"RSA_{sender.value}"
-        values = dict(zip(names, (self.nonce, self.public_value, self.rsa)))
-        shown = {"version": VERSION, **group, **values}
-        log.info(f"hello_{sender.value} {what}", extra={"values": shown}, stacklevel=2)
-
-
-class Settled(NamedTuple):
-    """What both hellos settle, the same on both sides, once every check of them has passed."""
-
-    group: Group
-    keys: dict[Role, RsaKey]
-    values: dict[Role, int]  # A and B
-    nonce_b: bytes
-    th: bytes  # transcript hash: SHA-256 over both hello frames
+    def trace(self, what: str) -> None:
+        """Log it as a step of the calling function."""
+        name, symbol = self.sender.value, self.sender.name[0]
+        shown = {"version": VERSION, **(self.group._asdict() if self.sender is Role.BOB else {})}
+        shown |= {f"nonce_{symbol}": self.nonce, symbol: self.public_value, f"RSA_{name}": self.rsa}
+        log.info(f"hello_{name} {what}", extra={"values": shown}, stacklevel=2)
 
 
-def settle(hello_bob: bytes, hello_alice: bytes, tested: Group) -> Settled:
-    """Make every check of both hellos, as both sides and the reader of a transcript do.
+def settle(bob: Hello, alice: Hello) -> tuple[dict[Role, RsaKey], bytes]:
+    """Check the keys and public values of both hellos, whose group has passed `check_group`.
 
-    `tested` is the group of Bob's hello, after it has passed `check_group`. That a peer holds the private
-    half of its key is shown only by the first record that opens. Raises ProtocolError.
+    Return both keys, and th, the transcript hash: SHA-256 over both hello frames, 32 bytes. That a peer holds
+    the private half of its key is shown only by the first record that opens. Raises ProtocolError.
     """
-    bob, alice = Hello.decode(Role.BOB, hello_bob), Hello.decode(Role.ALICE, hello_alice)
-    if bob.group != tested:
-        raise ValueError("this is not the group that was tested")
     keys: dict[Role, RsaKey] = {}
-    values: dict[Role, int] = {}
-    for role, hello in ((Role.BOB, bob), (Role.ALICE, alice)):
-        keys[role] = load_public_key(hello.rsa)
-        require(len(hello.public_value) == byte_length(tested.p), "the public value is not as long as p")
-        values[role] = int.from_bytes(hello.public_value, "big")
-        require(tested.contains(values[role]), "the public value is not in the subgroup of order q")
+    for hello in (bob, alice):
+        keys[hello.sender] = load_public_key(hello.rsa)
+        require(len(hello.public_value) == byte_length(bob.group.p), "the public value is not as long as p")
+        y = int.from_bytes(hello.public_value, "big")
+        require(bob.group.contains(y), "the public value is not in the subgroup of order q")
     require(bob.rsa != alice.rsa, "both sides present the same key: a reflection")
-    th = SHA256.new(frame(hello_bob) + frame(hello_alice)).digest()
+    th = SHA256.new(frame(bob.encode()) + frame(alice.encode())).digest()
     trace("Both hellos have passed every check. th is SHA-256 over both frames", th=th)
-    return Settled(tested, keys, values, bob.nonce, th)
+    return keys, th
 
 
 class Offer(NamedTuple):
-    """One side's half of the key exchange: its hello, and the private exponent that belongs to it."""
+    """One side's half of the key exchange: its hello, and the secrets that belong to it."""
 
-    role: Role
-    hello: bytes  # encoded
+    hello: Hello
     exponent: bytes
     r: bytes  # what Bob's nonce commits to; Alice has none
 
     def __repr__(self) -> str:
-        return f"Offer({self.hello.hex()})"  # and no secret
+        return f"Offer({self.hello})"  # and no secret
 
     @classmethod
     def make(cls, role: Role, identity: RsaKey, group: Group) -> Offer:
@@ -615,16 +602,14 @@ class Offer(NamedTuple):
         exponent = secrets.token_bytes(byte_length(group.p) // 8)
         drawn = secrets.token_bytes(NONCE_BYTES)
         r, nonce = (drawn, commit(drawn)) if role is Role.BOB else (b"", drawn)
-        public_value = modexp(group.g, exponent, group.p)
-        hello = Hello(group if role is Role.BOB else None, nonce, public_value, public_der(identity))
-        secret = role.symbol.lower()
-        hello.trace(role, f"is made. Not shown: the exponent {secret}, {8 * len(exponent)} random bits")
-        return cls(role, hello.encode(), exponent, r)
+        hello = Hello(role, group, nonce, modexp(group.g, exponent, group.p), public_der(identity))
+        hello.trace(f"is made. Not shown: the exponent {role.value[0]}, {8 * len(exponent)} random bits")
+        return cls(hello, exponent, r)
 
-    def shared_secret(self, settled: Settled) -> bytes:
-        """Return Z = g^ab, as long as p (SP 800-56A, 5.7.1.1). The peer's value has passed its checks."""
-        z = modexp(settled.values[self.role.peer], self.exponent, settled.group.p)
-        power = f"{self.role.peer.symbol}^{self.role.symbol.lower()}"
+    def shared_secret(self, theirs: Hello) -> bytes:
+        """Return Z = g^ab, as long as p (SP 800-56A, 5.7.1.1). The other hello has passed `settle`."""
+        z = modexp(int.from_bytes(theirs.public_value, "big"), self.exponent, self.hello.group.p)
+        power = f"{theirs.sender.name[0]}^{self.hello.sender.value[0]}"
         what = "and the key K and the commitment C of each direction, which are SHA-256 over Z and th"
         trace(f"Z = {power} mod p, {len(z)} bytes, {what}. Not shown: whoever has Z can read everything")
         return z
@@ -976,25 +961,22 @@ def verify_transcript(file: BinaryIO) -> Iterator[tuple[Opener, Message]]:
     """
     entries = _entries(file)
     hello_bob, hello_alice, z = (next(entries)[1] for _ in range(3))
-    bob = Hello.decode(Role.BOB, hello_bob)
-    assert bob.group is not None  # Bob's hello has one
-    bob.trace(Role.BOB, "was sent by Bob")
+    bob = Hello.decode(hello_bob)
     check_group(bob.group)
-    Hello.decode(Role.ALICE, hello_alice).trace(Role.ALICE, "was sent by Alice")
-    settled = settle(hello_bob, hello_alice, bob.group)
+    keys, th = settle(bob, Hello.decode(hello_alice, bob.group))
     require(len(z) == byte_length(bob.group.p), "Z is not as long as p")
     trace("Z = g^ab, the shared secret, as the file has it", Z=z)
     for role in Role:
-        key, commitment = derive_keys(z, role.label, settled.th)
+        key, commitment = derive_keys(z, role.label, th)
         trace(f"The key K, and C, of {role.label.decode()}: SHA-256 over Z and th", K=key, C=commitment)
-    openers = {role: Opener(role, settled.keys[role], z, settled.th) for role in Role}
+    openers = {role: Opener(role, keys[role], z, th) for role in Role}
     for number, (tag, record) in enumerate(entries):
         sender = Role.BOB if tag == Role.BOB.tag else Role.ALICE
         message = openers[sender].open(record, openers[sender.peer])
         require(message.type is RecordType.READY or number > 1, BEGINNING)
         if message.type is RecordType.READY and sender is Role.BOB:
-            check_commitment(settled.nonce_b, message.body)
-            words = " ".join(make_words(settled.th, message.body))
+            check_commitment(bob.nonce, message.body)
+            words = " ".join(make_words(th, message.body))
             trace(f"The words, of th and r: {words}", r=message.body)
         yield openers[sender], message
         if message.type is RecordType.CLOSE:

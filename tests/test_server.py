@@ -636,7 +636,7 @@ def test_alice_gets_past_a_crowd_that_stalls_drips_and_rants(
     offer = Offer.make(Role.ALICE, keys.alice, GROUP)  # Alice's own hello, as anybody on the line knows it
     visit(server, start, server.port)
     before, during, times = use_of(process), [], []
-    with Crowd(server.port, chat.frame(offer.hello), source="127.0.0.2") as crowd:
+    with Crowd(server.port, chat.frame(offer.hello.encode()), source="127.0.0.2") as crowd:
         for _ in range(5):
             times.append(visit(server, start, server.port))
             during.append(use_of(process))

@@ -256,9 +256,8 @@ def test_a_group_is_tested_in_full_whoever_vouches_for_it(
     for group in (GROUP, UNSAFE):
         with mock.patch("secrets.token_bytes", fixed):
             offers = {role: Offer.make(role, getattr(keys, role.value), group) for role in Role}
-        settled = chat.settle(offers[BOB].hello, offers[ALICE].hello, group)
-        z = offers[BOB].shared_secret(settled)
-        parts = [b"b" + offers[BOB].hello, b"a" + offers[ALICE].hello, b"z" + z]
+        bob, alice = (offers[role].hello for role in Role)
+        parts = [b"b" + bob.encode(), b"a" + alice.encode(), b"z" + offers[BOB].shared_secret(alice)]
         for role, body in ((ALICE, b""), (BOB, offers[BOB].r)):
             sealer, heard = ends_after(parts, keys, role)
             parts.append(role.tag + sealer.seal(READY, body, heard))

@@ -123,8 +123,10 @@ def hashed(name: str, test: str, what: str) -> Weakening:
         name,
         test,
         f"""
-        def settle(bob, alice, tested, original=settle):
-            return original(bob, alice, tested)._replace(th=SHA256.new({what}).digest())
+        def settle(bob, alice, original=settle):
+            keys, _ = original(bob, alice)
+            bob, alice = bob.encode(), alice.encode()
+            return keys, SHA256.new({what}).digest()
         """,
     )
 
@@ -314,11 +316,10 @@ LIST = [
             return offers[role]
         Offer.make = make
 
-        def settle(hello_bob, hello_alice, tested, original=settle):
+        def settle(bob, alice, original=settle):
             for role, offer in offers.items():
-                value = Hello.decode(role.peer, hello_alice if role is Role.BOB else hello_bob).public_value
-                modexp(int.from_bytes(value, "big"), offer.exponent, tested.p)
-            return original(hello_bob, hello_alice, tested)
+                offer.shared_secret(alice if role is Role.BOB else bob)
+            return original(bob, alice)
         """,
     ),
     edited(
@@ -403,10 +404,10 @@ LIST = [
         "exponent kept",
         HANDSHAKE + "z_and_the_exponents_are_gone_after_the_handshake[without evidence]",
         """
-        def shared_secret(self, settled, original=Offer.shared_secret):
-            settled.keys[self.role.peer].offer = self
-            return original(self, settled)
-        Offer.shared_secret = shared_secret
+        def make(role, identity, group, original=Offer.make):
+            identity.offer = original(role, identity, group)
+            return identity.offer
+        Offer.make = make
         """,
     ),
     Weakening(
@@ -861,12 +862,12 @@ LIST = [
         SIGNED,
         (
             "    opener.open(hers, sealer)\n",
-            "    opener.number, opener.latest = 1, opener._hash(hers[: -key.size_in_bytes()]).digest()\n",
+            "    opener.number, opener.latest = 1, opener._hash(hers[:-256]).digest()\n",
         ),
         (
             "        for tag, entry in (",
             "        opener.number, opener.latest = 0, chat.NOTHING\n"
-            "        opener.open(hers, chat.Sealer(Role.BOB, identity, z, settled.th))\n"
+            "        opener.open(hers, chat.Sealer(Role.BOB, identity, z, th))\n"
             "        for tag, entry in (",
         ),
         file=BOB,
@@ -876,15 +877,18 @@ LIST = [
         ATTACKS + "a_key_is_pinned_only_after_its_owner_has_proven_to_hold_it",
         (
             "    opener.open(hers, sealer)\n",
-            "    opener.number, opener.latest = 1, opener._hash(hers[: -key.size_in_bytes()]).digest()\n",
+            "    opener.number, opener.latest = 1, opener._hash(hers[:-256]).digest()\n",
         ),
         file=BOB,
     ),
     edited(
         "Bob signs before he checked the pin",
         ATTACKS + "man_in_the_middle_with_her_own_key_is_refused_by_the_pin[Role.ALICE]",
-        ("    trust = alice.check(key)\n", ""),
-        ("        for tag, entry in (", "        trust = alice.check(key)\n        for tag, entry in ("),
+        ("    trust = alice.check(keys[Role.ALICE])\n", ""),
+        (
+            "        for tag, entry in (",
+            "        trust = alice.check(keys[Role.ALICE])\n        for tag, entry in (",
+        ),
         file=BOB,
     ),
     edited(
@@ -893,9 +897,9 @@ LIST = [
         (
             "    message = opener.open(his, sealer)\n",
             '    message = chat.Message(RecordType.READY, b"", b"")\n'
-            "    opener.number, opener.latest = 1, opener._hash(his[: -key.size_in_bytes()]).digest()\n",
+            "    opener.number, opener.latest = 1, opener._hash(his[:-256]).digest()\n",
         ),
-        ("    chat.check_commitment(settled.nonce_b, message.body)\n", ""),
+        ("    chat.check_commitment(theirs.nonce, message.body)\n", ""),
         file=ALICE,
     ),
     *(
@@ -919,15 +923,15 @@ LIST = [
     edited(
         "Alice signs before she checked the pin",
         ATTACKS + "man_in_the_middle_with_her_own_key_is_refused_by_the_pin[Role.BOB]",
-        ("    trust = bob.check(key)\n", ""),
-        ("    his = frames.receive(", "    trust = bob.check(key)\n    his = frames.receive("),
+        ("    trust = bob.check(keys[Role.BOB])\n", ""),
+        ("    his = frames.receive(", "    trust = bob.check(keys[Role.BOB])\n    his = frames.receive("),
         file=ALICE,
     ),
     edited(
         "Bob's CLOSE at record 0 taken for READY",
         HANDSHAKE + "a_busy_bob_says_so_in_the_place_of_ready[Bob]",
         ("    if message.type is RecordType.CLOSE:\n", "    if False:\n"),
-        ("    chat.check_commitment(settled.nonce_b, message.body)\n", ""),
+        ("    chat.check_commitment(theirs.nonce, message.body)\n", ""),
         file=ALICE,
     ),
     edited(
@@ -1179,7 +1183,7 @@ LIST = [
     edited(
         "commitment not checked in a transcript",
         REFUSED + "[another r]",
-        ("            check_commitment(settled.nonce_b, message.body)\n", ""),
+        ("            check_commitment(bob.nonce, message.body)\n", ""),
     ),
     edited(
         "parameters not checked in a transcript",
