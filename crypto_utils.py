@@ -684,7 +684,7 @@ class Direction:
         return self.number - other.number == (0 if self.sender is Role.ALICE else -1)
 
     def _begin(self) -> bytes:
-        """Close the direction while a record is worked on; return its nonce (SP 800-38D, 8.2.1)."""
+        """Close the direction until a record has succeeded; return its nonce (SP 800-38D, 8.2.1)."""
         if self.closed:
             raise ValueError("this direction is closed")
         self.closed = True
@@ -701,53 +701,47 @@ class Direction:
         self.latest, self.before = signed, self.latest
         self.number += 1
 
-    def _trace(self, record_type: RecordType, what: str, **values: bytes) -> None:
-        name = f"Record {self.number}, {self.sender.label.decode()}, {record_type.name}"
-        if record_type is RecordType.READY and self.sender is Role.BOB:
+    def _trace(self, kind: RecordType, what: str, **values: bytes) -> None:
+        if kind is RecordType.READY and self.sender is Role.BOB:
             values.pop("plaintext", None)
             what += ". Not shown here: r, of which the words are made"
-        log.info(f"{name}: {what}", extra={"values": values}, stacklevel=2)
+        step = f"Record {self.number}, {self.sender.label.decode()}, {kind.name}: {what}"
+        log.info(step, extra={"values": values}, stacklevel=2)
+
+
+Use = Callable[[bytes], None]  # of a record
 
 
 class Sealer(Direction):
     """Makes records: nonce[12] || ciphertext || tag[16] || signature. `signer` is a private key."""
 
-    def seal(
-        self,
-        record_type: RecordType,
-        body: bytes,
-        other: Direction,
-        send: Callable[[bytes], None] = lambda _: None,
-    ) -> bytes:
+    def seal(self, kind: RecordType, body: bytes, other: Direction, send: Use = lambda _: None) -> bytes:
         """Make the next record, in reply to the latest of the `other` direction, and `send` it.
 
         The direction stays closed if `send` fails or is interrupted: part of the record may be on its way.
         Raises ValueError out of turn, in a direction that is closed, and for a CLOSE that would name nothing.
         """
-        closing = record_type is RecordType.CLOSE
+        closing = kind is RecordType.CLOSE
         if not (other.latest != NOTHING if closing else self.has_the_turn(other)):
             raise ValueError("it is the other side's turn")
         nonce = self._begin()
-        plaintext = pad(bytes([record_type]) + other.latest + body, PADDING, style="iso7816")
+        plaintext = pad(bytes([kind]) + other.latest + body, PADDING, style="iso7816")
         ciphertext, tag = encrypt(self._key, nonce, plaintext)
-        encrypted = {"nonce": nonce, "ciphertext": ciphertext, "tag": tag}
-        self._trace(record_type, "is encrypted", plaintext=plaintext, **encrypted)
-        signed = self._hash(nonce + ciphertext + tag)
+        self._trace(kind, "is encrypted", plaintext=plaintext, nonce=nonce, ciphertext=ciphertext, tag=tag)
+        encrypted = nonce + ciphertext + tag
+        signed = self._hash(encrypted)
         signature = sign(self.signer, signed)
-        self._trace(record_type, "is signed, and sent", hash=signed.digest(), signature=signature)
-        record = nonce + ciphertext + tag + signature
+        self._trace(kind, "is signed, and sent", hash=signed.digest(), signature=signature)
         self._count(signed.digest())
-        send(record)
+        send(encrypted + signature)
         self.closed = closing
-        return record
+        return encrypted + signature
 
 
 class Opener(Direction):
     """Opens records: verifies, then decrypts, then looks inside. `signer` is the sender's public key."""
 
-    def open(
-        self, record: bytes, other: Direction, keep: Callable[[bytes], None] = lambda _: None
-    ) -> Message:
+    def open(self, record: bytes, other: Direction, keep: Use = lambda _: None) -> Message:
         """Return what the next record says in reply to the `other` direction, and `keep` the record.
 
         Only a CLOSE may come out of turn. One that comes in turn may have crossed our latest record on the
@@ -771,12 +765,8 @@ class Opener(Direction):
         message = self._parse(plaintext)
         closing, in_turn = message.type is RecordType.CLOSE, self.has_the_turn(other)
         require(closing or in_turn, "the other side spoke out of turn")
-        crossed = message.in_reply_to != other.latest
-        may_cross = closing and in_turn and other.before != NOTHING
-        require(
-            not crossed or (may_cross and message.in_reply_to == other.before),
-            "the record replies to another record than the last one",
-        )
+        may_name = {other.latest, other.before} - {NOTHING} if closing and in_turn else {other.latest}
+        require(message.in_reply_to in may_name, "the record replies to another record than the last one")
         what = "came. Its number is the next one, and the signature of this hash is valid"
         self._trace(message.type, what, nonce=nonce, hash=signed.digest(), signature=signature)
         what = "is decrypted: its tag is valid, and so are padding, type, text, turn and in_reply_to"
@@ -784,7 +774,7 @@ class Opener(Direction):
         keep(record)
         self._count(signed.digest())
         self.closed = closing
-        return message._replace(crossed=crossed)
+        return message._replace(crossed=message.in_reply_to != other.latest)
 
     def _parse(self, plaintext: bytes) -> Message:
         try:
@@ -793,20 +783,17 @@ class Opener(Direction):
             raise ProtocolError("the record's padding is not valid") from None
         require(len(content) > len(NOTHING), "the record is too short")
         require(content[0] in list(RecordType), "the record is of no known type")
-        record_type, in_reply_to, body = RecordType(content[0]), content[1:33], content[33:]
-        ready, bob = record_type is RecordType.READY, self.sender is Role.BOB
-        busy = record_type is RecordType.CLOSE and bob  # Bob may say it in the place of READY
-        require(ready == (self.number == 0) or busy, "READY is record 0, and no other")
-        wrong_length = "the record's body has a wrong length"
-        if record_type is not RecordType.TEXT:
-            require(len(body) == (NONCE_BYTES if ready and bob else 0), wrong_length)
-        else:
-            require(len(body) <= TEXT_LIMIT, wrong_length)
+        kind, body, bob = RecordType(content[0]), content[33:], self.sender is Role.BOB
+        busy = kind is RecordType.CLOSE and bob  # Bob may say it in the place of READY
+        require((kind is RecordType.READY) == (self.number == 0) or busy, "READY is record 0, and no other")
+        lengths = {RecordType.READY: [NONCE_BYTES if bob else 0], RecordType.TEXT: range(TEXT_LIMIT + 1)}
+        require(len(body) in lengths.get(kind, [0]), "the record's body has a wrong length")
+        if kind is RecordType.TEXT:
             try:
                 body.decode()
             except UnicodeDecodeError:
                 raise ProtocolError("the record's text is not valid UTF-8") from None
-        return Message(record_type, body, in_reply_to)
+        return Message(kind, body, content[1:33])
 
 
 # ------------------------------------------------------------------------------------------ channel

@@ -735,22 +735,22 @@ LIST = [
     edited(
         "what a CLOSE replies to",
         FORGED + "[Role.BOB-a CLOSE in reply to nothing]",
-        ("(may_cross and message.in_reply_to == other.before)", "closing"),
+        ("require(message.in_reply_to in may_name", "require(closing or message.in_reply_to in may_name"),
     ),
     edited(
         "a CLOSE that names zeros",
         FORGED + "[Role.ALICE-a CLOSE that names 32 zero bytes]",
-        (" and other.before != NOTHING\n", "\n"),
+        (" - {NOTHING} if closing", " if closing"),
     ),
     edited(
         "a CLOSE that denies what it answered",
         RECORDS + "every_record_in_every_state",
-        ("may_cross = closing and in_turn and", "may_cross = closing and"),
+        (" if closing and in_turn else {other.latest}", " if closing else {other.latest}"),
     ),
     edited(
         "a CLOSE that crossed a record",
         RECORDS + "every_record_in_every_state",
-        ("not crossed or (may_cross and message.in_reply_to == other.before)", "not crossed"),
+        ("{other.latest, other.before} - {NOTHING} if", "{other.latest} if"),
     ),
     after_success(
         "a reply to what was said before",
