@@ -32,11 +32,7 @@ CONNECT_SECONDS = 20
 
 
 def handshake(
-    frames: chat.FrameSocket,
-    identity: chat.RsaKey,
-    store: chat.KeyStore,
-    bob: chat.PinnedPeer,
-    transcript: chat.Transcript,
+    frames: chat.FrameSocket, identity: chat.RsaKey, bob: chat.PinnedPeer, transcript: chat.Transcript
 ) -> chat.Channel:
     """Alice's side. She signs nothing until Bob's parameters have passed and his key may be trusted.
 
@@ -45,7 +41,7 @@ def handshake(
     """
     hello_bob = frames.receive(chat.HELLO_LIMIT)  # --> hello_bob
     theirs = chat.Hello.decode(hello_bob)
-    group = store.accept_group(theirs.group)  # before it meets a secret exponent
+    group = bob.store.accept_group(theirs.group)  # before it meets a secret exponent
     mine = chat.Offer.make(Role.ALICE, identity, group)
     keys, th = chat.settle(theirs, mine.hello)
     trust = bob.check(keys[Role.BOB])
@@ -80,7 +76,7 @@ def run(console: chat.Console, options: argparse.Namespace) -> int:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
     frames = connect(host, port)
     try:
-        channel = handshake(frames, identity, store, bob, chat.Transcript(options.transcript))
+        channel = handshake(frames, identity, bob, chat.Transcript(options.transcript))
     except chat.ConnectionCut as cut:
         hint = "Is bob_server.py there, and does Bob accept your key? Your key is"
         told = f"{cut}, during the handshake. {hint}\n  {chat.fingerprint(identity)}"

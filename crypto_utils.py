@@ -78,7 +78,7 @@ try:
     from Crypto.PublicKey import RSA
     from Crypto.PublicKey.RSA import RsaKey as RsaKey
     from Crypto.Signature import pss
-    from Crypto.Util.asn1 import DerBitString, DerObject, DerSequence
+    from Crypto.Util.asn1 import DerSequence
     from Crypto.Util.Padding import pad, unpad
     from Crypto.Util.RFC1751 import key_to_english
 except ImportError as missing:
@@ -378,15 +378,9 @@ def verify(key: RsaKey, message: SHA256.SHA256Hash, signature: bytes) -> bool:
     return True
 
 
-# DER of AlgorithmIdentifier { rsaEncryption, NULL }: the first part of a public key.
-_RSA_ENCRYPTION = bytes.fromhex("300d06092a864886f70d0101010500")
-
-
 def public_der(key: RsaKey) -> bytes:
     """Return the public half in its one canonical encoding, DER SubjectPublicKeyInfo (RFC 8017, A.1)."""
-    # The library's own export of it takes ten times as long, a fifteenth of a whole handshake.
-    numbers = [DerObject(0x02, n.to_bytes(n.bit_length() // 8 + 1, "big")).encode() for n in (key.n, key.e)]
-    return DerSequence([_RSA_ENCRYPTION, DerBitString(DerSequence(numbers).encode()).encode()]).encode()
+    return key.public_key().export_key("DER")
 
 
 def load_public_key(der: bytes) -> RsaKey:
@@ -395,7 +389,8 @@ def load_public_key(der: bytes) -> RsaKey:
     (The library needs 25 s to parse a key of 131 KB. It refuses an n that is even or a multiple of e.)
     """
     require(len(der) <= RSA_DER_LIMIT, "the RSA key is larger than 1 KiB")
-    require(_RSA_ENCRYPTION in der[:19], "the key is not an RSA SubjectPublicKeyInfo")
+    rsa_encryption = bytes.fromhex("300d06092a864886f70d0101010500")  # with NULL: its AlgorithmIdentifier
+    require(rsa_encryption in der[:19], "the key is not an RSA SubjectPublicKeyInfo")
     try:
         key = RSA.import_key(der)
     except UNPARSABLE:
@@ -1233,7 +1228,7 @@ class PinnedPeer:
         self.only = only
         self.path = store.folder / KeyStore.KNOWN_PEERS
         self._can_ask = can_ask
-        self._store = store
+        self.store = store
 
     def check(self, key: RsaKey) -> Trust:
         """Return what is known of a key, before anything is signed. Raises TrustError for a wrong key."""
@@ -1258,13 +1253,13 @@ class PinnedPeer:
 
         It is checked again, under the lock: another program may have pinned another key since.
         """
-        with self._store.locked():
+        with self.store.locked():
             if self.check(key).known:
                 return
             # With another pin of that name, only --peer comes here, and takes its place.
             lines = [line for line in self._lines() if line.lower().split()[:1] != [self.name]]
             lines.append(f"{self.name} {ssh_line(key)}")
-            self._store.write(KeyStore.KNOWN_PEERS, "".join(line + "\n" for line in lines).encode())
+            self.store.write(KeyStore.KNOWN_PEERS, "".join(line + "\n" for line in lines).encode())
 
     def pins(self) -> list[Pin]:
         """Return what is pinned. A line that is not understood is refused, not passed over."""
@@ -1289,7 +1284,7 @@ class PinnedPeer:
 
     def _lines(self) -> list[str]:
         try:
-            lines = (self._store.read(KeyStore.KNOWN_PEERS) or b"").decode("utf-8-sig").split("\n")
+            lines = (self.store.read(KeyStore.KNOWN_PEERS) or b"").decode("utf-8-sig").split("\n")
         except UnicodeDecodeError:
             raise FileError(f"{self.path} is damaged: it is not UTF-8 text") from None
         return lines[:-1] if lines[-1] == "" else lines

@@ -217,7 +217,7 @@ def handshakes(people: People) -> None:
         def ours() -> float:
             begun = time.perf_counter()
             frames = chat.FrameSocket(socket.create_connection(("127.0.0.1", port)))
-            channel = alice_client.handshake(frames, keys[0], store, pinned, chat.Transcript())
+            channel = alice_client.handshake(frames, keys[0], pinned, chat.Transcript())
             took = time.perf_counter() - begun
             channel.close()
             bob.expect("Waiting for Alice", "stderr")

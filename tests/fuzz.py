@@ -30,6 +30,7 @@ import crypto_utils as chat
 from crypto_utils import ConnectionCut, Group, Hello, ProtocolError, RecordType, Role
 
 LONGEST = 4096  # bytes of an input
+RSA_ENCRYPTION = bytes.fromhex("300d06092a864886f70d0101010500")
 
 # The same in every run, so that an input found in one breaks the invariant in the next: nobody's secrets.
 OWN = RSA.generate(2048, randfunc=Random(1).randbytes)
@@ -298,7 +299,7 @@ def seeds() -> dict[str, list[bytes]]:
     """Return inputs of each target: the first is valid, and others are but for one thing."""
     value = pow(2, 99, SMALL.p).to_bytes(8, "big")
     loose_der = DerSequence([STRANGER.n, b"\2\4\0\1\0\1"]).encode()  # a zero that need not be there
-    loose_spki = DerSequence([chat._RSA_ENCRYPTION, DerBitString(loose_der)]).encode()
+    loose_spki = DerSequence([RSA_ENCRYPTION, DerBitString(loose_der)]).encode()
     alice, bob, large = (
         Hello(sender, group, bytes(32), value, chat.public_der(STRANGER)).encode()
         for sender, group in ((Role.ALICE, SMALL), (Role.BOB, SMALL), (Role.BOB, GROUP))

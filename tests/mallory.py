@@ -1196,9 +1196,7 @@ def exchange(
                     frames, bob_key or keys.bob, group or GROUP, peer, threading.Lock(), chat.Transcript()
                 )
             else:
-                channel = alice_client.handshake(
-                    frames, alice_key or keys.alice, store, peer, chat.Transcript()
-                )
+                channel = alice_client.handshake(frames, alice_key or keys.alice, peer, chat.Transcript())
             assert channel is not None
             if not channel.trust.known:
                 peer.pin(channel.peer_key)

@@ -83,7 +83,7 @@ def shake(
     transcript = transcript or Transcript()
     peer = PinnedPeer(store, "alice" if role is BOB else "[bob]:65432", **told)
     if role is ALICE:
-        return alice_client.handshake(frames, keys.alice, store, peer, transcript)
+        return alice_client.handshake(frames, keys.alice, peer, transcript)
     return bob_server.handshake(frames, keys.bob, GROUP, peer, place or Lock(), transcript)
 
 

@@ -201,7 +201,7 @@ def test_the_place_is_free_again_when_no_conversation_comes_of_it(
     home = store_with_group(tmp_path / "alice")
     alice = Background(
         lambda: alice_client.handshake(
-            FrameSocket(near), keys.alice, home, PinnedPeer(home, "[bob]:1"), Transcript()
+            FrameSocket(near), keys.alice, PinnedPeer(home, "[bob]:1"), Transcript()
         )
     )
     store = KeyStore(tmp_path / "bob")

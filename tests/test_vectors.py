@@ -225,7 +225,7 @@ def test_crypto_utils_refuses_the_hello_for_that_reason(name: str, stores: dict[
                 bob_server.handshake(FrameSocket(near), identity, group, peer, Lock(), Transcript())
             else:
                 peer = PinnedPeer(store, "[bob]:65432")
-                alice_client.handshake(FrameSocket(near), identity, store, peer, Transcript())
+                alice_client.handshake(FrameSocket(near), identity, peer, Transcript())
     assert str(refused.value) == refusal["message"]
 
 

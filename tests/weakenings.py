@@ -217,11 +217,11 @@ def pinning(name: str, test: str, statement: str) -> Weakening:
         test,
         f"""
         def pin(self, key):
-            with self._store.locked():
+            with self.store.locked():
                 lines = self._lines()
                 {statement}
                 lines.append(f"{{self.name}} {{ssh_line(key)}}")
-                self._store.write(KeyStore.KNOWN_PEERS, "".join(line + "\\n" for line in lines).encode())
+                self.store.write(KeyStore.KNOWN_PEERS, "".join(line + "\\n" for line in lines).encode())
         PinnedPeer.pin = pin
         """,
     )
