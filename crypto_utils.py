@@ -223,7 +223,7 @@ def modexp(base: int, exponent: bytes, modulus: int) -> bytes:
     (or this module cannot be imported). No other function sees a secret Diffie-Hellman exponent.
     """
     result = pow(Integer(base), Integer.from_bytes(exponent), Integer(modulus))
-    return result.to_bytes(byte_length(modulus))
+    return result.to_bytes(len(to_bytes(modulus)))
 
 
 def is_power_one(base: int, exponent: int, modulus: int) -> bool:
@@ -231,13 +231,9 @@ def is_power_one(base: int, exponent: int, modulus: int) -> bool:
     return pow(Integer(base), Integer(exponent, public=True), Integer(modulus)) == 1
 
 
-def byte_length(number: int) -> int:
-    return (number.bit_length() + 7) // 8
-
-
 def to_bytes(number: int) -> bytes:
     """Return the shortest unsigned big-endian encoding; 0 has none (b"")."""
-    return number.to_bytes(byte_length(number), "big")
+    return number.to_bytes((number.bit_length() + 7) // 8, "big")
 
 
 TESTED = b"Diffie-Hellman parameters that secure-chat has tested:\n"  # before them, in a file of ours
@@ -264,15 +260,13 @@ class Group(NamedTuple):
     @classmethod
     def load(cls, data: bytes) -> Group:
         """Read PKCS#3 PEM, unchecked (a private value length in it is ignored). Raises ValueError."""
-        block = re.search(rb"-----BEGIN DH PARAMETERS-----.*?-----END DH PARAMETERS-----", data, re.DOTALL)
-        if block is None:
-            raise ValueError("these are not DH PARAMETERS")
+        blocks = re.findall(rb"-----BEGIN DH PARAMETERS-----.*?-----END DH PARAMETERS-----", data, re.DOTALL)
         try:
-            der = PEM.decode(block[0].decode("ascii"))[0]
+            der = PEM.decode(blocks[0].decode("ascii"))[0]
             sequence = DerSequence().decode(der, strict=True, nr_elements=(2, 3), only_ints_expected=True)
+            return cls(sequence[0], sequence[1])
         except UNPARSABLE:
-            raise ValueError("this is not DER") from None
-        return cls(sequence[0], sequence[1])
+            raise ValueError("these are not DH PARAMETERS") from None
 
 
 def check_group(group: Group, rounds: int = 64) -> None:
@@ -568,7 +562,8 @@ def settle(bob: Hello, alice: Hello) -> tuple[dict[Role, RsaKey], bytes]:
     keys: dict[Role, RsaKey] = {}
     for hello in (bob, alice):
         keys[hello.sender] = load_public_key(hello.rsa)
-        require(len(hello.public_value) == byte_length(bob.group.p), "the public value is not as long as p")
+        as_long = len(hello.public_value) == len(to_bytes(bob.group.p))
+        require(as_long, "the public value is not as long as p")
         y = int.from_bytes(hello.public_value, "big")
         require(bob.group.contains(y), "the public value is not in the subgroup of order q")
     require(bob.rsa != alice.rsa, "both sides present the same key: a reflection")
@@ -594,7 +589,7 @@ class Offer(NamedTuple):
         The exponent has 256 bits for a 2048-bit group, over twice its strength. (0, which SP 800-56A, 5.6.1.1
         excludes, has a chance of 2^-256, and the peer would refuse g^0 = 1.)
         """
-        exponent = secrets.token_bytes(byte_length(group.p) // 8)
+        exponent = secrets.token_bytes(len(to_bytes(group.p)) // 8)
         drawn = secrets.token_bytes(NONCE_BYTES)
         r, nonce = (drawn, commit(drawn)) if role is Role.BOB else (b"", drawn)
         hello = Hello(role, group, nonce, modexp(group.g, exponent, group.p), public_der(identity))
@@ -946,7 +941,7 @@ def verify_transcript(file: BinaryIO) -> Iterator[tuple[Opener, Message]]:
     bob = Hello.decode(hello_bob)
     check_group(bob.group)
     keys, th = settle(bob, Hello.decode(hello_alice, bob.group))
-    require(len(z) == byte_length(bob.group.p), "Z is not as long as p")
+    require(len(z) == len(to_bytes(bob.group.p)), "Z is not as long as p")
     trace("Z = g^ab, the shared secret, as the file has it", Z=z)
     for role in Role:
         key, commitment = derive_keys(z, role.label, th)

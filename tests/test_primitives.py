@@ -293,32 +293,31 @@ def dh_pem(*members: int | bytes, tail: bytes = b"", kind: str = "DH PARAMETERS"
 
 
 _PEM = GROUP.export().partition(b"\n")[2]
-_NONE, _NOT_DER = "these are not DH PARAMETERS", "this is not DER"
 
 
 @pytest.mark.parametrize(
-    ("pem", "reason"),
+    "pem",
     [
-        (b"", _NONE),
-        (DerSequence([GROUP.p, 2]).encode(), _NONE),
-        (dh_pem(GROUP.p, 2, kind="X9.42 DH PARAMETERS"), _NONE),
-        (_PEM[:-2], _NONE),
-        (_PEM.replace(b"MII", b"MI"), _NOT_DER),
-        (dh_pem(GROUP.p), _NOT_DER),
-        (dh_pem(GROUP.p, 2, 256, 0), _NOT_DER),
-        (dh_pem(-GROUP.p, 2), _NOT_DER),
-        (dh_pem(GROUP.p, -2), _NOT_DER),
-        (dh_pem(GROUP.p, b"\2\2\0\2"), _NOT_DER),  # a leading zero
-        (dh_pem(GROUP.p, 2, tail=b"\0"), _NOT_DER),
-        (dh_pem(GROUP.p, b"\2\2\2"), _NOT_DER),  # it ends too soon
-        (PEM.encode(b"\4\1\2", "DH PARAMETERS").encode(), _NOT_DER),
-        (PEM.encode(b"0\x80", "DH PARAMETERS").encode(), _NOT_DER),  # an indefinite length
-        (_PEM.replace(b"MII", b"Proc-Type: 4,ENCRYPTED\nMII"), _NOT_DER),
-        (_PEM.replace(b"MII", b"M\xffII"), _NOT_DER),
+        b"",
+        DerSequence([GROUP.p, 2]).encode(),
+        dh_pem(GROUP.p, 2, kind="X9.42 DH PARAMETERS"),
+        _PEM[:-2],
+        _PEM.replace(b"MII", b"MI"),
+        dh_pem(GROUP.p),
+        dh_pem(GROUP.p, 2, 256, 0),
+        dh_pem(-GROUP.p, 2),
+        dh_pem(GROUP.p, -2),
+        dh_pem(GROUP.p, b"\2\2\0\2"),  # a leading zero
+        dh_pem(GROUP.p, 2, tail=b"\0"),
+        dh_pem(GROUP.p, b"\2\2\2"),  # it ends too soon
+        PEM.encode(b"\4\1\2", "DH PARAMETERS").encode(),
+        PEM.encode(b"0\x80", "DH PARAMETERS").encode(),  # an indefinite length
+        _PEM.replace(b"MII", b"Proc-Type: 4,ENCRYPTED\nMII"),
+        _PEM.replace(b"MII", b"M\xffII"),
     ],
 )
-def test_group_load_refuses(pem: bytes, reason: str) -> None:
-    with pytest.raises(ValueError, match=f"^{reason}$"):
+def test_group_load_refuses(pem: bytes) -> None:
+    with pytest.raises(ValueError, match=r"^these are not DH PARAMETERS$"):
         Group.load(pem)
 
 

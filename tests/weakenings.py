@@ -184,7 +184,7 @@ def drawn(name: str, test: str, nonce: str) -> Weakening:
 
 def exponent(name: str, test: str, drawn: str, statements: str = "") -> Weakening:
     """Draw another private exponent."""
-    usual = "exponent = secrets.token_bytes(byte_length(group.p) // 8)"
+    usual = "exponent = secrets.token_bytes(len(to_bytes(group.p)) // 8)"
     return Weakening(name, test, statements, ((usual, f"exponent = {drawn}"),))
 
 
@@ -341,12 +341,12 @@ LIST = [
     exponent(
         "short exponent",
         PRIMITIVES + "a_private_exponent_is_random_bytes_as_many_as_the_group_needs[ffdhe2048-32]",
-        "secrets.token_bytes(byte_length(group.p) // 16)",
+        "secrets.token_bytes(len(to_bytes(group.p)) // 16)",
     ),
     exponent(
         "exponent of 32 random bits",
         SEEDED,
-        "secrets.token_bytes(4).rjust(byte_length(group.p) // 8, b'\\0')",
+        "secrets.token_bytes(4).rjust(len(to_bytes(group.p)) // 8, b'\\0')",
     ),
     Weakening(
         "bases that anybody knows",
@@ -360,7 +360,7 @@ LIST = [
     exponent(
         "one exponent for all sessions",
         FRESH,
-        "KEPT.setdefault(group, secrets.token_bytes(byte_length(group.p) // 8))",
+        "KEPT.setdefault(group, secrets.token_bytes(len(to_bytes(group.p)) // 8))",
         "KEPT = {}",
     ),
     drawn("fresh-nonce", FRESH, "bytes(NONCE_BYTES)"),
@@ -368,7 +368,7 @@ LIST = [
     exponent(
         "exponent from a generator that can be seeded",
         SEEDED,
-        '__import__("random").randbytes(byte_length(group.p) // 8)',
+        '__import__("random").randbytes(len(to_bytes(group.p)) // 8)',
     ),
     edited(
         "arithmetic that takes a secret's time",

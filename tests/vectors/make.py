@@ -393,7 +393,7 @@ def one_a_check(refusals: Iterable[Refusal]) -> list[Refusal]:
 def der(tag: int, *contents: bytes, length_bytes: int = 0) -> bytes:
     """Encode in DER; with length_bytes, in BER: a length that is longer than it need be."""
     body = b"".join(contents)
-    needed = length_bytes or (0 if len(body) < 128 else chat.byte_length(len(body)))
+    needed = length_bytes or (0 if len(body) < 128 else len(chat.to_bytes(len(body))))
     length = bytes([0x80 | needed]) + len(body).to_bytes(needed, "big") if needed else bytes([len(body)])
     return bytes([tag]) + length + body
 
