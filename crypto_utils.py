@@ -436,22 +436,21 @@ class FrameSocket:
             raise ConnectionCut("this machine was too slow for the handshake; connect again")
         unsent = memoryview(b"".join(map(frame, payloads)))
         while unsent:
-            with self._network(PATIENCE):
-                unsent = unsent[self.socket.send(unsent) :]
+            unsent = unsent[self._bounded(PATIENCE, self.socket.send, unsent) :]
 
     def receive(self, limit: int) -> bytes:
         """Return the payload of the next frame, at most `limit` bytes long. Raises ProtocolError."""
         length = int.from_bytes(self._exactly(4), "big")
-        too_long = f"a frame of {length} bytes, over the limit of {limit}: is this secure-chat?"
-        require(length <= limit, too_long)
+        require(
+            length <= limit, f"a frame of {length} bytes, over the limit of {limit}: is this secure-chat?"
+        )
         return self._exactly(length, begun=True)
 
     def _exactly(self, count: int, begun: bool = False) -> bytes:
         received = bytearray(count)
         missing = memoryview(received)
         while missing:
-            with self._network(PATIENCE if begun else None):
-                got = self.socket.recv_into(missing)
+            got = self._bounded(PATIENCE if begun else None, self.socket.recv_into, missing)
             if got == 0:
                 where = "in the middle of a message" if begun else "without a goodbye"
                 raise ConnectionCut(f"the connection ended {where}")
@@ -464,8 +463,7 @@ class FrameSocket:
             poll = select.poll()
             poll.register(self.socket, select.POLLRDHUP)
             return bool(poll.poll(1000 * seconds))
-        with self._network():
-            return self.socket.recv(1, socket.MSG_PEEK) == b""
+        return not self._bounded(None, self.socket.recv, 1, socket.MSG_PEEK)
 
     def hang_up(self, wait: float = 0.0) -> None:
         """Tell the peer that nothing follows, read on for `wait` seconds until it hangs up too, and close.
@@ -475,22 +473,19 @@ class FrameSocket:
         self.deadline = time.monotonic() + wait
         with contextlib.suppress(OSError, ConnectionCut):
             self.socket.shutdown(socket.SHUT_WR)
-            while wait:
-                with self._network():
-                    if not self.socket.recv(65536):
-                        break
+            while wait and self._bounded(None, self.socket.recv, 65536):
+                pass
         self.socket.close()
 
-    @contextlib.contextmanager
-    def _network(self, limit: float | None = None) -> Iterator[None]:
-        """Bound what is done with the socket by the deadline, and by a limit in seconds; translate errors."""
+    def _bounded(self, limit: float | None, act: Callable[..., Any], *arguments: Any) -> Any:
+        """Do this with the socket, bounded by `limit` in seconds and by the deadline; translate errors."""
         if self.deadline is not None:
             limit = min(limit or math.inf, self.deadline - time.monotonic())
         try:
             if limit is not None and limit <= 0:
                 raise socket.timeout
             self.socket.settimeout(limit)
-            yield
+            return act(*arguments)
         except socket.timeout:
             raise ConnectionCut("the other side did not answer in time") from None
         except OSError as error:

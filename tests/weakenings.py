@@ -845,8 +845,7 @@ LIST = [
         def send(self, *payloads):
             unsent = memoryview(b"".join(map(frame, payloads)))
             while unsent:
-                with self._network():
-                    unsent = unsent[self.socket.send(unsent) :]
+                unsent = unsent[self._bounded(None, self.socket.send, unsent) :]
         FrameSocket.send = send
         del TCP_OPTIONS["TCP_USER_TIMEOUT"]  # with which the system notices too
         """,
@@ -854,7 +853,7 @@ LIST = [
     edited(
         "a frame that stalls while it is received",
         HANDSHAKE + "a_frame_that_has_begun_may_not_stall",
-        ("self._network(PATIENCE if begun else None)", "self._network()"),
+        ("self._bounded(PATIENCE if begun else None, ", "self._bounded(None, "),
     ),
     # ----------------------------------------- the order of the handshake
     edited(
