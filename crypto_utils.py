@@ -298,14 +298,11 @@ def generate_group(bits: int = 2048, progress: Callable[[], None] = lambda: None
     (p = 7 mod 8). Four million k are sieved of small factors of p and q. What is left is tested, one thread
     per core (the library's arithmetic releases the interpreter lock); `progress` is called after each test.
     """
-    run = 1 << 22
-    small_primes = _small_primes(run)
     pool = ThreadPoolExecutor(max_workers=os.cpu_count())
     try:
         while True:
             start = (secrets.randbits(bits) | 1 << (bits - 1)) // 24
-            candidates = (12 * (start + i) - 1 for i in _survivors(start, run, small_primes))
-            survivors = [q for q in candidates if q.bit_length() == bits - 1]
+            survivors = [q for q in _survivors(start, 1 << 22) if q.bit_length() == bits - 1]
             # First Fermat's test, 2^(q-1) = 1 mod q: nearly no composite q passes it.
             tests = pool.map(lambda q: is_power_one(2, q - 1, q), survivors)
             for q, passed in zip(survivors, tests):
@@ -316,23 +313,16 @@ def generate_group(bits: int = 2048, progress: Callable[[], None] = lambda: None
         pool.shutdown(cancel_futures=True)
 
 
-def _small_primes(bound: int) -> list[int]:
-    """Return the primes from 5 up to, not including, `bound` (sieve of Eratosthenes)."""
-    is_prime = bytearray([1]) * bound
-    for n in range(2, math.isqrt(bound) + 1):
-        if is_prime[n]:
-            is_prime[n * n :: n] = bytes(len(range(n * n, bound, n)))
-    return [n for n in range(5, bound) if is_prime[n]]
-
-
-def _survivors(start: int, run: int, small_primes: list[int]) -> Iterator[int]:
-    """Yield each i < run for which neither 12(start + i) - 1 nor 24(start + i) - 1 has a small factor."""
-    alive = bytearray([1]) * run
-    for r in small_primes:
-        for n in (12, 24):  # r divides nk - 1 where k is the inverse of n
-            first = (pow(n, -1, r) - start) % r
-            alive[first::r] = bytes(len(range(first, run, r)))
-    return itertools.compress(range(run), alive)
+def _survivors(start: int, run: int) -> Iterator[int]:
+    """Yield q = 12k - 1 for each k of a run from `start`, unless a prime below `run` divides q or 2q + 1."""
+    is_prime, alive = bytearray([1]) * run, bytearray([1]) * run
+    for r in range(2, run):
+        if is_prime[r]:  # no smaller prime has struck it (sieve of Eratosthenes)
+            is_prime[r * r :: r] = bytes(len(range(r * r, run, r)))
+            for n in (12, 24) if r > 3 else ():  # r divides nk - 1 where k is the inverse of n
+                first = (pow(n, -1, r) - start) % r
+                alive[first::r] = bytes(len(range(first, run, r)))
+    return (12 * (start + i) - 1 for i in itertools.compress(range(run), alive))
 
 
 # --------------------------------------------------------------------- step 2: SHA-256 and AES-GCM
