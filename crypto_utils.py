@@ -63,6 +63,7 @@ import time
 import unicodedata
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Callable, NamedTuple, NoReturn, TextIO
 
@@ -1233,24 +1234,20 @@ def _check_owner(path: Path, info: os.stat_result, forbidden: int) -> None:
 class Trust(NamedTuple):
     """What is known of a key that was presented, when it is not refused."""
 
-    known: bool  # it is the pinned one
-    asked_for: bool = False  # it is the one of --peer
+    known: bool  # it is pinned
+    settled: bool  # it is the one of --peer, or it is pinned: nobody need be asked about it
     also: tuple[str, ...] = ()  # other names under which this key is pinned
-
-    @property
-    def settled(self) -> bool:
-        """Whether nobody need be asked about it."""
-        return self.known or self.asked_for
 
 
 class Pin(NamedTuple):
-    """A line of known_peers."""
+    """A line of known_peers, and where it stands."""
 
-    number: int  # from 1
     name: str
     fingerprint: str
+    where: str
 
 
+@dataclass
 class PinnedPeer:
     """Whether a peer's key is to be trusted: trust on first use, in the manner of OpenSSH's known_hosts.
 
@@ -1259,47 +1256,42 @@ class PinnedPeer:
     place of what was pinned. A new key is refused unless the program `can_ask` a person.
     """
 
-    def __init__(self, store: KeyStore, name: str, only: str | None = None, can_ask: bool = True) -> None:
-        self.name = name.lower()
-        self.only = only
-        self.path = store.folder / KeyStore.KNOWN_PEERS
-        self._can_ask = can_ask
-        self._store = store
+    store: KeyStore
+    name: str  # in lower case
+    only: str | None = None
+    can_ask: bool = True
 
     def check(self, key: RsaKey) -> Trust:
         """Return what is known of a key, before anything is signed. Raises TrustError for a wrong key."""
         presented, pins = fingerprint(key), self.pins()
-        mine = [pin for pin in pins if pin.name == self.name]
-        known = presented in (pin.fingerprint for pin in mine)
+        pinned = tuple((pin.fingerprint, pin.where) for pin in pins if pin.name == self.name)
         also = tuple(pin.name for pin in pins if pin.fingerprint == presented and pin.name != self.name)
+        which, expected = "pinned one", pinned
         if self.only is not None:
-            if presented != self.only:
-                asked_for = ((self.only, "asked for"),)
-                raise TrustError(f"the key of {self.name} is not the one asked for", presented, asked_for)
-        elif mine and not known:
-            pinned = tuple((pin.fingerprint, f"{self.path}, line {pin.number}") for pin in mine)
+            which, expected = "one asked for", ((self.only, "asked for"),)
+        settled = presented in dict(expected)
+        if expected and not settled:
             elsewhere = f", but the one you know as {', '.join(also)}" if also else ""
-            raise TrustError(f"the key of {self.name} is not the pinned one{elsewhere}", presented, pinned)
-        elif not (known or self._can_ask):
+            raise TrustError(f"the key of {self.name} is not the {which}{elsewhere}", presented, expected)
+        if not (settled or self.can_ask):
             raise TrustError(f"the key of {self.name} is new, and there is no terminal to ask at", presented)
-        return Trust(known, self.only is not None, also)
+        return Trust(presented in dict(pinned), settled, also)
 
     def pin(self, key: RsaKey) -> None:
         """Remember a key whose owner has proven to hold it, and that a person has accepted.
 
         It is checked again, under the lock: another program may have pinned another key since.
         """
-        with self._store.locked():
-            if self.check(key).known:
-                return
-            # With another pin of that name, only --peer comes here, and takes its place.
-            lines = [line for line in self._lines() if line.lower().split()[:1] != [self.name]]
-            lines.append(f"{self.name} {ssh_line(key)}")
-            self._store.write(KeyStore.KNOWN_PEERS, "".join(line + "\n" for line in lines).encode())
+        with self.store.locked():
+            if not self.check(key).known:
+                # With another pin of that name, only --peer comes here, and takes its place.
+                lines = [line for line in self._lines() if line.lower().split()[:1] != [self.name]]
+                text = "".join(f"{line}\n" for line in [*lines, f"{self.name} {ssh_line(key)}"])
+                self.store.write(KeyStore.KNOWN_PEERS, text.encode(errors="surrogateescape"))
 
     def pins(self) -> list[Pin]:
         """Return what is pinned. A line that is not understood is refused, not passed over."""
-        form, pattern = "[HOST]:PORT", r"\[[^][,*?\s]+\]:(0|[1-9][0-9]{0,4})"
+        form, pattern = "[HOST]:PORT", r"\[[^][,*?\s\udc80-\udcff]+\]:(0|[1-9][0-9]{0,4})"
         if self.name == "alice":
             form = pattern = "alice"
         pins = []
@@ -1307,22 +1299,19 @@ class PinnedPeer:
             name, *words = line.split()[:3] or ["#"]
             if name.startswith("#"):
                 continue
+            where = f"{self.store.folder / KeyStore.KNOWN_PEERS}, line {number}"
             try:
                 key = RSA.import_key(" ".join(words))
-                understood = re.fullmatch(pattern, name.lower()) and ssh_line(key) == " ".join(words)
+                if not re.fullmatch(pattern, name.lower()) or ssh_line(key) != " ".join(words):
+                    raise ValueError
             except UNPARSABLE:
-                understood = False
-            if not understood:
-                problem = f"not {form} ssh-rsa BASE64; mend or delete the line"
-                raise FileError(f"{self.path}, line {number}: {problem}")
-            pins.append(Pin(number, name.lower(), fingerprint(key)))
+                raise FileError(f"{where}: not {form} ssh-rsa BASE64; mend or delete the line") from None
+            pins.append(Pin(name.lower(), fingerprint(key), where))
         return pins
 
     def _lines(self) -> list[str]:
-        try:
-            lines = (self._store.read(KeyStore.KNOWN_PEERS) or b"").decode("utf-8-sig").split("\n")
-        except UnicodeDecodeError:
-            raise FileError(f"{self.path} is damaged: it is not UTF-8 text") from None
+        data = self.store.read(KeyStore.KNOWN_PEERS) or b""
+        lines = data.decode("utf-8-sig", "surrogateescape").split("\n")
         return lines[:-1] if lines[-1] == "" else lines
 
 

@@ -681,11 +681,11 @@ def bob(store: KeyStore, only: RsaKey | None = None) -> PinnedPeer:
 
 def test_a_key_is_new_until_it_is_pinned(store: KeyStore, keys: Keys, known: Path) -> None:
     peer = bob(store)
-    assert peer.check(keys.bob) == peer.check(keys.bob) == Trust(known=False)
+    assert peer.check(keys.bob) == peer.check(keys.bob) == Trust(known=False, settled=False)
     assert not known.exists(), "checking pins nothing"
     peer.pin(keys.bob)
     before = known.stat().st_ino
-    assert peer.check(keys.bob) == Trust(known=True)
+    assert peer.check(keys.bob) == Trust(known=True, settled=True)
     peer.pin(keys.bob)
     assert known.stat().st_ino == before, "written without a need"
     assert known.read_text() == pin_of(BOB, keys.bob)
@@ -729,12 +729,14 @@ def test_a_key_pinned_by_another_program_after_the_check_is_found(
 
 
 @pytest.mark.parametrize("end", ["\n", "\r\n"], ids=["lf", "crlf"])
-@pytest.mark.parametrize("comment", ["# \u00e4", "  # indented", "# one\x0b\x0c\x1c\x85\u2028line"])
+@pytest.mark.parametrize(
+    "comment", ["# \u00e4", "  # indented", "# one\x0b\x0c\x1c\x85\u2028line", "# \udce4"]
+)
 def test_what_others_wrote_survives_byte_for_byte(
     store: KeyStore, keys: Keys, known: Path, end: str, comment: str
 ) -> None:
     lines = [comment, "", " \t", f"  {CAROL}\t{ssh_line(keys.alice)}  a comment", pin_of(BOB[:-1], keys.bob)]
-    before = "".join(line.rstrip("\n") + end for line in lines).encode()
+    before = "".join(line.rstrip("\n") + end for line in lines).encode(errors="surrogateescape")
     for written in (before, before[: -len(end)]):  # a last line without an end gets one
         known.write_bytes(written)
         bob(store).pin(keys.bob)
@@ -750,16 +752,16 @@ def test_names_are_compared_without_case(store: KeyStore, keys: Keys, known: Pat
     with pytest.raises(TrustError):
         PinnedPeer(store, "alice").check(keys.mallory)
     known.write_text(pin_of(f"[{name}.Example]:1", keys.alice))
-    assert PinnedPeer(store, f"[{name}.example]:1").check(keys.alice).known
+    assert PinnedPeer(store, "[alice.example]:1").check(keys.alice).known
 
 
 def test_the_key_asked_for_takes_the_place_of_the_old_ones(store: KeyStore, keys: Keys, known: Path) -> None:
     carol = pin_of(CAROL, keys.bob)
     known.write_text(f"# a\n{pin_of(BOB, keys.bob)}{carol}{pin_of(BOB.upper(), keys.mallory)}\n")
-    assert bob(store, only=keys.alice).check(keys.alice) == Trust(known=False, asked_for=True)
+    assert bob(store, only=keys.alice).check(keys.alice) == Trust(known=False, settled=True)
     bob(store, only=keys.alice).pin(keys.alice)
     assert known.read_text() == f"# a\n{carol}\n{pin_of(BOB, keys.alice)}"
-    assert bob(store, only=keys.alice).check(keys.alice) == Trust(known=True, asked_for=True)
+    assert bob(store, only=keys.alice).check(keys.alice) == Trust(known=True, settled=True)
     assert bob(store).check(keys.alice).known
 
 
@@ -779,7 +781,7 @@ def test_any_key_but_the_one_asked_for_is_refused(
 
 def test_the_whole_fingerprint_is_compared(store: KeyStore, keys: Keys) -> None:
     asked_for = fingerprint(keys.bob)
-    assert PinnedPeer(store, BOB, asked_for).check(keys.bob).asked_for
+    assert PinnedPeer(store, BOB, asked_for).check(keys.bob).settled
     for at in range(len("SHA256:"), len(asked_for)):
         other = "A" if asked_for[at] != "A" else "B"
         with pytest.raises(TrustError, match="asked for"):
@@ -833,9 +835,13 @@ def test_a_line_that_is_not_understood_is_refused_by_its_number(
     assert known.read_text(encoding="utf-8") == before
 
 
-def test_known_peers_that_is_no_text_is_refused(store: KeyStore, refuses: Callable[..., None]) -> None:
-    store.write("known_peers", b"# caf\xe9\n")
-    refuses("known_peers", "is damaged: it is not UTF-8 text")
+@pytest.mark.parametrize("encoding", ["latin-1", "utf-16"])
+def test_known_peers_that_is_not_utf_8_is_refused(
+    store: KeyStore, keys: Keys, refuses: Callable[..., None], encoding: str
+) -> None:
+    """No name of another encoding is the one that is typed."""
+    store.write("known_peers", pin_of("[caf\xe9.example]:1", keys.alice).encode(encoding))
+    refuses("known_peers", ", line 1: not .* ssh-rsa BASE64")
 
 
 @needs("ssh-keygen")

@@ -215,11 +215,11 @@ def pinning(name: str, test: str, statement: str) -> Weakening:
         test,
         f"""
         def pin(self, key):
-            with self._store.locked():
+            with self.store.locked():
                 lines = self._lines()
                 {statement}
                 lines.append(f"{{self.name}} {{ssh_line(key)}}")
-                self._store.write(KeyStore.KNOWN_PEERS, "".join(line + "\\n" for line in lines).encode())
+                self.store.write(KeyStore.KNOWN_PEERS, "".join(line + "\\n" for line in lines).encode())
         PinnedPeer.pin = pin
         """,
     )
@@ -994,7 +994,7 @@ LIST = [
         """
         def check(self, key, original=PinnedPeer.check):
             pinned = self.only is None and self.name in (pin.name for pin in self.pins())
-            return Trust(known=True) if pinned else original(self, key)
+            return Trust(True, True) if pinned else original(self, key)
         PinnedPeer.check = check
         """,
     ),
@@ -1068,7 +1068,7 @@ LIST = [
     edited(
         "any name in known_peers",
         DISK + "a_line_that_is_not_understood_is_refused_by_its_number[[bob.example]:65432-bob.example-any]",
-        ("re.fullmatch(pattern, name.lower()) and ", ""),
+        ("not re.fullmatch(pattern, name.lower()) or ", ""),
     ),
     Weakening(
         "pinned before the question",
