@@ -1106,28 +1106,23 @@ class KeyStore:
     def load_group(self) -> Group | None:
         """Return the group that is kept here, if any. One that was saved here had passed its tests.
 
-        Another (from `openssl dhparam`) is tested, and saved. Where its g is no square, 4 takes its place.
+        Another (from `openssl dhparam`) is tested, and saved, with g = 4: that is a square for every p.
         """
-        path, pem = self.folder / self.GROUP, self.read(self.GROUP)
+        pem = self.read(self.GROUP)
         if pem is None:
             return None
         try:
             group = Group.load(pem)
-            if pem == group.export():
-                check_group(group, rounds=0)
-                return group
-            check_group(Group(group.p, 4))
+            if pem != group.export():
+                return self.accept_group(group._replace(g=4))
+            check_group(group, rounds=0)
         except (ValueError, ProtocolError) as error:
-            reason = f"{path} holds no usable Diffie-Hellman parameters ({error}); move it away"
-            raise FileError(reason) from None
-        if not group.contains(group.g):
-            group = Group(group.p, 4)
-        with contextlib.suppress(FileError):  # then it is tested again the next time
-            self.save_group(group)
+            reason = f"holds no usable Diffie-Hellman parameters ({error}); move it away"
+            raise FileError(f"{self.folder / self.GROUP} {reason}") from None
         return group
 
     def accept_group(self, group: Group) -> Group:
-        """Check a peer's group, unless it is the one that is kept; keep it once it has passed."""
+        """Check a group, unless it is the one that is kept; keep it once it has passed."""
         if self.read(self.GROUP) != group.export():
             check_group(group)
             with contextlib.suppress(FileError):  # then it is tested again the next time
