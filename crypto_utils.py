@@ -1064,35 +1064,28 @@ class KeyStore:
         path, data = self.folder / self.IDENTITY, self.read(self.IDENTITY, forbidden=0o077)
         if data is None:
             return None
-        if data.startswith(b"PuTTY-User-Key-File"):
-            raise FileError(
-                f"{path} is a key of PuTTY's, in a form that is not supported; this converts it:\n"
-                "  puttygen KEY.ppk -O private-openssh -o identity.pem"
-            )
         # What stands around the key is passed over (RFC 7468, section 2).
-        pem = re.search(rb"-----BEGIN ([A-Z ]*PRIVATE KEY)-----\s[\s!-~]+?-----END \1-----", data)
-        if pem is None:
-            raise FileError(
-                f"{path} is damaged, or no private key; restore it, or move it away for a new one"
-            )
+        pem = re.search(rb"-----BEGIN ([A-Z ]*PRIVATE KEY)-----\s[\s!-~]+?-----END \1-----", data) or [b""]
         passphrase = None
         for question in ("", "That was not it. ", "That was not it. ", None):
             try:
                 key = RSA.import_key(pem[0], passphrase)
+                if key.has_private() and key.size_in_bits() in RSA_BITS and key.e == RSA_EXPONENT:
+                    return key
                 break
             except (PassphraseRequiredError, IncorrectPassphraseError):
                 if question is None:
                     raise FileError(f"that is not the passphrase of {path}") from None
                 passphrase = os.fsencode(ask_passphrase(f"{question}Passphrase of {path}: "))
             except UNPARSABLE:
-                raise FileError(
-                    f"{path} is a key of a kind, in a form, or with a cipher that is not supported, or it is "
-                    "not whole. Keep a copy; if it is an RSA key of two primes, this converts it:\n"
-                    f"  ssh-keygen -p -m PKCS8 -f {quoted(path)}"
-                ) from None
-        if not (key.has_private() and key.size_in_bits() in RSA_BITS and key.e == RSA_EXPONENT):
-            raise FileError(f"{path} is no private RSA key of 2048 to 4096 bits with exponent 65537")
-        return key
+                break
+        raise FileError(
+            f"{path} is damaged, or is no RSA key of two primes, 2048 to 4096 bits and exponent 65537, in a "
+            "form that is supported. Keep a copy. (Without this file, the next start makes a new key.) These "
+            "convert keys, the first one those of PuTTY:\n"
+            "  puttygen KEY.ppk -O private-openssh -o identity.pem\n"
+            f"  ssh-keygen -p -m PKCS8 -f {quoted(path)}"
+        )
 
     def make_identity(self) -> RsaKey:
         """Make an RSA key of 3072 bits and keep it; return it, or the one another program just made."""
