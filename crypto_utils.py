@@ -952,7 +952,7 @@ class Transcript:
         for suffix in itertools.count(1):
             path = self._folder / (f"{name}.transcript" if suffix == 1 else f"{name}-{suffix}.transcript")
             with disk("write", path), contextlib.suppress(FileExistsError):
-                self._file, self.path = io.FileIO(path, "x", opener=_private), path  # without a buffer
+                self._file, self.path = io.FileIO(path, "x", opener=_opener), path  # without a buffer
                 break
         self._write()
 
@@ -973,7 +973,7 @@ class Transcript:
 def verify_transcript(file: BinaryIO) -> Iterator[tuple[Opener, Message]]:
     """Yield what a transcript proves, trusting nobody: who signed (`sender`, `signer`), and what.
 
-    Holds one entry at a time. Raises ProtocolError at the first that is not right, and FileError.
+    Holds one entry at a time. Raises ProtocolError at the first that is not right.
     """
     entries = _entries(file)
     hello_bob, hello_alice, z = (next(entries)[1] for _ in range(3))
@@ -999,7 +999,7 @@ def verify_transcript(file: BinaryIO) -> Iterator[tuple[Opener, Message]]:
             trace(f"The words, of th and r: {words}", r=message.body)
         yield openers[sender], message
         if message.type is RecordType.CLOSE:
-            require(not _read(file, 1), "something follows the goodbye")
+            require(not file.read(1), "something follows the goodbye")
             return
 
 
@@ -1012,7 +1012,7 @@ def _entries(file: BinaryIO) -> Iterator[tuple[bytes, bytes]]:
     first += [(b"A", READY_LIMIT), (b"B", READY_LIMIT)]
     cut = "the transcript ends in the middle of an entry"
     for number in itertools.count():
-        header = _read(file, 5)
+        header = file.read(5)
         tag, limit = header[4:], RECORD_LIMIT
         if number < len(first):
             expected, limit = first[number]
@@ -1024,20 +1024,13 @@ def _entries(file: BinaryIO) -> Iterator[tuple[bytes, bytes]]:
             require(tag in (b"A", b"B"), "an entry is of no known kind, or not where it belongs")
         length = int.from_bytes(header[:4], "big") - 1  # without the tag
         require(length <= limit, f"an entry of {length} bytes, over the limit of {limit}")
-        payload = _read(file, max(length, 0))
+        payload = file.read(max(length, 0))
         require(len(payload) == length, cut)
         yield tag, payload
 
 
-def _read(file: BinaryIO, count: int) -> bytes:
-    with disk("read", Path(getattr(file, "name", "it"))):
-        return file.read(count)
-
-
 # ------------------------------------------------------------------------------------- keys on disk
 
-# How files are opened: not through a symbolic link, and without waiting for a pipe.
-_OPEN_FLAGS = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
 SLICE = 0.05  # seconds between two tries, where Windows does not let us wait
 ELSEWHERE = "name a folder on another disk with --home"
 
@@ -1143,9 +1136,8 @@ class KeyStore:
         path = self.folder / name
         temporary = self.folder / f".{name}.new"
         with disk("write", path, ELSEWHERE):
-            temporary.unlink(missing_ok=True)  # left by a program that was killed here
             try:
-                with open(temporary, "xb", opener=_private) as file:
+                with open(temporary, "wb", opener=_opener) as file:
                     file.write(data)
                     file.flush()
                     os.fsync(file.fileno())
@@ -1157,7 +1149,7 @@ class KeyStore:
     def locked(self) -> Iterator[None]:
         """Keep every other program that uses this folder out while something is read and then written."""
         path = self.folder / ".lock"
-        with disk("lock", path, ELSEWHERE), open(path, "ab", opener=_private) as file:
+        with disk("lock", path, ELSEWHERE), open(path, "ab", opener=_opener) as file:
             if sys.platform == "win32":
                 _insist(lambda: msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1))
             else:
@@ -1167,27 +1159,26 @@ class KeyStore:
 
 def _insist(act: Callable[[], Any]) -> Any:
     """Try again for 3 s on Windows, which refuses where others wait: a lock, a file that is in use."""
-    end = time.monotonic() + 3
-    while True:
-        try:
+    for _ in range(60 if sys.platform == "win32" else 0):
+        with contextlib.suppress(PermissionError):
             return act()
-        except OSError as error:
-            if sys.platform != "win32" or error.errno == errno.ENOENT or time.monotonic() > end:
-                raise
-            time.sleep(SLICE)
+        time.sleep(SLICE)
+    return act()
+
+
+def _opener(path: str, flags: int) -> int:
+    """Open not through a symbolic link, and without waiting for a pipe; make what nobody else can read."""
+    flags |= getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
+    return int(_insist(lambda: os.open(path, flags, 0o600)))
 
 
 @contextlib.contextmanager
-def open_regular(path: Path, flags: int = _OPEN_FLAGS) -> Iterator[BinaryIO]:
-    """Open a regular file to read, by default not through a link. Raises OSError, and FileError."""
-    with open(path, "rb", opener=lambda file, mode: _insist(lambda: os.open(file, mode | flags))) as file:
+def open_regular(path: Path) -> Iterator[BinaryIO]:
+    """Open a regular file to read, not through a link. Raises OSError, and FileError."""
+    with open(path, "rb", opener=_opener) as file:
         if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
             raise FileError(f"{path} is not a regular file; move it away, or name another one")
         yield file
-
-
-def _private(file: str, flags: int) -> int:
-    return os.open(file, flags | _OPEN_FLAGS, 0o600)
 
 
 @contextlib.contextmanager
@@ -2027,7 +2018,7 @@ def verify_file(console: Console, options: argparse.Namespace) -> int:
 
 
 def read_transcript(path: Path) -> Iterator[tuple[Opener, Message]]:
-    with disk("read", path), open_regular(path, getattr(os, "O_NONBLOCK", 0)) as file:
+    with disk("read", path), open_regular(Path(os.path.realpath(path))) as file:
         yield from verify_transcript(file)
 
 

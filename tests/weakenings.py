@@ -1233,7 +1233,7 @@ LIST = [
     Weakening(
         "identity readable by others",
         DISK + "home_is_private_whatever_the_umask[0o22]",
-        "def _private(file, flags): return os.open(file, flags | _OPEN_FLAGS, 0o644)",
+        "def _opener(path, flags): return os.open(path, flags | os.O_NOFOLLOW, 0o644)",
     ),
     edited(
         "folder readable by others",
@@ -1243,7 +1243,7 @@ LIST = [
     edited(
         "symbolic links followed",
         DISK + "what_is_no_file_of_ones_own_is_refused[link-identity.pem]",
-        ('_OPEN_FLAGS = getattr(os, "O_NOFOLLOW", 0) |', "_OPEN_FLAGS ="),
+        ('flags |= getattr(os, "O_NOFOLLOW", 0) |', "flags |="),
     ),
     Weakening(
         "owner",
