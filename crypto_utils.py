@@ -934,32 +934,29 @@ class Transcript:
 
     def __init__(self, folder: Path | None = None) -> None:
         self._folder = folder
-        self._held = b""
-        self._file: io.FileIO | None = None
+        self._file: io.BytesIO | io.FileIO = io.BytesIO()
         self.path: Path | None = None  # once there is a file
 
     def add(self, tag: bytes, payload: bytes) -> None:
         """Add an entry; to the file, at once: a crash loses at most the one in flight."""
         if self._folder:
-            self._held += frame(tag + payload)
-            self._write()
+            self._write(frame(tag + payload))
 
     def begin(self, role: Role) -> None:
         """Make a new file (mode 0600), named after the time and the role."""
         if not self._folder:
             return
+        self._file.seek(0)
+        held = self._file.read()
         name = time.strftime("%Y-%m-%dT%H-%M-%SZ-", time.gmtime()) + role.value
         for suffix in itertools.count(1):
             path = self._folder / (f"{name}.transcript" if suffix == 1 else f"{name}-{suffix}.transcript")
             with disk("write", path), contextlib.suppress(FileExistsError):
                 self._file, self.path = io.FileIO(path, "x", opener=_opener), path  # without a buffer
                 break
-        self._write()
+        self._write(held)
 
-    def _write(self) -> None:
-        if self._file is None or self.path is None:
-            return
-        data, self._held = self._held, b""
+    def _write(self, data: bytes) -> None:
         with disk("write", self.path):
             whole = self._file.tell()
             try:
@@ -1182,7 +1179,7 @@ def open_regular(path: Path) -> Iterator[BinaryIO]:
 
 
 @contextlib.contextmanager
-def disk(what: str, path: Path, way_out: str = "") -> Iterator[None]:
+def disk(what: str, path: Path | None, way_out: str = "") -> Iterator[None]:
     """Turn an error of the disk into a FileError that names the file, and a way out."""
     try:
         yield

@@ -9,6 +9,7 @@ import contextlib
 import errno
 import functools
 import hashlib
+import io
 import random
 import secrets
 import socket
@@ -458,7 +459,7 @@ def test_a_busy_bob_says_so_in_the_place_of_ready(
     assert str(met[ALICE]) == f"{whoever} cannot talk now; try again later"
     assert met[ALICE].status == 1
     assert sealed == [(ALICE, READY), (BOB, CLOSE)]
-    assert kept._held == b""
+    assert kept._file.getvalue() == b""
     assert not list(tmp_path.rglob("known_peers"))
     assert place.locked()
 
@@ -480,6 +481,8 @@ def reachable(thing: object) -> Iterator[object]:
             todo += [*held.keys(), *held.values()]
         elif isinstance(held, (list, tuple, set, frozenset)):
             todo += held
+        elif isinstance(held, io.BytesIO):
+            todo.append(held.getvalue())
         elif hasattr(held, "__dict__"):
             todo.append(vars(held))
 

@@ -1222,10 +1222,10 @@ LIST = [
         "half an entry",
         DISK + "a_transcript_that_cannot_go_on_ends_with_its_last_whole_entry[ctrl_c]",
         """
-        def write(self):
-            while self._file and self._held:
-                with disk("write", self.path):
-                    self._held = self._held[self._file.write(self._held) :]
+        def write(self, data):
+            with disk("write", self.path):
+                while data:
+                    data = data[self._file.write(data) :]
         Transcript._write = write
         """,
     ),
