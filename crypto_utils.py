@@ -828,41 +828,34 @@ class Opener(Direction):
 # ------------------------------------------------------------------------------------------ channel
 
 
+@dataclass(repr=False)
 class Channel:
     """An authenticated conversation: Alice sends, Bob replies, and so on, until somebody leaves."""
 
-    def __init__(
-        self,
-        frames: FrameSocket,
-        sealer: Sealer,
-        opener: Opener,
-        trust: Trust,
-        words: list[str],
-        transcript: Transcript,
-    ) -> None:
-        frames.deadline = None  # the handshake is over
-        self.frames = frames
-        self.role = sealer.sender
-        self.peer_key = opener.signer
-        self.trust = trust  # what is known of the peer's key
-        self.words = words
-        bobs, alices = words[:3], words[3:]
-        self.own_words, self.other_words = (bobs, alices) if self.role is Role.BOB else (alices, bobs)
-        self.transcript = transcript
-        self.peer_left = False  # with a goodbye
-        self._sealer = sealer
-        self._opener = opener
+    frames: FrameSocket
+    sealer: Sealer
+    opener: Opener
+    trust: Trust  # what is known of the peer's key
+    words: list[str]
+    transcript: Transcript
+    peer_left: bool = False  # with a goodbye
+
+    def __post_init__(self) -> None:
+        self.frames.deadline = None  # the handshake is over
+        bobs, alices = self.words[:3], self.words[3:]
+        is_bob = self.sealer.sender is Role.BOB
+        self.own_words, self.other_words = (bobs, alices) if is_bob else (alices, bobs)
 
     @property
     def my_turn(self) -> bool:
         """Whether the next TEXT is ours."""
-        return self._sealer.has_the_turn(self._opener)
+        return self.sealer.has_the_turn(self.opener)
 
     @property
     def texts(self) -> int:
         """How many TEXTs have been sent and received."""
-        ready_and_goodbye = 2 + self._opener.closed
-        return self._sealer.number + self._opener.number - ready_and_goodbye
+        ready_and_goodbye = 2 + self.opener.closed
+        return self.sealer.number + self.opener.number - ready_and_goodbye
 
     @property
     def has_something(self) -> bool:
@@ -871,23 +864,23 @@ class Channel:
 
     def send(self, text: str) -> None:
         """Send a text of at most 1 MiB in UTF-8. Raises MessageError if it cannot be sent as it is."""
-        body = text.encode(errors="surrogatepass")
-        if len(body) > TEXT_LIMIT:
-            raise MessageError(f"the text is longer than {TEXT_LIMIT} bytes")
         try:
-            text.encode()
+            body = text.encode()
         except UnicodeEncodeError:
             raise MessageError("the text is not valid Unicode") from None
-        if self._sealer.closed:
+        if len(body) > TEXT_LIMIT:
+            raise MessageError(f"the text is longer than {TEXT_LIMIT} bytes")
+        if self.sealer.closed:
             raise ConnectionCut("the connection broke while the last message was sent")
-        self._sealer.seal(RecordType.TEXT, body, self._opener, self._send)
+        self.sealer.seal(RecordType.TEXT, body, self.opener, self._send)
 
     def receive(self) -> Message:
         """Return the peer's next TEXT, or its CLOSE, which may come at any time and ends the conversation."""
         record = self.frames.receive(RECORD_LIMIT)
-        message = self._opener.open(record, self._sealer, self._keep)
+        keep = functools.partial(self.transcript.add, self.opener.sender.tag)
+        message = self.opener.open(record, self.sealer, keep)
         if message.type is RecordType.CLOSE:
-            self._sealer.closed = self.peer_left = True
+            self.sealer.closed = self.peer_left = True
         return message
 
     def close(self, wait: float = GOODBYE_SECONDS) -> bool:
@@ -898,26 +891,20 @@ class Channel:
         self.frames.deadline = time.monotonic() + wait
         told = False
         with contextlib.suppress(ConnectionCut, ProtocolError):
-            both_open = not (self._sealer.closed or self._opener.closed)
-            while both_open and not self.peer_left and self.has_something and self.frames.has_ended():
+            while not self.opener.closed and self.has_something and self.frames.has_ended():
                 self.receive()  # up to a goodbye, or to where the line was cut: nobody would read ours
-            if not self._sealer.closed:
-                self._sealer.seal(RecordType.CLOSE, b"", self._opener, self._send_goodbye)
+            if not self.sealer.closed:
+                goodbye = self.sealer.seal(RecordType.CLOSE, b"", self.opener)
+                with contextlib.suppress(FileError):  # a full disk is no reason to leave without a word
+                    self.transcript.add(self.sealer.sender.tag, goodbye)
+                self.frames.send(goodbye)
                 told = True
         self.frames.hang_up(wait)
         return told or self.peer_left
 
     def _send(self, record: bytes) -> None:
-        self.transcript.add(self.role.tag, record)
+        self.transcript.add(self.sealer.sender.tag, record)
         self.frames.send(record)
-
-    def _send_goodbye(self, record: bytes) -> None:
-        with contextlib.suppress(FileError):  # a full disk is no reason to leave without a word
-            self.transcript.add(self.role.tag, record)
-        self.frames.send(record)
-
-    def _keep(self, record: bytes) -> None:
-        self.transcript.add(self.role.peer.tag, record)
 
 
 # ---------------------------------------------------------------------------------------- evidence
@@ -952,7 +939,7 @@ class Transcript:
         for suffix in itertools.count(1):
             path = self._folder / (f"{name}.transcript" if suffix == 1 else f"{name}-{suffix}.transcript")
             with disk("write", path), contextlib.suppress(FileExistsError):
-                self._file, self.path = io.FileIO(path, "x", opener=_opener), path  # without a buffer
+                self._file, self.path = io.FileIO(path, "x", opener=_open_private), path  # without a buffer
                 break
         self._write(held)
 
@@ -1134,7 +1121,7 @@ class KeyStore:
         temporary = self.folder / f".{name}.new"
         with disk("write", path, ELSEWHERE):
             try:
-                with open(temporary, "wb", opener=_opener) as file:
+                with open(temporary, "wb", opener=_open_private) as file:
                     file.write(data)
                     file.flush()
                     os.fsync(file.fileno())
@@ -1146,7 +1133,7 @@ class KeyStore:
     def locked(self) -> Iterator[None]:
         """Keep every other program that uses this folder out while something is read and then written."""
         path = self.folder / ".lock"
-        with disk("lock", path, ELSEWHERE), open(path, "ab", opener=_opener) as file:
+        with disk("lock", path, ELSEWHERE), open(path, "ab", opener=_open_private) as file:
             if sys.platform == "win32":
                 _insist(lambda: msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1))
             else:
@@ -1163,7 +1150,7 @@ def _insist(act: Callable[[], Any]) -> Any:
     return act()
 
 
-def _opener(path: str, flags: int) -> int:
+def _open_private(path: str, flags: int) -> int:
     """Open not through a symbolic link, and without waiting for a pipe; make what nobody else can read."""
     flags |= getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
     return int(_insist(lambda: os.open(path, flags, 0o600)))
@@ -1172,7 +1159,7 @@ def _opener(path: str, flags: int) -> int:
 @contextlib.contextmanager
 def open_regular(path: Path) -> Iterator[BinaryIO]:
     """Open a regular file to read, not through a link. Raises OSError, and FileError."""
-    with open(path, "rb", opener=_opener) as file:
+    with open(path, "rb", opener=_open_private) as file:
         if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
             raise FileError(f"{path} is not a regular file; move it away, or name another one")
         yield file
@@ -1751,7 +1738,7 @@ def hanging_up(console: Console, channel: Channel) -> Iterator[None]:
         channel.frames.hang_up()
         console.set_quiet(False)
         if channel.transcript.path:
-            script = "bob_server.py" if channel.role is Role.BOB else "alice_client.py"
+            script = "bob_server.py" if channel.sealer.sender is Role.BOB else "alice_client.py"
             path = quoted(channel.transcript.path)
             console.notice(f"To check what was said:\n  {PYTHON} {script} --verify {path}")
 
@@ -1764,18 +1751,18 @@ def meet(console: Console, channel: Channel, peer: PinnedPeer) -> None:
     if trust.settled:
         key = f"the key you {'know' if trust.known else 'asked for'}"
         read = f"If {name} asks for your words, read them out:"
-    console.notice(f"{name} is here, with {key}:\n  {fingerprint(channel.peer_key)}")
+    console.notice(f"{name} is here, with {key}:\n  {fingerprint(channel.opener.signer)}")
     console.notice(f"{read}  {' '.join(channel.own_words)}")
     if not trust.settled:
         ask_for_words(console, channel)
     trace("The words are made of th and r", words=" ".join(channel.words).encode())
     if not trust.known:
         try:
-            peer.pin(channel.peer_key)
+            peer.pin(channel.opener.signer)
         except TrustError as error:
             raise FileError(f"{error}: another program has pinned one while you were asked") from None
         console.notice("The key is pinned.")
-    channel.transcript.begin(channel.role)
+    channel.transcript.begin(channel.sealer.sender)
     if channel.transcript.path:
         told = "Whoever has this file can read the conversation, and check who said what:"
         console.notice(f"{told}\n  {channel.transcript.path}")

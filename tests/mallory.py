@@ -1201,7 +1201,7 @@ def exchange(
                 )
             assert channel is not None
             if not channel.trust.known:
-                peer.pin(channel.peer_key)
+                peer.pin(channel.opener.signer)
             outcome.channel = channel
             connected.settimeout(DEADLINE)
             on_channel(channel)

@@ -292,7 +292,7 @@ def test_a_text_whose_sending_failed_is_in_it(kept: Ends) -> None:
 def test_without_a_folder_nothing_is_kept(ends: Ends) -> None:
     ends.alice.send(REQUEST)
     for channel in ends:
-        channel.transcript.begin(channel.role)
+        channel.transcript.begin(channel.sealer.sender)
         assert (channel.transcript.path, channel.transcript._file.getvalue()) == (None, b"")
 
 

@@ -698,7 +698,7 @@ LIST = [
         UNFIT + "[too long]",
         """
         def send(self, text):
-            self._sealer.seal(RecordType.TEXT, text.encode(), self._opener, self._send)
+            self.sealer.seal(RecordType.TEXT, text.encode(), self.opener, self._send)
         Channel.send = send
         """,
     ),
@@ -712,7 +712,7 @@ LIST = [
         UNFIT + "[a surrogate]",
         """
         def send(self, text):
-            self._sealer.seal(RecordType.TEXT, text.encode(errors="surrogatepass"), self._opener, self._send)
+            self.sealer.seal(RecordType.TEXT, text.encode(errors="surrogatepass"), self.opener, self._send)
         Channel.send = send
         """,
     ),
@@ -782,7 +782,7 @@ LIST = [
             try:
                 return original(self)
             except ConnectionCut:
-                self._sealer.closed = True
+                self.sealer.closed = True
                 return Message(RecordType.CLOSE, b"", NOTHING)
         Channel.receive = receive
         """,
@@ -1076,7 +1076,7 @@ LIST = [
         """
         def meet(console, channel, peer, original=meet):
             if not channel.trust.known:
-                peer.pin(channel.peer_key)
+                peer.pin(channel.opener.signer)
             original(console, channel, peer)
         """,
     ),
@@ -1196,8 +1196,8 @@ LIST = [
         HANDSHAKE + "nothing_is_sent_after_the_peers_goodbye[Role.BOB]",
         """
         def receive(self, original=Channel.receive):
-            before, message = self._sealer.closed, original(self)
-            self._sealer.closed = before
+            before, message = self.sealer.closed, original(self)
+            self.sealer.closed = before
             return message
         Channel.receive = receive
         """,
@@ -1233,7 +1233,7 @@ LIST = [
     Weakening(
         "identity readable by others",
         DISK + "home_is_private_whatever_the_umask[0o22]",
-        "def _opener(path, flags): return os.open(path, flags | os.O_NOFOLLOW, 0o644)",
+        "def _open_private(path, flags): return os.open(path, flags | os.O_NOFOLLOW, 0o644)",
     ),
     edited(
         "folder readable by others",
