@@ -838,7 +838,7 @@ class Channel:
     trust: Trust  # what is known of the peer's key
     words: list[str]
     transcript: Transcript
-    peer_left: bool = False  # with a goodbye
+    over: bool = False  # with a goodbye, so both sides know it
 
     def __post_init__(self) -> None:
         self.frames.deadline = None  # the handshake is over
@@ -880,7 +880,7 @@ class Channel:
         keep = functools.partial(self.transcript.add, self.opener.sender.tag)
         message = self.opener.open(record, self.sealer, keep)
         if message.type is RecordType.CLOSE:
-            self.sealer.closed = self.peer_left = True
+            self.sealer.closed = self.over = True
         return message
 
     def close(self, wait: float = GOODBYE_SECONDS) -> bool:
@@ -889,7 +889,6 @@ class Channel:
         Return whether both sides know that it is over.
         """
         self.frames.deadline = time.monotonic() + wait
-        told = False
         with contextlib.suppress(ConnectionCut, ProtocolError):
             while not self.opener.closed and self.has_something and self.frames.has_ended():
                 self.receive()  # up to a goodbye, or to where the line was cut: nobody would read ours
@@ -898,9 +897,9 @@ class Channel:
                 with contextlib.suppress(FileError):  # a full disk is no reason to leave without a word
                     self.transcript.add(self.sealer.sender.tag, goodbye)
                 self.frames.send(goodbye)
-                told = True
+                self.over = True
         self.frames.hang_up(wait)
-        return told or self.peer_left
+        return self.over
 
     def _send(self, record: bytes) -> None:
         self.transcript.add(self.sealer.sender.tag, record)
@@ -1786,7 +1785,7 @@ def ask_for_words(console: Console, channel: Channel) -> None:
         if answer is None:
             if channel.my_turn:
                 channel.receive()  # a goodbye, or else an error
-            if channel.peer_left or channel.frames.has_ended(1.0):  # a goodbye is followed by the end at once
+            if channel.over or channel.frames.has_ended(1.0):  # a goodbye is followed by the end at once
                 raise NoConversation(f"{name} was gone before you answered; nothing is pinned")
             watched = None  # what it is waits until the question is answered
             console.notice(f"{name} has said something, or has left. You see it after your answer.")
@@ -1980,14 +1979,13 @@ Whoever has both keys can have made all of it."""
 
 def verify_file(console: Console, options: argparse.Namespace) -> int:
     """Show what a transcript proves. Raises what is wrong with it."""
-    known = known_keys(console, options)
     shown: set[Role] = set()
     try:
         for opener, message in read_transcript(options.verify):
             name, key = opener.sender.value.title(), fingerprint(opener.signer)
             if opener.sender not in shown:
                 shown.add(opener.sender)
-                console.notice(f"{name} is {known.get(key, 'not known here')}:\n  {key}")
+                console.notice(f"{name} is {owner(key, console.peer, options)}:\n  {key}")
                 if name == console.peer and options.peer not in (None, key):
                     raise TrustError(f"{name}'s key is not the one asked for, {options.peer}", "")
             elif message.type is RecordType.TEXT:
@@ -2006,23 +2004,20 @@ def read_transcript(path: Path) -> Iterator[tuple[Opener, Message]]:
         yield from verify_transcript(file)
 
 
-def known_keys(console: Console, options: argparse.Namespace) -> dict[str, str]:
-    """Return whose the keys in the home folder are, if there is one, by their fingerprints."""
+def owner(key: str, peer: str, options: argparse.Namespace) -> str:
+    """Return whose key that is, by its fingerprint and what is in the home folder, if there is one."""
     folder = options.home / str(options.role.value)
     with disk("read", folder):
         if not folder.is_dir():
-            return {}
+            return "not known here"
     store = KeyStore(folder)
-    known: dict[str, str] = {}
-    for pin in PinnedPeer(store, options.role.peer.value).pins():
-        before = known.get(pin.fingerprint)
-        before = f"{before} and" if before else f"the {console.peer} you pinned as"
-        known[pin.fingerprint] = f"{before} {pin.name}"
     with contextlib.suppress(FileError):  # with a passphrase, it is not worth asking for it
         identity = store.load_identity(lambda _: "")
-        if identity is not None:
-            known[fingerprint(identity)] = "you"
-    return known
+        if identity is not None and fingerprint(identity) == key:
+            return "you"
+    pins = PinnedPeer(store, options.role.peer.value).pins()
+    names = [pin.name for pin in pins if pin.fingerprint == key]
+    return f"the {peer} you pinned as {' and '.join(names)}" if names else "not known here"
 
 
 def run_program(parser: argparse.ArgumentParser, run: Callable[..., int]) -> NoReturn:
