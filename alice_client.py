@@ -70,7 +70,7 @@ def run(console: chat.Console, options: argparse.Namespace) -> int:
         console.set_quiet(False)
     host, port = parse_address(host, options.port)
     store, identity = chat.open_home(console, options)
-    bob = chat.PinnedPeer(store, f"[{host}]:{port}", options.peer, console.can_ask)
+    bob = chat.PinnedPeer(store, f"[{host}]:{port}".lower(), options.peer, console.can_ask)
     console.show_row(f"Connecting to {host} port {port} ...")
     if sys.platform == "win32":  # where Ctrl-C would be noticed only after these waits, it ends them
         signal.signal(signal.SIGINT, signal.SIG_DFL)

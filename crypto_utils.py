@@ -63,6 +63,7 @@ import time
 import unicodedata
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Callable, NamedTuple, NoReturn, TextIO
 
@@ -774,41 +775,34 @@ class Opener(Direction):
 # ------------------------------------------------------------------------------------------ channel
 
 
+@dataclass(repr=False)
 class Channel:
     """An authenticated conversation: Alice sends, Bob replies, and so on, until somebody leaves."""
 
-    def __init__(
-        self,
-        frames: FrameSocket,
-        sealer: Sealer,
-        opener: Opener,
-        trust: Trust,
-        words: list[str],
-        transcript: Transcript,
-    ) -> None:
-        frames.deadline = None  # the handshake is over
-        self.frames = frames
-        self.role = sealer.sender
-        self.peer_key = opener.signer
-        self.trust = trust  # what is known of the peer's key
-        self.words = words
-        bobs, alices = words[:3], words[3:]
-        self.own_words, self.other_words = (bobs, alices) if self.role is Role.BOB else (alices, bobs)
-        self.transcript = transcript
-        self.peer_left = False  # with a goodbye
-        self._sealer = sealer
-        self._opener = opener
+    frames: FrameSocket
+    sealer: Sealer
+    opener: Opener
+    trust: Trust  # what is known of the peer's key
+    words: list[str]
+    transcript: Transcript
+    over: bool = False  # with a goodbye, so both sides know it
+
+    def __post_init__(self) -> None:
+        self.frames.deadline = None  # the handshake is over
+        bobs, alices = self.words[:3], self.words[3:]
+        is_bob = self.sealer.sender is Role.BOB
+        self.own_words, self.other_words = (bobs, alices) if is_bob else (alices, bobs)
 
     @property
     def my_turn(self) -> bool:
         """Whether the next TEXT is ours."""
-        return self._sealer.has_the_turn(self._opener)
+        return self.sealer.has_the_turn(self.opener)
 
     @property
     def texts(self) -> int:
         """How many TEXTs have been sent and received."""
-        ready_and_goodbye = 2 + self._opener.closed
-        return self._sealer.number + self._opener.number - ready_and_goodbye
+        ready_and_goodbye = 2 + self.opener.closed
+        return self.sealer.number + self.opener.number - ready_and_goodbye
 
     @property
     def has_something(self) -> bool:
@@ -817,23 +811,23 @@ class Channel:
 
     def send(self, text: str) -> None:
         """Send a text of at most 1 MiB in UTF-8. Raises MessageError if it cannot be sent as it is."""
-        body = text.encode(errors="surrogatepass")
-        if len(body) > TEXT_LIMIT:
-            raise MessageError(f"the text is longer than {TEXT_LIMIT} bytes")
         try:
-            text.encode()
+            body = text.encode()
         except UnicodeEncodeError:
             raise MessageError("the text is not valid Unicode") from None
-        if self._sealer.closed:
+        if len(body) > TEXT_LIMIT:
+            raise MessageError(f"the text is longer than {TEXT_LIMIT} bytes")
+        if self.sealer.closed:
             raise ConnectionCut("the connection broke while the last message was sent")
-        self._sealer.seal(RecordType.TEXT, body, self._opener, self._send)
+        self.sealer.seal(RecordType.TEXT, body, self.opener, self._send)
 
     def receive(self) -> Message:
         """Return the peer's next TEXT, or its CLOSE, which may come at any time and ends the conversation."""
         record = self.frames.receive(RECORD_LIMIT)
-        message = self._opener.open(record, self._sealer, self._keep)
+        keep = functools.partial(self.transcript.add, self.opener.sender.tag)
+        message = self.opener.open(record, self.sealer, keep)
         if message.type is RecordType.CLOSE:
-            self._sealer.closed = self.peer_left = True
+            self.sealer.closed = self.over = True
         return message
 
     def close(self, wait: float = GOODBYE_SECONDS) -> bool:
@@ -842,28 +836,21 @@ class Channel:
         Return whether both sides know that it is over.
         """
         self.frames.deadline = time.monotonic() + wait
-        told = False
         with contextlib.suppress(ConnectionCut, ProtocolError):
-            both_open = not (self._sealer.closed or self._opener.closed)
-            while both_open and not self.peer_left and self.has_something and self.frames.has_ended():
+            while not self.opener.closed and self.has_something and self.frames.has_ended():
                 self.receive()  # up to a goodbye, or to where the line was cut: nobody would read ours
-            if not self._sealer.closed:
-                self._sealer.seal(RecordType.CLOSE, b"", self._opener, self._send_goodbye)
-                told = True
+            if not self.sealer.closed:
+                goodbye = self.sealer.seal(RecordType.CLOSE, b"", self.opener)
+                with contextlib.suppress(FileError):  # a full disk is no reason to leave without a word
+                    self.transcript.add(self.sealer.sender.tag, goodbye)
+                self.frames.send(goodbye)
+                self.over = True
         self.frames.hang_up(wait)
-        return told or self.peer_left
+        return self.over
 
     def _send(self, record: bytes) -> None:
-        self.transcript.add(self.role.tag, record)
+        self.transcript.add(self.sealer.sender.tag, record)
         self.frames.send(record)
-
-    def _send_goodbye(self, record: bytes) -> None:
-        with contextlib.suppress(FileError):  # a full disk is no reason to leave without a word
-            self.transcript.add(self.role.tag, record)
-        self.frames.send(record)
-
-    def _keep(self, record: bytes) -> None:
-        self.transcript.add(self.role.peer.tag, record)
 
 
 # ---------------------------------------------------------------------------------------- evidence
@@ -880,32 +867,29 @@ class Transcript:
 
     def __init__(self, folder: Path | None = None) -> None:
         self._folder = folder
-        self._held = b""
-        self._file: io.FileIO | None = None
+        self._file: io.BytesIO | io.FileIO = io.BytesIO()
         self.path: Path | None = None  # once there is a file
 
     def add(self, tag: bytes, payload: bytes) -> None:
         """Add an entry; to the file, at once: a crash loses at most the one in flight."""
         if self._folder:
-            self._held += frame(tag + payload)
-            self._write()
+            self._write(frame(tag + payload))
 
     def begin(self, role: Role) -> None:
         """Make a new file (mode 0600), named after the time and the role."""
         if not self._folder:
             return
+        self._file.seek(0)
+        held = self._file.read()
         name = time.strftime("%Y-%m-%dT%H-%M-%SZ-", time.gmtime()) + role.value
         for suffix in itertools.count(1):
             path = self._folder / (f"{name}.transcript" if suffix == 1 else f"{name}-{suffix}.transcript")
             with disk("write", path), contextlib.suppress(FileExistsError):
-                self._file, self.path = io.FileIO(path, "x", opener=_private), path  # without a buffer
+                self._file, self.path = io.FileIO(path, "x", opener=_open_private), path  # without a buffer
                 break
-        self._write()
+        self._write(held)
 
-    def _write(self) -> None:
-        if self._file is None or self.path is None:
-            return
-        data, self._held = self._held, b""
+    def _write(self, data: bytes) -> None:
         with disk("write", self.path):
             whole = self._file.tell()
             try:
@@ -919,7 +903,7 @@ class Transcript:
 def verify_transcript(file: BinaryIO) -> Iterator[tuple[Opener, Message]]:
     """Yield what a transcript proves, trusting nobody: who signed (`sender`, `signer`), and what.
 
-    Holds one entry at a time. Raises ProtocolError at the first that is not right, and FileError.
+    Holds one entry at a time. Raises ProtocolError at the first that is not right.
     """
     entries = _entries(file)
     hello_bob, hello_alice, z = (next(entries)[1] for _ in range(3))
@@ -942,7 +926,7 @@ def verify_transcript(file: BinaryIO) -> Iterator[tuple[Opener, Message]]:
             trace(f"The words, of th and r: {words}", r=message.body)
         yield openers[sender], message
         if message.type is RecordType.CLOSE:
-            require(not _read(file, 1), "something follows the goodbye")
+            require(not file.read(1), "something follows the goodbye")
             return
 
 
@@ -955,7 +939,7 @@ def _entries(file: BinaryIO) -> Iterator[tuple[bytes, bytes]]:
     first += [(b"A", READY_LIMIT), (b"B", READY_LIMIT)]
     cut = "the transcript ends in the middle of an entry"
     for number in itertools.count():
-        header = _read(file, 5)
+        header = file.read(5)
         tag, limit = header[4:], RECORD_LIMIT
         if number < len(first):
             expected, limit = first[number]
@@ -967,20 +951,13 @@ def _entries(file: BinaryIO) -> Iterator[tuple[bytes, bytes]]:
             require(tag in (b"A", b"B"), "an entry is of no known kind, or not where it belongs")
         length = int.from_bytes(header[:4], "big") - 1  # without the tag
         require(length <= limit, f"an entry of {length} bytes, over the limit of {limit}")
-        payload = _read(file, max(length, 0))
+        payload = file.read(max(length, 0))
         require(len(payload) == length, cut)
         yield tag, payload
 
 
-def _read(file: BinaryIO, count: int) -> bytes:
-    with disk("read", Path(getattr(file, "name", "it"))):
-        return file.read(count)
-
-
 # ------------------------------------------------------------------------------------- keys on disk
 
-# How files are opened: not through a symbolic link, and without waiting for a pipe.
-_OPEN_FLAGS = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
 SLICE = 0.05  # seconds between two tries, where Windows does not let us wait
 ELSEWHERE = "name a folder on another disk with --home"
 
@@ -1007,35 +984,28 @@ class KeyStore:
         path, data = self.folder / self.IDENTITY, self.read(self.IDENTITY, forbidden=0o077)
         if data is None:
             return None
-        if data.startswith(b"PuTTY-User-Key-File"):
-            raise FileError(
-                f"{path} is a key of PuTTY's, in a form that is not supported; this converts it:\n"
-                "  puttygen KEY.ppk -O private-openssh -o identity.pem"
-            )
         # What stands around the key is passed over (RFC 7468, section 2).
-        pem = re.search(rb"-----BEGIN ([A-Z ]*PRIVATE KEY)-----\s[\s!-~]+?-----END \1-----", data)
-        if pem is None:
-            raise FileError(
-                f"{path} is damaged, or no private key; restore it, or move it away for a new one"
-            )
+        pem = re.search(rb"-----BEGIN ([A-Z ]*PRIVATE KEY)-----\s[\s!-~]+?-----END \1-----", data) or [b""]
         passphrase = None
         for question in ("", "That was not it. ", "That was not it. ", None):
             try:
                 key = RSA.import_key(pem[0], passphrase)
+                if key.has_private() and key.size_in_bits() in RSA_BITS and key.e == RSA_EXPONENT:
+                    return key
                 break
             except (PassphraseRequiredError, IncorrectPassphraseError):
                 if question is None:
                     raise FileError(f"that is not the passphrase of {path}") from None
                 passphrase = os.fsencode(ask_passphrase(f"{question}Passphrase of {path}: "))
             except UNPARSABLE:
-                raise FileError(
-                    f"{path} is a key of a kind, in a form, or with a cipher that is not supported, or it is "
-                    "not whole. Keep a copy; if it is an RSA key of two primes, this converts it:\n"
-                    f"  ssh-keygen -p -m PKCS8 -f {quoted(path)}"
-                ) from None
-        if not (key.has_private() and key.size_in_bits() in RSA_BITS and key.e == RSA_EXPONENT):
-            raise FileError(f"{path} is no private RSA key of 2048 to 4096 bits with exponent 65537")
-        return key
+                break
+        raise FileError(
+            f"{path} is damaged, or is no RSA key of two primes, 2048 to 4096 bits and exponent 65537, in a "
+            "form that is supported. Keep a copy. (Without this file, the next start makes a new key.) These "
+            "convert keys, the first one those of PuTTY:\n"
+            "  puttygen KEY.ppk -O private-openssh -o identity.pem\n"
+            f"  ssh-keygen -p -m PKCS8 -f {quoted(path)}"
+        )
 
     def make_identity(self) -> RsaKey:
         """Make an RSA key of 3072 bits and keep it; return it, or the one another program just made."""
@@ -1049,28 +1019,23 @@ class KeyStore:
     def load_group(self) -> Group | None:
         """Return the group that is kept here, if any. One that was saved here had passed its tests.
 
-        Another (from `openssl dhparam`) is tested, and saved. Where its g is no square, 4 takes its place.
+        Another (from `openssl dhparam`) is tested, and saved, with g = 4: that is a square for every p.
         """
-        path, pem = self.folder / self.GROUP, self.read(self.GROUP)
+        pem = self.read(self.GROUP)
         if pem is None:
             return None
         try:
             group = Group.load(pem)
-            if pem == group.export():
-                check_group(group, rounds=0)
-                return group
-            check_group(Group(group.p, 4))
+            if pem != group.export():
+                return self.accept_group(group._replace(g=4))
+            check_group(group, rounds=0)
         except (ValueError, ProtocolError) as error:
-            reason = f"{path} holds no usable Diffie-Hellman parameters ({error}); move it away"
-            raise FileError(reason) from None
-        if not group.contains(group.g):
-            group = Group(group.p, 4)
-        with contextlib.suppress(FileError):  # then it is tested again the next time
-            self.save_group(group)
+            reason = f"holds no usable Diffie-Hellman parameters ({error}); move it away"
+            raise FileError(f"{self.folder / self.GROUP} {reason}") from None
         return group
 
     def accept_group(self, group: Group) -> Group:
-        """Check a peer's group, unless it is the one that is kept; keep it once it has passed."""
+        """Check a group, unless it is the one that is kept; keep it once it has passed."""
         if self.read(self.GROUP) != group.export():
             check_group(group)
             with contextlib.suppress(FileError):  # then it is tested again the next time
@@ -1098,9 +1063,8 @@ class KeyStore:
         path = self.folder / name
         temporary = self.folder / f".{name}.new"
         with disk("write", path, ELSEWHERE):
-            temporary.unlink(missing_ok=True)  # left by a program that was killed here
             try:
-                with open(temporary, "xb", opener=_private) as file:
+                with open(temporary, "wb", opener=_open_private) as file:
                     file.write(data)
                     file.flush()
                     os.fsync(file.fileno())
@@ -1112,7 +1076,7 @@ class KeyStore:
     def locked(self) -> Iterator[None]:
         """Keep every other program that uses this folder out while something is read and then written."""
         path = self.folder / ".lock"
-        with disk("lock", path, ELSEWHERE), open(path, "ab", opener=_private) as file:
+        with disk("lock", path, ELSEWHERE), open(path, "ab", opener=_open_private) as file:
             if sys.platform == "win32":
                 _insist(lambda: msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1))
             else:
@@ -1122,31 +1086,30 @@ class KeyStore:
 
 def _insist(act: Callable[[], Any]) -> Any:
     """Try again for 3 s on Windows, which refuses where others wait: a lock, a file that is in use."""
-    end = time.monotonic() + 3
-    while True:
-        try:
+    for _ in range(60 if sys.platform == "win32" else 0):
+        with contextlib.suppress(PermissionError):
             return act()
-        except OSError as error:
-            if sys.platform != "win32" or error.errno == errno.ENOENT or time.monotonic() > end:
-                raise
-            time.sleep(SLICE)
+        time.sleep(SLICE)
+    return act()
+
+
+def _open_private(path: str, flags: int) -> int:
+    """Open not through a symbolic link, and without waiting for a pipe; make what nobody else can read."""
+    flags |= getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
+    return int(_insist(lambda: os.open(path, flags, 0o600)))
 
 
 @contextlib.contextmanager
-def open_regular(path: Path, flags: int = _OPEN_FLAGS) -> Iterator[BinaryIO]:
-    """Open a regular file to read, by default not through a link. Raises OSError, and FileError."""
-    with open(path, "rb", opener=lambda file, mode: _insist(lambda: os.open(file, mode | flags))) as file:
+def open_regular(path: Path) -> Iterator[BinaryIO]:
+    """Open a regular file to read, not through a link. Raises OSError, and FileError."""
+    with open(path, "rb", opener=_open_private) as file:
         if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
             raise FileError(f"{path} is not a regular file; move it away, or name another one")
         yield file
 
 
-def _private(file: str, flags: int) -> int:
-    return os.open(file, flags | _OPEN_FLAGS, 0o600)
-
-
 @contextlib.contextmanager
-def disk(what: str, path: Path, way_out: str = "") -> Iterator[None]:
+def disk(what: str, path: Path | None, way_out: str = "") -> Iterator[None]:
     """Turn an error of the disk into a FileError that names the file, and a way out."""
     try:
         yield
@@ -1177,24 +1140,20 @@ def _check_owner(path: Path, info: os.stat_result, forbidden: int) -> None:
 class Trust(NamedTuple):
     """What is known of a key that was presented, when it is not refused."""
 
-    known: bool  # it is the pinned one
-    asked_for: bool = False  # it is the one of --peer
+    known: bool  # it is pinned
+    settled: bool  # it is the one of --peer, or it is pinned: nobody need be asked about it
     also: tuple[str, ...] = ()  # other names under which this key is pinned
-
-    @property
-    def settled(self) -> bool:
-        """Whether nobody need be asked about it."""
-        return self.known or self.asked_for
 
 
 class Pin(NamedTuple):
-    """A line of known_peers."""
+    """A line of known_peers, and where it stands."""
 
-    number: int  # from 1
     name: str
     fingerprint: str
+    where: str
 
 
+@dataclass
 class PinnedPeer:
     """Whether a peer's key is to be trusted: trust on first use, in the manner of OpenSSH's known_hosts.
 
@@ -1203,30 +1162,26 @@ class PinnedPeer:
     place of what was pinned. A new key is refused unless the program `can_ask` a person.
     """
 
-    def __init__(self, store: KeyStore, name: str, only: str | None = None, can_ask: bool = True) -> None:
-        self.name = name.lower()
-        self.only = only
-        self.path = store.folder / KeyStore.KNOWN_PEERS
-        self._can_ask = can_ask
-        self.store = store
+    store: KeyStore
+    name: str  # in lower case
+    only: str | None = None
+    can_ask: bool = True
 
     def check(self, key: RsaKey) -> Trust:
         """Return what is known of a key, before anything is signed. Raises TrustError for a wrong key."""
         presented, pins = fingerprint(key), self.pins()
-        mine = [pin for pin in pins if pin.name == self.name]
-        known = presented in (pin.fingerprint for pin in mine)
+        pinned = tuple((pin.fingerprint, pin.where) for pin in pins if pin.name == self.name)
         also = tuple(pin.name for pin in pins if pin.fingerprint == presented and pin.name != self.name)
+        which, expected = "pinned one", pinned
         if self.only is not None:
-            if presented != self.only:
-                asked_for = ((self.only, "asked for"),)
-                raise TrustError(f"the key of {self.name} is not the one asked for", presented, asked_for)
-        elif mine and not known:
-            pinned = tuple((pin.fingerprint, f"{self.path}, line {pin.number}") for pin in mine)
+            which, expected = "one asked for", ((self.only, "asked for"),)
+        settled = presented in dict(expected)
+        if expected and not settled:
             elsewhere = f", but the one you know as {', '.join(also)}" if also else ""
-            raise TrustError(f"the key of {self.name} is not the pinned one{elsewhere}", presented, pinned)
-        elif not (known or self._can_ask):
+            raise TrustError(f"the key of {self.name} is not the {which}{elsewhere}", presented, expected)
+        if not (settled or self.can_ask):
             raise TrustError(f"the key of {self.name} is new, and there is no terminal to ask at", presented)
-        return Trust(known, self.only is not None, also)
+        return Trust(presented in dict(pinned), settled, also)
 
     def pin(self, key: RsaKey) -> None:
         """Remember a key whose owner has proven to hold it, and that a person has accepted.
@@ -1234,16 +1189,15 @@ class PinnedPeer:
         It is checked again, under the lock: another program may have pinned another key since.
         """
         with self.store.locked():
-            if self.check(key).known:
-                return
-            # With another pin of that name, only --peer comes here, and takes its place.
-            lines = [line for line in self._lines() if line.lower().split()[:1] != [self.name]]
-            lines.append(f"{self.name} {ssh_line(key)}")
-            self.store.write(KeyStore.KNOWN_PEERS, "".join(line + "\n" for line in lines).encode())
+            if not self.check(key).known:
+                # With another pin of that name, only --peer comes here, and takes its place.
+                lines = [line for line in self._lines() if line.lower().split()[:1] != [self.name]]
+                text = "".join(f"{line}\n" for line in [*lines, f"{self.name} {ssh_line(key)}"])
+                self.store.write(KeyStore.KNOWN_PEERS, text.encode(errors="surrogateescape"))
 
     def pins(self) -> list[Pin]:
         """Return what is pinned. A line that is not understood is refused, not passed over."""
-        form, pattern = "[HOST]:PORT", r"\[[^][,*?\s]+\]:(0|[1-9][0-9]{0,4})"
+        form, pattern = "[HOST]:PORT", r"\[[^][,*?\s\udc80-\udcff]+\]:(0|[1-9][0-9]{0,4})"
         if self.name == "alice":
             form = pattern = "alice"
         pins = []
@@ -1251,22 +1205,19 @@ class PinnedPeer:
             name, *words = line.split()[:3] or ["#"]
             if name.startswith("#"):
                 continue
+            where = f"{self.store.folder / KeyStore.KNOWN_PEERS}, line {number}"
             try:
                 key = RSA.import_key(" ".join(words))
-                understood = re.fullmatch(pattern, name.lower()) and ssh_line(key) == " ".join(words)
+                if not re.fullmatch(pattern, name.lower()) or ssh_line(key) != " ".join(words):
+                    raise ValueError
             except UNPARSABLE:
-                understood = False
-            if not understood:
-                problem = f"not {form} ssh-rsa BASE64; mend or delete the line"
-                raise FileError(f"{self.path}, line {number}: {problem}")
-            pins.append(Pin(number, name.lower(), fingerprint(key)))
+                raise FileError(f"{where}: not {form} ssh-rsa BASE64; mend or delete the line") from None
+            pins.append(Pin(name.lower(), fingerprint(key), where))
         return pins
 
     def _lines(self) -> list[str]:
-        try:
-            lines = (self.store.read(KeyStore.KNOWN_PEERS) or b"").decode("utf-8-sig").split("\n")
-        except UnicodeDecodeError:
-            raise FileError(f"{self.path} is damaged: it is not UTF-8 text") from None
+        data = self.store.read(KeyStore.KNOWN_PEERS) or b""
+        lines = data.decode("utf-8-sig", "surrogateescape").split("\n")
         return lines[:-1] if lines[-1] == "" else lines
 
 
@@ -1730,7 +1681,7 @@ def hanging_up(console: Console, channel: Channel) -> Iterator[None]:
         channel.frames.hang_up()
         console.set_quiet(False)
         if channel.transcript.path:
-            script = "bob_server.py" if channel.role is Role.BOB else "alice_client.py"
+            script = "bob_server.py" if channel.sealer.sender is Role.BOB else "alice_client.py"
             path = quoted(channel.transcript.path)
             console.notice(f"To check what was said:\n  {PYTHON} {script} --verify {path}")
 
@@ -1743,18 +1694,18 @@ def meet(console: Console, channel: Channel, peer: PinnedPeer) -> None:
     if trust.settled:
         key = f"the key you {'know' if trust.known else 'asked for'}"
         read = f"If {name} asks for your words, read them out:"
-    console.notice(f"{name} is here, with {key}:\n  {fingerprint(channel.peer_key)}")
+    console.notice(f"{name} is here, with {key}:\n  {fingerprint(channel.opener.signer)}")
     console.notice(f"{read}  {' '.join(channel.own_words)}")
     if not trust.settled:
         ask_for_words(console, channel)
     trace("The words are made of th and r", words=" ".join(channel.words).encode())
     if not trust.known:
         try:
-            peer.pin(channel.peer_key)
+            peer.pin(channel.opener.signer)
         except TrustError as error:
             raise FileError(f"{error}: another program has pinned one while you were asked") from None
         console.notice("The key is pinned.")
-    channel.transcript.begin(channel.role)
+    channel.transcript.begin(channel.sealer.sender)
     if channel.transcript.path:
         told = "Whoever has this file can read the conversation, and check who said what:"
         console.notice(f"{told}\n  {channel.transcript.path}")
@@ -1778,7 +1729,7 @@ def ask_for_words(console: Console, channel: Channel) -> None:
         if answer is None:
             if channel.my_turn:
                 channel.receive()  # a goodbye, or else an error
-            if channel.peer_left or channel.frames.has_ended(1.0):  # a goodbye is followed by the end at once
+            if channel.over or channel.frames.has_ended(1.0):  # a goodbye is followed by the end at once
                 raise NoConversation(f"{name} was gone before you answered; nothing is pinned")
             watched = None  # what it is waits until the question is answered
             console.notice(f"{name} has said something, or has left. You see it after your answer.")
@@ -1972,14 +1923,13 @@ Whoever has both keys can have made all of it."""
 
 def verify_file(console: Console, options: argparse.Namespace) -> int:
     """Show what a transcript proves. Raises what is wrong with it."""
-    known = known_keys(console, options)
     shown: set[Role] = set()
     try:
         for opener, message in read_transcript(options.verify):
             name, key = opener.sender.value.title(), fingerprint(opener.signer)
             if opener.sender not in shown:
                 shown.add(opener.sender)
-                console.notice(f"{name} is {known.get(key, 'not known here')}:\n  {key}")
+                console.notice(f"{name} is {owner(key, console.peer, options)}:\n  {key}")
                 if name == console.peer and options.peer not in (None, key):
                     raise TrustError(f"{name}'s key is not the one asked for, {options.peer}", "")
             elif message.type is RecordType.TEXT:
@@ -1994,27 +1944,24 @@ def verify_file(console: Console, options: argparse.Namespace) -> int:
 
 
 def read_transcript(path: Path) -> Iterator[tuple[Opener, Message]]:
-    with disk("read", path), open_regular(path, getattr(os, "O_NONBLOCK", 0)) as file:
+    with disk("read", path), open_regular(Path(os.path.realpath(path))) as file:
         yield from verify_transcript(file)
 
 
-def known_keys(console: Console, options: argparse.Namespace) -> dict[str, str]:
-    """Return whose the keys in the home folder are, if there is one, by their fingerprints."""
+def owner(key: str, peer: str, options: argparse.Namespace) -> str:
+    """Return whose key that is, by its fingerprint and what is in the home folder, if there is one."""
     folder = options.home / str(options.role.value)
     with disk("read", folder):
         if not folder.is_dir():
-            return {}
+            return "not known here"
     store = KeyStore(folder)
-    known: dict[str, str] = {}
-    for pin in PinnedPeer(store, options.role.peer.value).pins():
-        before = known.get(pin.fingerprint)
-        before = f"{before} and" if before else f"the {console.peer} you pinned as"
-        known[pin.fingerprint] = f"{before} {pin.name}"
     with contextlib.suppress(FileError):  # with a passphrase, it is not worth asking for it
         identity = store.load_identity(lambda _: "")
-        if identity is not None:
-            known[fingerprint(identity)] = "you"
-    return known
+        if identity is not None and fingerprint(identity) == key:
+            return "you"
+    pins = PinnedPeer(store, options.role.peer.value).pins()
+    names = [pin.name for pin in pins if pin.fingerprint == key]
+    return f"the {peer} you pinned as {' and '.join(names)}" if names else "not known here"
 
 
 def run_program(parser: argparse.ArgumentParser, run: Callable[..., int]) -> NoReturn:

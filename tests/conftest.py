@@ -169,7 +169,7 @@ def shake_hands(bob_store: KeyStore, alice_store: KeyStore, keys: Keys, folder: 
     assert isinstance(channel, Channel)
     if folder:
         for end in (channel, alice):
-            end.transcript.begin(end.role)
+            end.transcript.begin(end.sealer.sender)
     return Ends(channel, alice)
 
 

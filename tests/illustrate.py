@@ -145,8 +145,8 @@ def main() -> int:
     options = parser.parse_args()
     page = options.output or options.file.with_name(options.file.name + ".html")
     try:
-        as_verify_does = getattr(os, "O_NONBLOCK", 0)  # through a link too, and without waiting for a pipe
-        with chat.disk("read", options.file), chat.open_regular(options.file, as_verify_does) as file:
+        path = Path(os.path.realpath(options.file))  # through a link too, as --verify does
+        with chat.disk("read", options.file), chat.open_regular(path) as file:
             data = file.read(LIMIT + 1)
         if len(data) > LIMIT:
             raise chat.FileError(f"{options.file} is larger than {LIMIT} bytes, too large for a page")

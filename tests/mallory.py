@@ -1199,7 +1199,7 @@ def exchange(
                 channel = alice_client.handshake(frames, alice_key or keys.alice, peer, chat.Transcript())
             assert channel is not None
             if not channel.trust.known:
-                peer.pin(channel.peer_key)
+                peer.pin(channel.opener.signer)
             outcome.channel = channel
             connected.settimeout(DEADLINE)
             on_channel(channel)

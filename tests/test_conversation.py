@@ -160,7 +160,7 @@ def test_closed_standard_streams(bob: StartBob, homes: Path) -> None:
 
 @pytest.mark.parametrize(
     "host",
-    ["[::1]:PORT", *exhaustive("localhost", "127.0.0.1", "::1", "[::1]", "127.0.0.1:PORT")],
+    ["[::1]:PORT", "LOCALHOST", *exhaustive("127.0.0.1", "::1", "[::1]", "127.0.0.1:PORT")],
 )
 def test_alice_reaches_bob_by_address_and_by_name(
     bob: StartBob, start: Start, homes: Path, keys: Keys, host: str
@@ -176,7 +176,7 @@ def test_alice_reaches_bob_by_address_and_by_name(
     client.end_input()
     assert client.wait() == 0
     (pinned,) = (homes / "alice" / KeyStore.KNOWN_PEERS).read_text().splitlines()
-    assert pinned.startswith(f"[{host.replace(':PORT', '').strip('[]')}]:{port} ")
+    assert pinned.startswith(f"[{host.replace(':PORT', '').strip('[]').lower()}]:{port} ")
 
 
 @pytest.mark.parametrize(

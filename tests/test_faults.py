@@ -469,8 +469,10 @@ def test_nor_is_one_lost_while_bob_waits(start: Start) -> None:
 
 def test_who_leaves_is_told_when_the_goodbye_cannot_be_sent(bob: StartBob, start: Start) -> None:
     broken = patched(
-        "def send(channel, record): raise chat.ConnectionCut('the connection broke')",
-        "chat.Channel._send_goodbye = send",
+        "def seal(sealer, kind, *rest, real=chat.Sealer.seal):",
+        "    if kind is chat.RecordType.CLOSE: raise chat.ConnectionCut('the connection broke')",
+        "    return real(sealer, kind, *rest)",
+        "chat.Sealer.seal = seal",
         *TELLING,
     )
     server, client = talk(bob("--once"), start, python=broken)

@@ -9,6 +9,7 @@ import contextlib
 import errno
 import functools
 import hashlib
+import io
 import random
 import secrets
 import socket
@@ -449,7 +450,7 @@ def test_a_busy_bob_says_so_in_the_place_of_ready(
     assert str(met[ALICE]) == f"{whoever} cannot talk now; try again later"
     assert met[ALICE].status == 1
     assert sealed == [(ALICE, READY), (BOB, CLOSE)]
-    assert kept._held == b""
+    assert kept._file.getvalue() == b""
     assert not list(tmp_path.rglob("known_peers"))
     assert place.locked()
 
@@ -471,6 +472,8 @@ def reachable(thing: object) -> Iterator[object]:
             todo += [*held.keys(), *held.values()]
         elif isinstance(held, (list, tuple, set, frozenset)):
             todo += held
+        elif isinstance(held, io.BytesIO):
+            todo.append(held.getvalue())
         elif hasattr(held, "__dict__"):
             todo.append(vars(held))
 
@@ -525,7 +528,7 @@ def test_no_secret_in_any_representation(
     offer = offer_of(BOB, keys)
     secrets = set().union(*made.values())
     assert len(secrets) == 1 + 2 + 2 + 3 + 2
-    for thing in (offer, bob, bob._sealer, bob._opener, bob.frames, bob.trust, bob.transcript):
+    for thing in (offer, bob, bob.sealer, bob.opener, bob.frames, bob.trust, bob.transcript):
         for text in (repr(thing), str(thing), f"{[thing]}"):
             assert str(keys.bob.d) not in text
             for secret in secrets:
@@ -612,7 +615,7 @@ def test_a_send_may_not_stall_and_nothing_follows_it(ends: Ends, monkeypatch: py
     def send() -> None:
         for _ in range(100):
             ends.alice.send("x" * chat.TEXT_LIMIT)
-            ends.alice._opener.number += 1  # as if Bob had replied
+            ends.alice.opener.number += 1  # as if Bob had replied
 
     with pytest.raises(ConnectionCut, match="did not answer in time"):
         Background(send).result()
@@ -622,7 +625,7 @@ def test_a_send_may_not_stall_and_nothing_follows_it(ends: Ends, monkeypatch: py
         while piece := ends.bob.frames.socket.recv(1 << 20):
             received += piece
     length = 4 + 12 + (chat.TEXT_LIMIT // 256 + 1) * 256 + 16 + 256
-    assert len(received) < (ends.alice._sealer.number - 1) * length, "half a record, and nothing after it"
+    assert len(received) < (ends.alice.sealer.number - 1) * length, "half a record, and nothing after it"
 
 
 # ---------------------------------------------------------------------------------------- the channel
@@ -653,7 +656,7 @@ def test_nothing_is_sent_after_the_peers_goodbye(ends: Ends, leaver: Role) -> No
     left = Background(leaving.close)
     assert staying.receive().type is CLOSE
     with pytest.raises(ValueError, match="this direction is closed"):
-        staying._sealer.seal(CLOSE, b"", staying._opener, staying._send)
+        staying.sealer.seal(CLOSE, b"", staying.opener, staying._send)
     staying.close()
     left.result()
 
@@ -718,7 +721,7 @@ def test_leaving_takes_no_longer_than_it_may(ends: Ends) -> None:
 def test_unread_bytes_do_not_destroy_a_goodbye(ends: Ends) -> None:
     """A socket that is closed with unread bytes is reset, and the peer loses what it has not read yet."""
     ends.alice.send("x" * 100_000)
-    ends.bob._opener.number += 1  # Bob leaves without reading it
+    ends.bob.opener.number += 1  # Bob leaves without reading it
     left = Background(ends.bob.close)
     assert len(ends.alice.frames.receive(chat.RECORD_LIMIT)) == 12 + 256 + 16 + 256
     ends.alice.frames.hang_up()

@@ -69,8 +69,7 @@ def files_are_closed(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(Transcript, "__init__", noted)
     yield
     for transcript in made:
-        if transcript._file:
-            transcript._file.close()
+        transcript._file.close()
 
 
 @pytest.fixture
@@ -292,8 +291,8 @@ def test_a_text_whose_sending_failed_is_in_it(kept: Ends) -> None:
 def test_without_a_folder_nothing_is_kept(ends: Ends) -> None:
     ends.alice.send(REQUEST)
     for channel in ends:
-        channel.transcript.begin(channel.role)
-        assert (channel.transcript.path, channel.transcript._held) == (None, b"")
+        channel.transcript.begin(channel.sealer.sender)
+        assert (channel.transcript.path, channel.transcript._file.getvalue()) == (None, b"")
 
 
 def test_a_conversation_has_a_new_file_that_nobody_else_may_read(

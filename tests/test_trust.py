@@ -112,7 +112,7 @@ def test_the_right_words_are_the_right_words_however_they_are_written(
 
 def test_a_goodbye_at_alices_question_ends_it_whether_or_not_the_line_ends(ends: Ends) -> None:
     """The rest of the line's end may come late, or never."""
-    ends.bob._sealer.seal(RecordType.CLOSE, b"", ends.bob._opener, ends.bob.frames.send)
+    ends.bob.sealer.seal(RecordType.CLOSE, b"", ends.bob.opener, ends.bob.frames.send)
     with pytest.raises(chat.NoConversation, match="was gone before you answered; nothing is pinned"):
         chat.ask_for_words(Person(None, " ".join(ends.bob.own_words)), ends.alice)
 

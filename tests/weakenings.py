@@ -325,12 +325,12 @@ LIST = [
     edited(
         "parameters that another program made not tested",
         DISK + "bad_parameters_are_refused_and_kept[no_safe_prime]",
-        ("check_group(Group(group.p, 4))\n", "check_group(Group(group.p, 4), rounds=0)\n"),
+        ("            check_group(group)\n", "            check_group(group, rounds=0)\n"),
     ),
     edited(
         "parameters that were kept not looked at",
         DISK + "bad_parameters_are_refused_and_kept[flipped_at_36]",
-        ("                check_group(group, rounds=0)\n", ""),
+        ("            check_group(group, rounds=0)\n", ""),
     ),
     # ----------------------------------------- secrets
     Weakening(
@@ -699,7 +699,7 @@ LIST = [
         UNFIT + "[too long]",
         """
         def send(self, text):
-            self._sealer.seal(RecordType.TEXT, text.encode(), self._opener, self._send)
+            self.sealer.seal(RecordType.TEXT, text.encode(), self.opener, self._send)
         Channel.send = send
         """,
     ),
@@ -713,7 +713,7 @@ LIST = [
         UNFIT + "[a surrogate]",
         """
         def send(self, text):
-            self._sealer.seal(RecordType.TEXT, text.encode(errors="surrogatepass"), self._opener, self._send)
+            self.sealer.seal(RecordType.TEXT, text.encode(errors="surrogatepass"), self.opener, self._send)
         Channel.send = send
         """,
     ),
@@ -783,7 +783,7 @@ LIST = [
             try:
                 return original(self)
             except ConnectionCut:
-                self._sealer.closed = True
+                self.sealer.closed = True
                 return Message(RecordType.CLOSE, b"", NOTHING)
         Channel.receive = receive
         """,
@@ -997,7 +997,7 @@ LIST = [
         """
         def check(self, key, original=PinnedPeer.check):
             pinned = self.only is None and self.name in (pin.name for pin in self.pins())
-            return Trust(known=True) if pinned else original(self, key)
+            return Trust(True, True) if pinned else original(self, key)
         PinnedPeer.check = check
         """,
     ),
@@ -1071,7 +1071,7 @@ LIST = [
     edited(
         "any name in known_peers",
         DISK + "a_line_that_is_not_understood_is_refused_by_its_number[[bob.example]:65432-bob.example-any]",
-        ("re.fullmatch(pattern, name.lower()) and ", ""),
+        ("not re.fullmatch(pattern, name.lower()) or ", ""),
     ),
     Weakening(
         "pinned before the question",
@@ -1079,7 +1079,7 @@ LIST = [
         """
         def meet(console, channel, peer, original=meet):
             if not channel.trust.known:
-                peer.pin(channel.peer_key)
+                peer.pin(channel.opener.signer)
             original(console, channel, peer)
         """,
     ),
@@ -1199,8 +1199,8 @@ LIST = [
         HANDSHAKE + "nothing_is_sent_after_the_peers_goodbye[Role.BOB]",
         """
         def receive(self, original=Channel.receive):
-            before, message = self._sealer.closed, original(self)
-            self._sealer.closed = before
+            before, message = self.sealer.closed, original(self)
+            self.sealer.closed = before
             return message
         Channel.receive = receive
         """,
@@ -1225,10 +1225,10 @@ LIST = [
         "half an entry",
         DISK + "a_transcript_that_cannot_go_on_ends_with_its_last_whole_entry[ctrl_c]",
         """
-        def write(self):
-            while self._file and self._held:
-                with disk("write", self.path):
-                    self._held = self._held[self._file.write(self._held) :]
+        def write(self, data):
+            with disk("write", self.path):
+                while data:
+                    data = data[self._file.write(data) :]
         Transcript._write = write
         """,
     ),
@@ -1236,7 +1236,7 @@ LIST = [
     Weakening(
         "identity readable by others",
         DISK + "home_is_private_whatever_the_umask[0o22]",
-        "def _private(file, flags): return os.open(file, flags | _OPEN_FLAGS, 0o644)",
+        "def _open_private(path, flags): return os.open(path, flags | os.O_NOFOLLOW, 0o644)",
     ),
     edited(
         "folder readable by others",
@@ -1246,7 +1246,7 @@ LIST = [
     edited(
         "symbolic links followed",
         DISK + "what_is_no_file_of_ones_own_is_refused[link-identity.pem]",
-        ('_OPEN_FLAGS = getattr(os, "O_NOFOLLOW", 0) |', "_OPEN_FLAGS ="),
+        ('flags |= getattr(os, "O_NOFOLLOW", 0) |', "flags |="),
     ),
     Weakening(
         "owner",
