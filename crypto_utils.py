@@ -38,6 +38,7 @@ if sys.version_info < (3, 9):
 
 import argparse
 import base64
+import bisect
 import contextlib
 import enum
 import errno
@@ -1249,38 +1250,31 @@ def printable(text: str) -> str:
 
 
 def screen_lines(text: str, columns: int | None = None) -> list[str]:
-    """Return the printable lines of a text; if `columns` is given, broken after a space where possible."""
+    """Return the printable lines of a text; if `columns` is given, in rows that are no wider.
+
+    A row ends after a space where possible, and never inside a letter, emoji or flag that fits in a row.
+    """
     lines = [printable(line) for line in text.split("\n")]
     if columns is None:
         return lines
     rows = []
     for line in lines:
-        line, at, end = line.expandtabs(), 0, -1
-        while end < len(line):
-            end = _row_end(line, at, max(columns, 2))
-            rows.append(line[at:end])
+        at, plain = 0, line.isascii() and "\t" not in line
+        # How many columns each character has before it.
+        taken = range(len(line) + 1) if plain else [0, *itertools.accumulate(map(_width, line))]
+        while at < len(line) - 1 and taken[-1] - taken[at] > columns:
+            full = end = max(bisect.bisect(taken, taken[at] + columns) - 1, at + 1)
+            while end > at and (taken[end] == taken[end + 1] or re.match(_ONE, line[end - 1 : end + 1])):
+                end -= 1
+            end = line.rfind(" ", at, end) + 1 or (end if end > at else full)
+            rows.append(line[at:end].expandtabs())
             at = end
+        rows.append(line[at:].expandtabs())
     return rows
 
 
-def _row_end(line: str, at: int, columns: int) -> int:
-    """Return where a row that begins with `at` ends."""
-    full, taken = at + columns, 0
-    if not line[at : full + 1].isascii():
-        for full in range(at, len(line)):
-            taken += _width(line[full])
-            if taken > columns:
-                break
-        else:
-            full = len(line)
-    if full >= len(line):
-        return len(line)
-    end = full
-    while end > at and _belong_together(line[end - 1], line[end]):
-        end -= 1
-    return line.rfind(" ", at, end) + 1 or (end if end > at else full)
-
-
+# Two characters of one emoji (joined; in its colours, or a skin's) or of a flag.
+_ONE = "\u200d[^\0-\x7f]|.[\ufe0f\U0001f3fb-\U0001f3ff]|[\U0001f1e6-\U0001f1ff]{2}"
 # Two columns in Unicode 16 or in the C library, though not in the tables of each Python.
 _WIDE = "[\u2630-\u2637\u268a-\u268f\u3248-\u324f\u4dc0-\u4dff\U0001d300-\U0001d356\U0001d360-\U0001d376]"
 
@@ -1288,22 +1282,14 @@ _WIDE = "[\u2630-\u2637\u268a-\u268f\u3248-\u324f\u4dc0-\u4dff\U0001d300-\U0001d
 @functools.lru_cache(maxsize=4096)
 def _width(character: str) -> int:
     """Return how many columns a character takes at the most."""
+    if character == "\t":
+        return 8
     category, wide = unicodedata.category(character), unicodedata.east_asian_width(character)
     joins = character in "\u200c\u200d" or "\U000e0000" <= character <= "\U000e007f"
     if category in ("Mn", "Me") or joins:  # but U+FE0F makes an emoji of what it follows
         return int(character == "\ufe0f")
     ambiguous = wide == "A" and locale.setlocale(locale.LC_CTYPE)[:2] in ("zh", "ja", "ko")
     return 2 if wide in ("W", "F") or category == "Cn" or ambiguous or re.match(_WIDE, character) else 1
-
-
-def _belong_together(before: str, after: str) -> bool:
-    """Whether a row may not end between two characters: they make one letter, emoji or flag."""
-    return not after.isascii() and (
-        before == "\u200d"
-        or unicodedata.category(after) in ("Mn", "Me", "Cf")
-        or "\U0001f3fb" <= after <= "\U0001f3ff"  # a skin colour
-        or ("\U0001f1e6" <= before <= "\U0001f1ff" and "\U0001f1e6" <= after <= "\U0001f1ff")
-    )
 
 
 def is_terminal(stream: TextIO) -> bool:
@@ -1314,16 +1300,18 @@ def is_terminal(stream: TextIO) -> bool:
 
 def columns(stream: TextIO) -> int | None:
     """Return the width of a terminal, None of anything else."""
-    with contextlib.suppress(OSError):
-        if is_terminal(stream):
-            return os.get_terminal_size(stream.fileno()).columns or 80
-    return None
+    try:
+        return os.get_terminal_size(stream.fileno()).columns or 80
+    except OSError:
+        return None
 
 
 if sys.platform == "win32":
 
-    def has_input() -> bool:
-        """Whether something can be read from standard input, where `select` cannot tell."""
+    def can_be_read(source: TextIO | socket.socket) -> bool:
+        """What `select` tells elsewhere; here it knows sockets alone."""
+        if isinstance(source, socket.socket):
+            return bool(select.select([source], [], [], 0)[0])
         if is_terminal(sys.stdin):
             return msvcrt.kbhit()
         try:
@@ -1332,29 +1320,15 @@ if sys.platform == "win32":
             return True
 
 
-def marked(mark: str, text: str, stream: TextIO) -> str:
-    """Put a mark before the peer's text and a bar before each further row: none passes for the program's."""
-    text = text.encode(stream.encoding, "backslashreplace").decode(stream.encoding)  # as it will be printed
-    width = columns(stream)
-    if width is None and stat.S_ISFIFO(os.fstat(stream.fileno()).st_mode) and is_terminal(sys.stdin):
-        width = columns(sys.stderr)  # as with `| tee`
-    return mark + f"\n{'|':>{len(mark) - 1}} ".join(screen_lines(text, width and width - len(mark)))
-
-
 # -------------------------------------------------------------------------------------- console
 
 # Another module of that name (of PyPy, or for Windows) is not taken for readline.
 HAS_READLINE, PASTE_ON, PASTE_OFF = False, "", ""
 CAN_DRAW = os.environ.get("TERM", "dumb") != "dumb"
 if sys.platform != "win32" and sys.implementation.name == "cpython":
-    # readline edits bytes, not letters, in a locale that is not installed or knows ASCII alone.
-    try:
-        knows_letters = locale.setlocale(locale.LC_CTYPE, "") not in ("C", "POSIX")
-    except locale.Error:
-        knows_letters = False
     with contextlib.suppress(ImportError, locale.Error):
-        if not knows_letters:
-            os.environ["LC_ALL"] = "C.UTF-8"
+        if locale.setlocale(locale.LC_CTYPE) in ("C", "POSIX"):  # also if the one asked for is not installed
+            os.environ["LC_ALL"] = "C.UTF-8"  # or readline edits bytes, not letters
             locale.setlocale(locale.LC_CTYPE, "")
         import readline
 
@@ -1410,18 +1384,16 @@ class Console:
 
     def write(self, text: str, stream: TextIO) -> None:
         """Write in one go, in the place of a prompt or of progress. Raises OSError."""
-        if self._row:
-            self.screen.write(f"\r{' ' * len(self._row)}\r")
-            self.screen.flush()
-            self._row = ""
+        self.show_row("")
         stream.write(text)
         stream.flush()
 
     def show_row(self, text: str) -> None:
         """Show a row that whatever is written next takes the place of, on a terminal only."""
-        row = text[: (columns(self.screen) or 80) - 1]
-        if is_terminal(self.screen) and row != self._row:
-            self.write("", self.screen)
+        row = text[: (columns(self.screen) or 1) - 1]
+        if row != self._row:
+            self.screen.write(f"\r{' ' * len(self._row)}\r")
+            self.screen.flush()
             self._row = row  # before it can be seen: so it is erased
             self.screen.write(row)
             self.screen.flush()
@@ -1443,17 +1415,23 @@ class Console:
         self.write("".join(rows), sys.stderr)
 
     def show(self, name: str, text: str) -> None:
-        """Show a message of the peer's. At a terminal, a check mark says that it was verified."""
-        mark = f"{name}: "
-        if is_terminal(sys.stdout):
-            mark = f"{name} \N{CHECK MARK} " if "utf" in sys.stdout.encoding.lower() else f"{name} + "
-        rows = marked(mark, text, sys.stdout)
-        if is_terminal(sys.stdout) and CAN_DRAW and "NO_COLOR" not in os.environ:
-            rows = f"\x1b[32m{mark}\x1b[0m" + rows[len(mark) :]
-        self.write(rows + "\n", sys.stdout)
+        """Show a message of the peer's. At a terminal, a check mark says that it was verified.
 
-    def prompt(self, question: str, connection: socket.socket | None = None) -> str | None:
-        """Return the line that a person types, or None as soon as the connection has something first.
+        A bar stands before each further row, so none passes for one of the program's.
+        """
+        mark, form, width = f"{name}: ", "{}", columns(sys.stdout)
+        if width:
+            mark = f"{name} \N{CHECK MARK} " if "utf" in sys.stdout.encoding.lower() else f"{name} + "
+            form = "\x1b[32m{}\x1b[0m" if CAN_DRAW and "NO_COLOR" not in os.environ else "{}"
+        elif stat.S_ISFIFO(os.fstat(sys.stdout.fileno()).st_mode) and is_terminal(sys.stdin):
+            width = columns(sys.stderr)  # as with `| tee`
+        text = text.encode(sys.stdout.encoding, "backslashreplace").decode(sys.stdout.encoding)  # as printed
+        rows = screen_lines(text, width and width - len(mark))
+        bar = f"\n{'|':>{len(mark) - 1}} "
+        self.write(form.format(mark) + bar.join(rows) + "\n", sys.stdout)
+
+    def prompt(self, question: str, *connections: socket.socket) -> str | None:
+        """Return the line that a person types, or None as soon as a connection has something first.
 
         The first key is waited for, and left unread for input(), which does all the editing. (Without
         readline, such a key would be lost: only input() waits.) Raises EOFError, and MessageError.
@@ -1465,28 +1443,24 @@ class Console:
             try:
                 self.screen.write(PASTE_ON)
                 self.screen.flush()
-                key, _ = self._wait(keys=True, connection=connection)
+                ready = self._wait(sys.stdin, *connections)
             finally:
                 self.write(PASTE_OFF, self.screen)
-            if not key:
+            if sys.stdin not in ready:
                 return None
             self._row, self._editing = question, True
         self.set_quiet(False)
         try:
-            line = input(question) if edits else sys.stdin.readline()
-            if not (line or edits):
-                raise EOFError
+            line = input(question if edits else "")
         except EOFError:
             self.screen.write("\n")  # keep what stands in this row
             raise
         except SystemError:  # of CPython, if a second handler runs in input() after one has raised
-            if self.leaving:
-                raise KeyboardInterrupt from None
-            raise
+            raise KeyboardInterrupt from None
         finally:
             self._editing, self._row = False, ""
             self.set_quiet(True)
-        if len(os.fsencode(line)) > TERMINAL_LINE and not edits:
+        if len(os.fsencode(line)) >= TERMINAL_LINE and not edits:
             raise MessageError("the line is too long for this terminal, and its end may be lost; use a pipe")
         return line.rstrip("\n")  # a paste may end with one, too
 
@@ -1497,7 +1471,7 @@ class Console:
         the person leaves, and MessageError for a line that cannot be sent.
         """
         if not self.has_prompt:
-            return self._line_from_pipe(channel.frames.socket)
+            return self._line_from_pipe(channel)
         while True:
             self.drop_typed()
             line = self.prompt(f"{self.me}: ", channel.frames.socket)
@@ -1512,22 +1486,18 @@ class Console:
 
     def wait_for_peer(self, connection: socket.socket) -> None:
         """Wait, in the other side's turn, until the connection has something. What is typed is not kept."""
-        waiting, told = f"({self.peer}'s turn; Ctrl-C leaves)", False
-        if self.has_prompt:
-            self.set_quiet(True)
-            self.show_row(waiting)
-        while not self._wait(self.has_prompt, connection)[1]:
+        keys = [sys.stdin] if self.has_prompt else []
+        self.set_quiet(self.has_prompt)
+        self.show_row(f"({self.peer}'s turn; Ctrl-C leaves)")
+        while connection not in self._wait(connection, *keys):
             self.drop_typed(0.0)
-            if not told:
-                self.notice(f"It is {self.peer}'s turn; what you type now is not kept.")
-                self.show_row(waiting)
-                told = True
-        self.write("", self.screen)
+            self.show_row(f"(It is {self.peer}'s turn; this is not kept)")
+        self.show_row("")
 
     def drop_typed(self, quiet: float = QUIET) -> None:
         """Drop what was typed until now, and until no key has come for `quiet` seconds. Raises EOFError."""
         self.set_quiet(True)
-        while self._wait(keys=True, seconds=quiet)[0]:
+        while self._wait(sys.stdin, seconds=quiet):
             if sys.platform == "win32":
                 msvcrt.getwch()
             elif not os.read(sys.stdin.fileno(), 65536):
@@ -1535,48 +1505,38 @@ class Console:
 
     def set_quiet(self, quiet: bool) -> None:
         """Let the terminal hand over single keys and show none, or put it back as it was found."""
-        if quiet != self._quiet:
+        if sys.platform != "win32" and self._as_found and quiet != self._quiet:
             self._quiet = True  # until it is done: a second signal puts the terminal back
-            self._set_terminal(quiet)
-            self._quiet = quiet
-
-    def _set_terminal(self, quiet: bool) -> None:
-        if sys.platform != "win32" and self._as_found:
             mode = [*self._as_found[:6], [*self._as_found[6]]]
             if quiet:
                 mode[3] &= ~(termios.ICANON | termios.ECHO)
                 mode[6][termios.VMIN], mode[6][termios.VTIME] = 1, 0
             with contextlib.suppress(termios.error):  # the terminal is gone
                 termios.tcsetattr(sys.stdin, termios.TCSANOW, mode)
+        self._quiet = quiet
 
-    def _wait(
-        self, keys: bool, connection: socket.socket | None = None, seconds: float | None = None
-    ) -> tuple[bool, bool]:
-        """Wait for a key, or for the connection; return which of them is there."""
+    def _wait(self, *sources: TextIO | socket.socket, seconds: float | None = None) -> list[Any]:
+        """Return which of these can be read, as soon as there is one, or after so many seconds."""
         if self.leaving:  # a signal whose exception was lost
             raise KeyboardInterrupt
-        watched: list[socket.socket | TextIO] = [connection] if connection else []
         if sys.platform == "win32":
             end = math.inf if seconds is None else time.monotonic() + seconds
-            while True:
-                arrived = bool(watched and select.select(watched, [], [], 0)[0])
-                key = keys and has_input()
-                if key or arrived or time.monotonic() >= end:
-                    return key, arrived
+            while not any(map(can_be_read, sources)) and time.monotonic() < end:
                 time.sleep(SLICE)
-        ready = select.select([*watched, sys.stdin] if keys else watched, [], [], seconds)[0]
-        return sys.stdin in ready, connection in ready
+            return [source for source in sources if can_be_read(source)]
+        return select.select(sources, [], [], seconds)[0]
 
-    def _line_from_pipe(self, connection: socket.socket) -> str | None:
+    def _line_from_pipe(self, channel: Channel) -> str | None:
         """Return the next line of standard input, whole whatever interrupts the reading. Raises EOFError."""
+        connection = channel.frames.socket
         while b"\n" not in self.typed:
-            if self._wait(keys=True, connection=connection)[1]:
+            if connection in self._wait(sys.stdin, connection):
                 return None
             data = os.read(sys.stdin.fileno(), 65536)
             if not (data or self.typed):
                 raise EOFError
             self.typed += data or b"\n"  # the last line may have no end
-        if self._wait(keys=False, connection=connection, seconds=0)[1]:
+        if channel.has_something:
             return None
         line, _, self.typed = self.typed.partition(b"\n")
         return line.removesuffix(b"\r").decode(sys.stdin.encoding, "surrogateescape")
@@ -1602,8 +1562,10 @@ class Console:
     def on_continue(self, *_: object) -> None:
         """After Ctrl-Z and fg: the terminal as it was, and the prompt again."""
         if sys.platform != "win32" and self._row and self.has_prompt:
-            editing = self._editing and HAS_READLINE
-            self._set_terminal(self._quiet or editing)  # readline takes single keys too
+            editing, quiet = self._editing and HAS_READLINE, self._quiet
+            self._quiet = False
+            self.set_quiet(quiet or editing)  # readline takes single keys too
+            self._quiet = quiet
             typed = readline.get_line_buffer() if editing else ""
             row = f"\r{self._row}{typed}".encode(self.screen.encoding, "backslashreplace")
             with contextlib.suppress(OSError):
@@ -1721,17 +1683,16 @@ def ask_for_words(console: Console, channel: Channel) -> None:
     What was typed before the question is no answer. No record is opened while it stands, but for a goodbye
     that Alice is told of.
     """
-    name, wrong = console.peer, [""]
-    watched: socket.socket | None = channel.frames.socket
+    name, wrong, watched = console.peer, [""], [channel.frames.socket]
     console.drop_typed()
     while True:
-        answer = console.prompt(f"Type the words that {name} reads, or no: ", watched)
+        answer = console.prompt(f"Type the words that {name} reads, or no: ", *watched)
         if answer is None:
             if channel.my_turn:
                 channel.receive()  # a goodbye, or else an error
             if channel.over or channel.frames.has_ended(1.0):  # a goodbye is followed by the end at once
                 raise NoConversation(f"{name} was gone before you answered; nothing is pinned")
-            watched = None  # what it is waits until the question is answered
+            watched = []  # what it is waits until the question is answered
             console.notice(f"{name} has said something, or has left. You see it after your answer.")
             continue
         words = re.findall(r"[a-z]+", answer.lower())

@@ -434,7 +434,7 @@ def test_a_conversation_at_terminals_to_the_letter(
     answer(server, "reads, or no: ", own[client])
     server.expect(WAITING)
     server.write("too early")
-    server.expect("is not kept")
+    server.expect(r"\(It is Alice's turn; this is not kept\)")
     client.write("\x03")
     assert client.wait() == 0
     server.expect("Waiting for Alice")
@@ -468,7 +468,6 @@ def test_a_conversation_at_terminals_to_the_letter(
         "The key is pinned.\n"
         f"Whoever has this file can read the conversation, and check who said what:\n  {kept}\n"
         "Alice speaks first. Alice may still be deciding about your key. /help lists what you can type.\n"
-        "It is Alice's turn; what you type now is not kept.\n"
         "Alice left before accepting your key, or before anything was said.\n"
         f"To check what was said:\n  python3 bob_server.py --verify {kept}\n"
     ) in told_by(server)

@@ -82,7 +82,7 @@ class Person:
     def drop_typed(self) -> None:
         pass
 
-    def prompt(self, question: str, connection: socket.socket) -> str | None:
+    def prompt(self, question: str, *connections: socket.socket) -> str | None:
         return self._answers.pop(0)
 
     def notice(self, text: str) -> None:

@@ -1303,13 +1303,10 @@ LIST = [
         Console.notice = notice
         """,
     ),
-    Weakening(
+    edited(
         "no bar",
         ATTACKS + "a_text_neither_drives_the_terminal_nor_imitates_the_program",
-        """
-        def marked(mark, text, stream):
-            return mark + "\\n".join(screen_lines(text))
-        """,
+        ("bar.join(rows)", '"\\n".join(rows)'),
     ),
     Weakening(
         "cut reported as success",
