@@ -1,8 +1,4 @@
 #!/usr/bin/env python3
-# /// script
-# requires-python = ">=3.9"
-# dependencies = ["pycryptodome>=4.0.1,<5"]
-# ///
 """Alice: connects to Bob (bob_server.py) and talks to him.
 
 `handshake` is her column of the picture that opens crypto_utils.py, `run` the whole story.

@@ -1,8 +1,4 @@
 #!/usr/bin/env python3
-# /// script
-# requires-python = ">=3.9"
-# dependencies = ["pycryptodome>=4.0.1,<5"]
-# ///
 """Bob: waits for Alice (alice_client.py) and talks to her.
 
 `handshake` is his column of the picture that opens crypto_utils.py, `run` the whole story.
