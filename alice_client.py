@@ -10,18 +10,13 @@ import signal
 import sys
 
 if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
-    # Ctrl-C during the imports ends the program without a traceback.
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C during the imports ends it without a traceback
 
 import argparse
 import re
 import socket
 
-try:
-    import crypto_utils as chat
-except ImportError as problem:
-    sys.exit(f"Cannot start: {problem}")
-
+import crypto_utils as chat
 from crypto_utils import RecordType, Role
 
 CONNECT_SECONDS = 20

@@ -10,8 +10,7 @@ import signal
 import sys
 
 if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
-    # Ctrl-C during the imports ends the program without a traceback.
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C during the imports ends it without a traceback
 
 import argparse
 import contextlib
@@ -26,11 +25,7 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import Callable, Optional
 
-try:
-    import crypto_utils as chat
-except ImportError as problem:
-    sys.exit(f"Cannot start: {problem}")
-
+import crypto_utils as chat
 from crypto_utils import RecordType, Role
 
 HANDSHAKES = 64  # at most, side by side

@@ -32,9 +32,7 @@ from __future__ import annotations
 import sys
 
 if sys.version_info < (3, 9):
-    raise ImportError(
-        f"Python 3.9 or newer is needed, not {sys.version.split()[0]}; is there a python3.12, say?"
-    )
+    sys.exit(f"Cannot start: Python 3.9 or newer is needed, not {sys.version.split()[0]}")
 
 import argparse
 import base64
@@ -66,7 +64,16 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, BinaryIO, Callable, NamedTuple, NoReturn, TextIO
 
-PYTHON = r".venv\Scripts\python" if sys.platform == "win32" else "python3"  # in what is to be copied
+if sys.platform == "win32":
+    import _winapi
+    import msvcrt
+
+    PYTHON, VENV = r".venv\Scripts\python", "py -m venv .venv"
+else:
+    import fcntl
+    import termios
+
+    PYTHON, VENV = "python3", "python3 -m venv .venv && . .venv/bin/activate"
 
 try:
     from Crypto import IncorrectPassphraseError, PassphraseRequiredError
@@ -82,24 +89,11 @@ try:
     from Crypto.Util.Padding import pad, unpad
     from Crypto.Util.RFC1751 import key_to_english
 except ImportError as missing:
-    install = "python3 -m venv .venv && . .venv/bin/activate && python3 -m pip install -r requirements.txt"
-    if sys.platform == "win32":
-        install = f"py -m venv .venv\n  {PYTHON} -m pip install -r requirements.txt"
-    raise ImportError(
-        f"{missing}. Is the virtual environment active? In {Path(__file__).resolve().parent}:\n  {install}"
-    ) from None
-
-if sys.platform == "win32":
-    import _winapi
-    import msvcrt
-else:
-    import fcntl
-    import termios
+    install = f"  {VENV}\n  {PYTHON} -m pip install -r requirements.txt"
+    sys.exit(f"Cannot start: {missing}. Run this, in {Path(__file__).resolve().parent}:\n{install}")
 
 if Integer.__name__ != "IntegerNat":
-    raise ImportError(
-        "pycryptodome has no constant-time arithmetic here; unset PYCRYPTODOME_INTEGER or install it anew"
-    )
+    sys.exit("Cannot start: pycryptodome has no constant-time arithmetic; unset PYCRYPTODOME_INTEGER")
 
 VERSION = b"secure-chat/1"
 PORT = 65432

@@ -85,17 +85,12 @@ if COPY:
     atexit.register(shutil.rmtree, COPY, ignore_errors=True)
 sys.path.insert(0, str(COPY or ROOT))
 
-try:
-    from Crypto.PublicKey import RSA
-
-    import crypto_utils as chat
-except ImportError as problem:
-    sys.exit(f"Cannot start: {problem}. The README says how to install what is needed.")
+import crypto_utils as chat
 
 if TYPE_CHECKING:
     from conftest import Keys
 
-Role, ProtocolError = chat.Role, chat.ProtocolError
+Role, ProtocolError, RSA = chat.Role, chat.ProtocolError, chat.RSA
 BOB, ALICE = Role.BOB, Role.ALICE
 
 # ---------------------------------------------------------------------------------------- the wire

@@ -388,13 +388,13 @@ ERRORS: dict[str, tuple[Cause, int, str]] = {
     "an old Python": (
         started(ALICE, python=OLD_PYTHON),
         1,
-        "Cannot start: Python 3.9 or newer is needed, not 3.7.10; is there a python3.12, say?",
+        "Cannot start: Python 3.9 or newer is needed, not 3.7.10",
     ),
     "no pycryptodome": (
         started(BOB, python=(sys.executable, "-S")),
         1,
-        f"Cannot start: No module named 'Crypto'. Is the virtual environment active? In {ROOT}:\n"
-        "  python3 -m venv .venv && . .venv/bin/activate && python3 -m pip install -r requirements.txt",
+        f"Cannot start: No module named 'Crypto'. Run this, in {ROOT}:\n"
+        "  python3 -m venv .venv && . .venv/bin/activate\n  python3 -m pip install -r requirements.txt",
     ),
 }
 
