@@ -23,7 +23,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
-from typing import Callable, Optional
+from typing import Callable
 
 import crypto_utils as chat
 from crypto_utils import RecordType, Role
@@ -42,11 +42,11 @@ def handshake(
     alice: chat.PinnedPeer,
     place: threading.Lock,
     transcript: chat.Transcript,
-) -> chat.Channel | None:
+) -> chat.Channel:
     """Bob's side. He signs nothing until Alice's key may be trusted and her READY has been opened.
 
-    Whoever gets this far takes the one `place`; without it, Bob is busy, and there is no channel (the caller
-    hangs up). Raises ProtocolError, TrustError, ConnectionCut, and FileError for known_peers.
+    Whoever gets this far takes the one `place`. Raises NoConversation if it is taken, ProtocolError,
+    TrustError, ConnectionCut, and FileError for known_peers.
     """
     mine = chat.Offer.make(Role.BOB, identity, group)
     frames.send(mine.hello)  # hello_bob -->
@@ -62,7 +62,7 @@ def handshake(
     opener.open(hers, sealer)
     if not place.acquire(blocking=False):
         sealer.seal(RecordType.CLOSE, b"", opener, frames.send)  # CLOSE -->
-        return None
+        raise chat.NoConversation("you are busy")
     try:
         his = sealer.seal(RecordType.READY, mine.r, opener, frames.send)  # READY -->
         for tag, entry in ((b"b", mine.hello), (b"a", hello), (b"z", z), (b"A", hers), (b"B", his)):
@@ -74,9 +74,6 @@ def handshake(
         raise
 
 
-Handshake = Callable[[chat.FrameSocket, threading.Lock], Optional[chat.Channel]]
-
-
 def run(console: chat.Console, options: argparse.Namespace) -> int:
     """Bob's side, from his port to the exit status."""
     listen(options.host, options.port).close()  # a port that is taken is told at once
@@ -84,7 +81,7 @@ def run(console: chat.Console, options: argparse.Namespace) -> int:
     group = load_group(console, store, options.dh_bits)
     alice = chat.PinnedPeer(store, "alice", options.peer, console.can_ask)
 
-    def let_in(frames: chat.FrameSocket, place: threading.Lock) -> chat.Channel | None:
+    def let_in(frames: chat.FrameSocket, place: threading.Lock) -> chat.Channel:
         transcript = chat.Transcript(options.transcript)
         return handshake(frames, identity, group, alice, place, transcript)
 
@@ -123,19 +120,20 @@ def entertain(console: chat.Console, guest: chat.Channel, alice: chat.PinnedPeer
 class Door:
     """Where strangers come in: a thread accepts connections, and each handshake has a thread of its own."""
 
-    def __init__(self, listener: socket.socket, console: chat.Console, let_in: Handshake) -> None:
+    def __init__(
+        self, listener: socket.socket, console: chat.Console, let_in: Callable[..., chat.Channel]
+    ) -> None:
         self._listener = listener
         self._console = console
         self._let_in = let_in
         self._place = threading.Lock()  # who holds it talks to Bob, or Bob is asked about their key
-        self._change = threading.Condition()  # of what follows
-        self._handshaking: dict[socket.socket, str] = {}  # and where from; in the order in which they came
         self._others = 0  # who called while the place was taken
         threading.Thread(target=self._accept_connections, daemon=True).start()
 
     @contextlib.contextmanager
     def guest(self) -> Iterator[chat.Channel]:
         """Wait for whoever gets the place, and show meanwhile what else happens; free it in the end."""
+        before = self._others
         while True:
             if self._console.leaving:  # a signal whose exception was lost
                 raise KeyboardInterrupt
@@ -147,13 +145,8 @@ class Door:
         try:
             yield guest
         finally:
-            with contextlib.suppress(queue.Empty):
-                while True:
-                    self._console.queue.get_nowait()  # steps of others' handshakes, shown by -v
-            with self._change:
-                others, self._others = self._others, 0
-            if others:
-                self._console.notice(f"Meanwhile others called: {others}.")
+            if self._others > before:
+                self._console.notice(f"Meanwhile others called: {self._others - before}.")
             self._place.release()
 
     def close(self) -> None:
@@ -169,6 +162,7 @@ class Door:
     def _accept_connections(self) -> None:
         if sys.platform != "win32":  # a signal has to interrupt the main thread, whatever that waits for
             signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+        handshakes: dict[threading.Thread, socket.socket] = {}  # in the order in which they began
         while True:
             try:
                 connected, (address, *_) = self._listener.accept()
@@ -177,53 +171,36 @@ class Door:
                     return
                 time.sleep(0.05)  # until a descriptor is free, accept() fails at once
                 continue
-            with self._change:
-                if len(self._handshaking) >= HANDSHAKES:
-                    self._end_one()
-                    self._change.wait_for(lambda: len(self._handshaking) < HANDSHAKES)
-                self._handshaking[connected] = source(address)
+            handshakes = {thread: its for thread, its in handshakes.items() if thread.is_alive()}
+            if len(handshakes) >= HANDSHAKES:
+                # The oldest of the address that has the most gives way: it finds its line cut.
+                most, _ = Counter(thread.name for thread in handshakes).most_common(1)[0]
+                oldest = next(thread for thread in handshakes if thread.name == most)
+                with contextlib.suppress(OSError):
+                    handshakes[oldest].shutdown(socket.SHUT_RDWR)
+                oldest.join()
+            busy = self._place.locked()
+            self._others += busy
+            meet = functools.partial(self._meet, connected, address.removeprefix("::ffff:"), busy)
+            thread = threading.Thread(target=meet, name=source(address), daemon=True)
             try:
-                threading.Thread(target=self._meet, args=(connected, address), daemon=True).start()
+                thread.start()
+                handshakes[thread] = connected
             except RuntimeError:  # no thread is free now
                 connected.close()
-                self._forget(connected)
 
-    def _end_one(self) -> None:
-        """End the oldest handshake from the address that has the most: its thread finds the line cut."""
-        most, _ = Counter(self._handshaking.values()).most_common(1)[0]
-        oldest = next(one for one, where in self._handshaking.items() if where == most)
-        with contextlib.suppress(OSError):
-            oldest.shutdown(socket.SHUT_RDWR)
-
-    def _forget(self, connected: socket.socket) -> None:
-        with self._change:
-            del self._handshaking[connected]
-            self._change.notify()
-
-    def _meet(self, connected: socket.socket, address: str) -> None:
+    def _meet(self, connected: socket.socket, where: str, busy: bool) -> None:
         """Hold the handshake with one stranger; hand over the channel, or say what came of it."""
-        where, frames, channel = address.removeprefix("::ffff:"), chat.FrameSocket(connected), None
-        told, wait = f"{where} called, and was told that you are busy.", chat.GOODBYE_SECONDS
-        with contextlib.ExitStack() as at_the_end:
-            at_the_end.callback(self._forget, connected)
-            try:
-                channel = self._let_in(frames, self._place)
-            except (chat.ChatError, MemoryError) as error:
-                if isinstance(error, chat.TrustError):
-                    error = chat.TrustError(f"{error}. {REFUSED.format(error.presented)}", "")
-                elif isinstance(error, chat.ConnectionCut):
-                    hint = "if this was Alice, her screen says why"
-                    error = chat.ConnectionCut(f"{error}, during the handshake; {hint}")
-                told, wait = f"{where}: {chat.explain(error, 'Alice')}", 0.0
-            if channel:
-                self._console.queue.put(channel)
-                return
-            with self._change:
-                busy = self._place.locked()
-                self._others += busy  # during a conversation, they are only counted
-            if not busy:
-                self._console.notice(told)
-            frames.hang_up(wait)
+        frames = chat.FrameSocket(connected)
+        try:
+            self._console.queue.put(self._let_in(frames, self._place))
+        except (chat.ChatError, MemoryError) as error:
+            told = error
+            if isinstance(error, chat.TrustError):
+                told = chat.TrustError(f"{error}. {REFUSED.format(error.presented)}", "")
+            if not busy:  # who comes during a conversation is only counted
+                self._console.notice(f"{where}: {chat.explain(told, 'Alice')}")
+            frames.hang_up(chat.GOODBYE_SECONDS if isinstance(error, chat.NoConversation) else 0.0)
 
 
 def source(address: str) -> str:

@@ -1185,7 +1185,6 @@ def exchange(
         store, name = store_with_group(homes / role.value), "alice" if role is BOB else "[bob]:65432"
         try:
             peer = chat.PinnedPeer(store, name, bob_pins if role is BOB else alice_pins)
-            channel: chat.Channel | None
             if role is BOB:
                 channel = bob_server.handshake(
                     frames, bob_key or keys.bob, group or GROUP, peer, threading.Lock(), chat.Transcript()
@@ -1194,7 +1193,6 @@ def exchange(
                 channel = alice_client.handshake(
                     frames, alice_key or keys.alice, store, peer, chat.Transcript()
                 )
-            assert channel is not None
             if not channel.trust.known:
                 peer.pin(channel.peer_key)
             outcome.channel = channel
