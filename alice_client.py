@@ -85,9 +85,7 @@ def run(console: chat.Console, options: argparse.Namespace) -> int:
         raise
     if sys.platform == "win32":
         signal.signal(signal.SIGINT, console.on_signal)
-    with chat.hanging_up(console, channel):
-        chat.meet(console, channel, bob)
-        return chat.converse(console, channel)
+    return chat.talk(console, channel, bob)
 
 
 def parse_address(text: str, port: int) -> tuple[str, int]:

@@ -22,7 +22,6 @@ import socket
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
 from typing import Callable
 
 import crypto_utils as chat
@@ -82,39 +81,30 @@ def run(console: chat.Console, options: argparse.Namespace) -> int:
     alice = chat.PinnedPeer(store, "alice", options.peer, console.can_ask)
 
     def let_in(frames: chat.FrameSocket, place: threading.Lock) -> chat.Channel:
-        transcript = chat.Transcript(options.transcript)
-        return handshake(frames, identity, group, alice, place, transcript)
+        return handshake(frames, identity, group, alice, place, chat.Transcript(options.transcript))
 
     listener = listen(options.host, options.port)
     number = listener.getsockname()[1]
-    at = "" if number == chat.PORT else f" --port {number}"
-    address, advice = own_address(listener)
-    command = f"  python3 alice_client.py {address}{at} --peer {chat.fingerprint(identity)}"
-    console.notice(f"Send this command to Alice. It has your fingerprint in it.{advice}\n\n{command}\n")
+    command = f"alice_client.py {own_address(listener)} --port {number} --peer {chat.fingerprint(identity)}"
+    console.notice(f"Send this command to Alice. It has your fingerprint in it.\n\n  python3 {command}\n")
     console.notice(f"Listening on port {number}.")
     door = Door(listener, console, let_in)
-    try:
-        while True:
-            console.notice("Waiting for Alice; Ctrl-C ends.")
-            with door.guest() as guest:
-                status = entertain(console, guest, alice)
-            if options.once and status is not None:
-                return status
-    finally:
-        door.close()
-
-
-def entertain(console: chat.Console, guest: chat.Channel, alice: chat.PinnedPeer) -> int | None:
-    """Meet a guest and talk; return the status of a conversation, None if none began."""
-    began = False
-    try:
-        with chat.hanging_up(console, guest):
-            chat.meet(console, guest, alice)
-            began = True
-            return chat.converse(console, guest)
-    except (chat.ConnectionCut, chat.ProtocolError, chat.TrustError, chat.NoConversation) as error:
-        console.notice(chat.explain(error, "Alice"))
-        return error.status if began else None
+    while True:
+        called, status = door.called, None
+        guest = door.guest()
+        try:
+            status = chat.talk(console, guest, alice)
+        except (chat.TrustError, chat.NoConversation) as error:
+            console.notice(chat.explain(error, "Alice"))
+        except (chat.ConnectionCut, chat.ProtocolError) as error:
+            console.notice(chat.explain(error, "Alice"))
+            status = error.status
+        finally:
+            if door.called > called:
+                console.notice(f"Meanwhile others called: {door.called - called}.")
+        if options.once and status is not None:
+            return status
+        door.place.release()
 
 
 class Door:
@@ -126,38 +116,29 @@ class Door:
         self._listener = listener
         self._console = console
         self._let_in = let_in
-        self._place = threading.Lock()  # who holds it talks to Bob, or Bob is asked about their key
-        self._others = 0  # who called while the place was taken
+        self.place = threading.Lock()  # who holds it talks to Bob, or Bob is asked about their key
+        self.called = 0  # who called while the place was taken
         threading.Thread(target=self._accept_connections, daemon=True).start()
 
-    @contextlib.contextmanager
-    def guest(self) -> Iterator[chat.Channel]:
-        """Wait for whoever gets the place, and show meanwhile what else happens; free it in the end."""
-        before = self._others
-        while True:
-            if self._console.leaving:  # a signal whose exception was lost
-                raise KeyboardInterrupt
-            with contextlib.suppress(queue.Empty):  # in slices: Windows tells of Ctrl-C only between them
-                guest = self._console.queue.get(timeout=0.5)
-                if isinstance(guest, chat.Channel):
-                    break
-                self._console.notice(guest)
+    def guest(self) -> chat.Channel:
+        """Wait for whoever gets the place, and show meanwhile what else happens."""
         try:
-            yield guest
-        finally:
-            if self._others > before:
-                self._console.notice(f"Meanwhile others called: {self._others - before}.")
-            self._place.release()
-
-    def close(self) -> None:
-        """Say goodbye to a guest whom nobody has greeted yet, also to one who has just been sent READY."""
-        self._listener.close()
-        with contextlib.suppress(queue.Empty):
-            while self._place.locked():
-                item = self._console.queue.get(timeout=chat.GOODBYE_SECONDS)
-                if isinstance(item, chat.Channel):
-                    item.close()
-                    self._place.release()
+            self._console.notice("Waiting for Alice; Ctrl-C ends.")
+            while not self._console.leaving:
+                with contextlib.suppress(queue.Empty):  # in slices: Windows tells of Ctrl-C only between them
+                    item = self._console.queue.get(timeout=0.5)
+                    if isinstance(item, chat.Channel):
+                        return item
+                    self._console.notice(item)
+            raise KeyboardInterrupt  # a signal whose exception was lost
+        except BaseException:  # say goodbye to whoever has been sent READY, or is being sent it
+            with contextlib.suppress(queue.Empty):
+                while self.place.locked():
+                    item = self._console.queue.get(timeout=chat.GOODBYE_SECONDS)
+                    if isinstance(item, chat.Channel):
+                        item.close()
+                        break
+            raise
 
     def _accept_connections(self) -> None:
         if sys.platform != "win32":  # a signal has to interrupt the main thread, whatever that waits for
@@ -167,8 +148,6 @@ class Door:
             try:
                 connected, (address, *_) = self._listener.accept()
             except OSError:
-                if self._listener.fileno() < 0:  # Bob has left
-                    return
                 time.sleep(0.05)  # until a descriptor is free, accept() fails at once
                 continue
             handshakes = {thread: its for thread, its in handshakes.items() if thread.is_alive()}
@@ -179,8 +158,8 @@ class Door:
                 with contextlib.suppress(OSError):
                     handshakes[oldest].shutdown(socket.SHUT_RDWR)
                 oldest.join()
-            busy = self._place.locked()
-            self._others += busy
+            busy = self.place.locked()
+            self.called += busy
             meet = functools.partial(self._meet, connected, address.removeprefix("::ffff:"), busy)
             thread = threading.Thread(target=meet, name=source(address), daemon=True)
             try:
@@ -193,7 +172,7 @@ class Door:
         """Hold the handshake with one stranger; hand over the channel, or say what came of it."""
         frames = chat.FrameSocket(connected)
         try:
-            self._console.queue.put(self._let_in(frames, self._place))
+            self._console.queue.put(self._let_in(frames, self.place))
         except (chat.ChatError, MemoryError) as error:
             told = error
             if isinstance(error, chat.TrustError):
@@ -231,16 +210,16 @@ def listen(host: str | None, number: int) -> socket.socket:
     raise chat.ChatError(f"cannot listen on {host or 'any address'} port {number}: {reason}")
 
 
-def own_address(listener: socket.socket) -> tuple[str, str]:
-    """Return where others reach this machine, and what to say of it."""
+def own_address(listener: socket.socket) -> str:
+    """Return where others reach this machine, or words in capitals to be replaced."""
     bound = str(listener.getsockname()[0])
     if not ipaddress.ip_address(bound.partition("%")[0]).is_unspecified:
-        return bound, ""
+        return bound
     for family, anywhere in ((socket.AF_INET, "192.0.2.1"), (socket.AF_INET6, "2001:db8::1")):
         with contextlib.suppress(OSError), socket.socket(family, socket.SOCK_DGRAM) as probe:
             probe.connect((anywhere, 9))  # which sends nothing
-            return str(probe.getsockname()[0]), ""
-    return "YOUR-ADDRESS", " Put the address of this machine in the place of YOUR-ADDRESS."
+            return str(probe.getsockname()[0])
+    return "ADDRESS-OF-THIS-MACHINE"
 
 
 def load_group(console: chat.Console, store: chat.KeyStore, bits: int | None) -> chat.Group:

@@ -474,8 +474,9 @@ class FrameSocket:
             poll = select.poll()
             poll.register(self.socket, select.POLLRDHUP)
             return bool(poll.poll(1000 * seconds))
-        with self._network():
+        with contextlib.suppress(OSError):
             return self.socket.recv(1, socket.MSG_PEEK) == b""
+        return True  # it was reset
 
     def hang_up(self, wait: float = 0.0) -> None:
         """Tell the peer that nothing follows, read on for `wait` seconds until it hangs up too, and close.
@@ -1764,11 +1765,14 @@ class StepHandler(logging.Handler):
 # ---------------------------------------------------- a conversation, from the question to the goodbye
 
 
-@contextlib.contextmanager
-def hanging_up(console: Console, channel: Channel) -> Iterator[None]:
-    """Hang up at the end, after a goodbye unless the line is broken; put the terminal back."""
+def talk(console: Console, channel: Channel, peer: PinnedPeer) -> int:
+    """Meet, converse, and return the exit status; hang up in any case, after a goodbye if the line holds.
+
+    Raises TrustError or NoConversation if no conversation began; later, ConnectionCut and ProtocolError.
+    """
     try:
-        yield
+        meet(console, channel, peer)
+        return converse(console, channel)
     except (ProtocolError, ConnectionCut):
         raise
     except BaseException as reason:
