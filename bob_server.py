@@ -29,9 +29,8 @@ from crypto_utils import RecordType, Role
 
 HANDSHAKES = 64  # at most, side by side
 REFUSED = """\
-It showed {}. If this was Alice, let her read you the fingerprint on her screen, and restart with --peer and \
-that one: it takes the place of a pinned key (to keep both, add a line to known_peers). Yours is shown at \
-the start"""
+It showed {}. If Alice reads you that one, from her own screen, restart with --peer and it: it takes the \
+place of a pinned key (to keep both, add a line to known_peers). Yours is shown at the start"""
 
 
 def handshake(
@@ -240,7 +239,6 @@ def load_group(console: chat.Console, store: chat.KeyStore, bits: int | None) ->
             group = chat.generate_group(size, progress)
     except RuntimeError:  # from starting a thread
         raise chat.ChatError("this machine allows no further thread") from None
-    console.notice(f"Found after {time.monotonic() - begun:.1f} s.")
     store.save_group(group)
     return group
 
