@@ -1,8 +1,4 @@
 #!/usr/bin/env python3
-# /// script
-# requires-python = ">=3.9"
-# dependencies = ["pycryptodome>=4.0.1,<5"]
-# ///
 """Alice: connects to Bob (bob_server.py) and talks to him.
 
 `handshake` is her column of the picture that opens crypto_utils.py, `run` the whole story.
@@ -14,18 +10,13 @@ import signal
 import sys
 
 if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
-    # Ctrl-C during the imports ends the program without a traceback.
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C during the imports ends it without a traceback
 
 import argparse
 import re
 import socket
 
-try:
-    import crypto_utils as chat
-except ImportError as problem:
-    sys.exit(f"Cannot start: {problem}")
-
+import crypto_utils as chat
 from crypto_utils import RecordType, Role
 
 CONNECT_SECONDS = 20
@@ -63,12 +54,11 @@ def handshake(
 
 def run(console: chat.Console, options: argparse.Namespace) -> int:
     """Alice's side, from Bob's address to the exit status."""
-    host = options.host
-    if host is None:
-        asked = console.prompt("Bob's address (Enter: this machine): ") if console.has_prompt else None
-        host = (asked or "").strip() or "127.0.0.1"
+    address = options.host
+    if address is None and console.has_prompt:
+        address = console.prompt("Bob's address (Enter: this machine): ")
         console.set_quiet(False)
-    host, port = parse_address(host, options.port)
+    host, port = parse_address((address or "").strip() or "127.0.0.1", options.port)
     store, identity = chat.open_home(console, options)
     bob = chat.PinnedPeer(store, f"[{host}]:{port}".lower(), options.peer, console.can_ask)
     console.show_row(f"Connecting to {host} port {port} ...")
@@ -86,22 +76,18 @@ def run(console: chat.Console, options: argparse.Namespace) -> int:
         raise
     if sys.platform == "win32":
         signal.signal(signal.SIGINT, console.on_signal)
-    with chat.hanging_up(console, channel):
-        chat.meet(console, channel, bob)
-        return chat.converse(console, channel)
+    return chat.talk(console, channel, bob)
 
 
 def parse_address(text: str, port: int) -> tuple[str, int]:
-    """Return host and port of HOST, HOST:PORT, [IPV6] or [IPV6]:PORT. Raises UsageError."""
-    problem = "cannot be an address; examples: 192.0.2.7, 192.0.2.7:65432, [2001:db8::7]:65432"
-    if "@" in text:
-        problem = f"is more than an address; leave out {text.rpartition('@')[0]}@"
-    bracketed = re.fullmatch(r"\[([0-9a-fA-F:.]+(?:%[^][/\s]+)?)\](?::([0-9]{1,5}))?", text)
-    named = re.fullmatch(r"([^][:,*?@%/\s]*[^][:,*?@%/\s0-9][^][:,*?@%/\s]*)(?::([0-9]{1,5}))?", text)
-    found = bracketed or named or re.fullmatch(r"((?:[0-9a-fA-F]*:){2}[0-9a-fA-F:.]*(?:%[^][/\s]+)?)()", text)
-    if found is None or int(found[2] or port) > 65535:
-        raise chat.UsageError(f"{text} {problem}")
-    return found[1], int(found[2] or port)
+    """Return host and port of HOST, HOST:PORT, IPV6, [IPV6] or [IPV6]:PORT. Raises UsageError."""
+    host, number = text, str(port)
+    if text.count(":") == 1 or "]:" in text:
+        host, _, number = text.rpartition(":")
+    host = host.strip("[]")
+    if host.isdigit() or not re.fullmatch(r"[\w.:%-]+", host) or number not in map(str, range(65536)):
+        raise chat.UsageError(f"{text} is no address like 192.0.2.7, 192.0.2.7:65432, [2001:db8::7]:65432")
+    return host, int(number)
 
 
 def connect(host: str, port: int) -> chat.FrameSocket:

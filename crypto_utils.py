@@ -32,9 +32,7 @@ from __future__ import annotations
 import sys
 
 if sys.version_info < (3, 9):
-    raise ImportError(
-        f"Python 3.9 or newer is needed, not {sys.version.split()[0]}; is there a python3.12, say?"
-    )
+    sys.exit(f"Cannot start: Python 3.9 or newer is needed, not {sys.version.split()[0]}")
 
 import argparse
 import base64
@@ -68,7 +66,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Callable, NamedTuple, NoReturn, TextIO
 
-PYTHON = r".venv\Scripts\python" if sys.platform == "win32" else "python3"  # in what is to be copied
+if sys.platform == "win32":
+    import _winapi
+    import msvcrt
+
+    PYTHON, VENV = r".venv\Scripts\python", "py -m venv .venv"
+else:
+    import fcntl
+    import termios
+
+    PYTHON, VENV = "python3", "python3 -m venv .venv && . .venv/bin/activate"
 
 try:
     from Crypto import IncorrectPassphraseError, PassphraseRequiredError
@@ -84,24 +91,11 @@ try:
     from Crypto.Util.Padding import pad, unpad
     from Crypto.Util.RFC1751 import key_to_english
 except ImportError as missing:
-    install = "python3 -m venv .venv && . .venv/bin/activate && python3 -m pip install -r requirements.txt"
-    if sys.platform == "win32":
-        install = f"py -m venv .venv\n  {PYTHON} -m pip install -r requirements.txt"
-    raise ImportError(
-        f"{missing}. Is the virtual environment active? In {Path(__file__).resolve().parent}:\n  {install}"
-    ) from None
-
-if sys.platform == "win32":
-    import _winapi
-    import msvcrt
-else:
-    import fcntl
-    import termios
+    install = f"  {VENV}\n  {PYTHON} -m pip install -r requirements.txt"
+    sys.exit(f"Cannot start: {missing}. Run this, in {Path(__file__).resolve().parent}:\n{install}")
 
 if Integer.__name__ != "IntegerNat":
-    raise ImportError(
-        "pycryptodome has no constant-time arithmetic here; unset PYCRYPTODOME_INTEGER or install it anew"
-    )
+    sys.exit("Cannot start: pycryptodome has no constant-time arithmetic; unset PYCRYPTODOME_INTEGER")
 
 VERSION = b"secure-chat/1"
 PORT = 65432
@@ -455,7 +449,9 @@ class FrameSocket:
             poll = select.poll()
             poll.register(self.socket, select.POLLRDHUP)
             return bool(poll.poll(1000 * seconds))
-        return not self._bounded(None, self.socket.recv, 1, socket.MSG_PEEK)
+        with contextlib.suppress(OSError):
+            return self.socket.recv(1, socket.MSG_PEEK) == b""
+        return True  # it was reset
 
     def hang_up(self, wait: float = 0.0) -> None:
         """Tell the peer that nothing follows, read on for `wait` seconds until it hangs up too, and close.
@@ -1627,11 +1623,14 @@ class StepHandler(logging.Handler):
 # ---------------------------------------------------- a conversation, from the question to the goodbye
 
 
-@contextlib.contextmanager
-def hanging_up(console: Console, channel: Channel) -> Iterator[None]:
-    """Hang up at the end, after a goodbye unless the line is broken; put the terminal back."""
+def talk(console: Console, channel: Channel, peer: PinnedPeer) -> int:
+    """Meet, converse, and return the exit status; hang up in any case, after a goodbye if the line holds.
+
+    Raises TrustError or NoConversation if no conversation began; later, ConnectionCut and ProtocolError.
+    """
     try:
-        yield
+        meet(console, channel, peer)
+        return converse(console, channel)
     except (ProtocolError, ConnectionCut):
         raise
     except BaseException as reason:

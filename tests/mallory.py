@@ -85,17 +85,12 @@ if COPY:
     atexit.register(shutil.rmtree, COPY, ignore_errors=True)
 sys.path.insert(0, str(COPY or ROOT))
 
-try:
-    from Crypto.PublicKey import RSA
-
-    import crypto_utils as chat
-except ImportError as problem:
-    sys.exit(f"Cannot start: {problem}. The README says how to install what is needed.")
+import crypto_utils as chat
 
 if TYPE_CHECKING:
     from conftest import Keys
 
-Role, ProtocolError = chat.Role, chat.ProtocolError
+Role, ProtocolError, RSA = chat.Role, chat.ProtocolError, chat.RSA
 BOB, ALICE = Role.BOB, Role.ALICE
 
 # ---------------------------------------------------------------------------------------- the wire
@@ -1190,14 +1185,12 @@ def exchange(
         store, name = store_with_group(homes / role.value), "alice" if role is BOB else "[bob]:65432"
         try:
             peer = chat.PinnedPeer(store, name, bob_pins if role is BOB else alice_pins)
-            channel: chat.Channel | None
             if role is BOB:
                 channel = bob_server.handshake(
                     frames, bob_key or keys.bob, group or GROUP, peer, threading.Lock(), chat.Transcript()
                 )
             else:
                 channel = alice_client.handshake(frames, alice_key or keys.alice, peer, chat.Transcript())
-            assert channel is not None
             if not channel.trust.known:
                 peer.pin(channel.opener.signer)
             outcome.channel = channel

@@ -1141,14 +1141,10 @@ LIST = [
         ),
     ),
     # ----------------------------------------- Bob's door
-    Weakening(
+    edited(
         "the oldest stranger gives way, wherever from",
         SERVER + "the_oldest_of_the_address_that_has_the_most_gives_way[there1-203.0.113.1-1]",
-        """
-        def end_one(self):
-            next(iter(self._handshaking)).shutdown(socket.SHUT_RDWR)
-        Door._end_one = end_one
-        """,
+        (" if thread.name == most)\n", " if most)\n"),
         file=BOB,
     ),
     Weakening(
