@@ -32,9 +32,7 @@ from __future__ import annotations
 import sys
 
 if sys.version_info < (3, 9):
-    raise ImportError(
-        f"Python 3.9 or newer is needed, not {sys.version.split()[0]}; is there a python3.12, say?"
-    )
+    sys.exit(f"Cannot start: Python 3.9 or newer is needed, not {sys.version.split()[0]}")
 
 import argparse
 import base64
@@ -64,10 +62,20 @@ import time
 import unicodedata
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Callable, NamedTuple, NoReturn, TextIO
 
-PYTHON = r".venv\Scripts\python" if sys.platform == "win32" else "python3"  # in what is to be copied
+if sys.platform == "win32":
+    import _winapi
+    import msvcrt
+
+    PYTHON, VENV = r".venv\Scripts\python", "py -m venv .venv"
+else:
+    import fcntl
+    import termios
+
+    PYTHON, VENV = "python3", "python3 -m venv .venv && . .venv/bin/activate"
 
 try:
     from Crypto import IncorrectPassphraseError, PassphraseRequiredError
@@ -79,28 +87,15 @@ try:
     from Crypto.PublicKey import RSA
     from Crypto.PublicKey.RSA import RsaKey as RsaKey
     from Crypto.Signature import pss
-    from Crypto.Util.asn1 import DerBitString, DerObject, DerSequence
+    from Crypto.Util.asn1 import DerSequence
     from Crypto.Util.Padding import pad, unpad
     from Crypto.Util.RFC1751 import key_to_english
 except ImportError as missing:
-    install = "python3 -m venv .venv && . .venv/bin/activate && python3 -m pip install -r requirements.txt"
-    if sys.platform == "win32":
-        install = f"py -m venv .venv\n  {PYTHON} -m pip install -r requirements.txt"
-    raise ImportError(
-        f"{missing}. Is the virtual environment active? In {Path(__file__).resolve().parent}:\n  {install}"
-    ) from None
-
-if sys.platform == "win32":
-    import _winapi
-    import msvcrt
-else:
-    import fcntl
-    import termios
+    install = f"  {VENV}\n  {PYTHON} -m pip install -r requirements.txt"
+    sys.exit(f"Cannot start: {missing}. Run this, in {Path(__file__).resolve().parent}:\n{install}")
 
 if Integer.__name__ != "IntegerNat":
-    raise ImportError(
-        "pycryptodome has no constant-time arithmetic here; unset PYCRYPTODOME_INTEGER or install it anew"
-    )
+    sys.exit("Cannot start: pycryptodome has no constant-time arithmetic; unset PYCRYPTODOME_INTEGER")
 
 VERSION = b"secure-chat/1"
 PORT = 65432
@@ -209,14 +204,9 @@ class Role(enum.Enum):
         return f"{self.value}->{self.peer.value}".encode()
 
     @property
-    def symbol(self) -> str:
-        """The name of this role's public value, A or B."""
-        return self.value[0].upper()
-
-    @property
     def tag(self) -> bytes:
         """The byte that marks this role's records in a transcript."""
-        return self.symbol.encode()
+        return self.name[0].encode()
 
 
 # ------------------------------------------------------------------------- step 1: Diffie-Hellman
@@ -229,7 +219,7 @@ def modexp(base: int, exponent: bytes, modulus: int) -> bytes:
     (or this module cannot be imported). No other function sees a secret Diffie-Hellman exponent.
     """
     result = pow(Integer(base), Integer.from_bytes(exponent), Integer(modulus))
-    return result.to_bytes(byte_length(modulus))
+    return result.to_bytes(len(to_bytes(modulus)))
 
 
 def is_power_one(base: int, exponent: int, modulus: int) -> bool:
@@ -237,13 +227,9 @@ def is_power_one(base: int, exponent: int, modulus: int) -> bool:
     return pow(Integer(base), Integer(exponent, public=True), Integer(modulus)) == 1
 
 
-def byte_length(number: int) -> int:
-    return (number.bit_length() + 7) // 8
-
-
 def to_bytes(number: int) -> bytes:
     """Return the shortest unsigned big-endian encoding; 0 has none (b"")."""
-    return number.to_bytes(byte_length(number), "big")
+    return number.to_bytes((number.bit_length() + 7) // 8, "big")
 
 
 TESTED = b"Diffie-Hellman parameters that secure-chat has tested:\n"  # before them, in a file of ours
@@ -270,15 +256,13 @@ class Group(NamedTuple):
     @classmethod
     def load(cls, data: bytes) -> Group:
         """Read PKCS#3 PEM, unchecked (a private value length in it is ignored). Raises ValueError."""
-        block = re.search(rb"-----BEGIN DH PARAMETERS-----.*?-----END DH PARAMETERS-----", data, re.DOTALL)
-        if block is None:
-            raise ValueError("these are not DH PARAMETERS")
+        blocks = re.findall(rb"-----BEGIN DH PARAMETERS-----.*?-----END DH PARAMETERS-----", data, re.DOTALL)
         try:
-            der = PEM.decode(block[0].decode("ascii"))[0]
+            der = PEM.decode(blocks[0].decode("ascii"))[0]
             sequence = DerSequence().decode(der, strict=True, nr_elements=(2, 3), only_ints_expected=True)
+            return cls(sequence[0], sequence[1])
         except UNPARSABLE:
-            raise ValueError("this is not DER") from None
-        return cls(sequence[0], sequence[1])
+            raise ValueError("these are not DH PARAMETERS") from None
 
 
 def check_group(group: Group, rounds: int = 64) -> None:
@@ -310,14 +294,11 @@ def generate_group(bits: int = 2048, progress: Callable[[], None] = lambda: None
     (p = 7 mod 8). Four million k are sieved of small factors of p and q. What is left is tested, one thread
     per core (the library's arithmetic releases the interpreter lock); `progress` is called after each test.
     """
-    run = 1 << 22
-    small_primes = _small_primes(run)
     pool = ThreadPoolExecutor(max_workers=os.cpu_count())
     try:
         while True:
             start = (secrets.randbits(bits) | 1 << (bits - 1)) // 24
-            candidates = (12 * (start + i) - 1 for i in _survivors(start, run, small_primes))
-            survivors = [q for q in candidates if q.bit_length() == bits - 1]
+            survivors = [q for q in _survivors(start, 1 << 22) if q.bit_length() == bits - 1]
             # First Fermat's test, 2^(q-1) = 1 mod q: nearly no composite q passes it.
             tests = pool.map(lambda q: is_power_one(2, q - 1, q), survivors)
             for q, passed in zip(survivors, tests):
@@ -328,23 +309,16 @@ def generate_group(bits: int = 2048, progress: Callable[[], None] = lambda: None
         pool.shutdown(cancel_futures=True)
 
 
-def _small_primes(bound: int) -> list[int]:
-    """Return the primes from 5 up to, not including, `bound` (sieve of Eratosthenes)."""
-    is_prime = bytearray([1]) * bound
-    for n in range(2, math.isqrt(bound) + 1):
-        if is_prime[n]:
-            is_prime[n * n :: n] = bytes(len(range(n * n, bound, n)))
-    return [n for n in range(5, bound) if is_prime[n]]
-
-
-def _survivors(start: int, run: int, small_primes: list[int]) -> Iterator[int]:
-    """Yield each i < run for which neither 12(start + i) - 1 nor 24(start + i) - 1 has a small factor."""
-    alive = bytearray([1]) * run
-    for r in small_primes:
-        for n in (12, 24):  # r divides nk - 1 where k is the inverse of n
-            first = (pow(n, -1, r) - start) % r
-            alive[first::r] = bytes(len(range(first, run, r)))
-    return itertools.compress(range(run), alive)
+def _survivors(start: int, run: int) -> Iterator[int]:
+    """Yield q = 12k - 1 for each k of a run from `start`, unless a prime below `run` divides q or 2q + 1."""
+    is_prime, alive = bytearray([1]) * run, bytearray([1]) * run
+    for r in range(2, run):
+        if is_prime[r]:  # no smaller prime has struck it (sieve of Eratosthenes)
+            is_prime[r * r :: r] = bytes(len(range(r * r, run, r)))
+            for n in (12, 24) if r > 3 else ():  # r divides nk - 1 where k is the inverse of n
+                first = (pow(n, -1, r) - start) % r
+                alive[first::r] = bytes(len(range(first, run, r)))
+    return (12 * (start + i) - 1 for i in itertools.compress(range(run), alive))
 
 
 # --------------------------------------------------------------------- step 2: SHA-256 and AES-GCM
@@ -384,15 +358,9 @@ def verify(key: RsaKey, message: SHA256.SHA256Hash, signature: bytes) -> bool:
     return True
 
 
-# DER of AlgorithmIdentifier { rsaEncryption, NULL }: the first part of a public key.
-_RSA_ENCRYPTION = bytes.fromhex("300d06092a864886f70d0101010500")
-
-
 def public_der(key: RsaKey) -> bytes:
     """Return the public half in its one canonical encoding, DER SubjectPublicKeyInfo (RFC 8017, A.1)."""
-    # The library's own export of it takes ten times as long, a fifteenth of a whole handshake.
-    numbers = [DerObject(0x02, n.to_bytes(n.bit_length() // 8 + 1, "big")).encode() for n in (key.n, key.e)]
-    return DerSequence([_RSA_ENCRYPTION, DerBitString(DerSequence(numbers).encode()).encode()]).encode()
+    return key.public_key().export_key("DER")
 
 
 def load_public_key(der: bytes) -> RsaKey:
@@ -401,7 +369,8 @@ def load_public_key(der: bytes) -> RsaKey:
     (The library needs 25 s to parse a key of 131 KB. It refuses an n that is even or a multiple of e.)
     """
     require(len(der) <= RSA_DER_LIMIT, "the RSA key is larger than 1 KiB")
-    require(_RSA_ENCRYPTION in der[:19], "the key is not an RSA SubjectPublicKeyInfo")
+    rsa_encryption = bytes.fromhex("300d06092a864886f70d0101010500")  # with NULL: its AlgorithmIdentifier
+    require(rsa_encryption in der[:19], "the key is not an RSA SubjectPublicKeyInfo")
     try:
         key = RSA.import_key(der)
     except UNPARSABLE:
@@ -453,22 +422,21 @@ class FrameSocket:
             raise ConnectionCut("this machine was too slow for the handshake; connect again")
         unsent = memoryview(b"".join(map(frame, payloads)))
         while unsent:
-            with self._network(PATIENCE):
-                unsent = unsent[self.socket.send(unsent) :]
+            unsent = unsent[self._bounded(PATIENCE, self.socket.send, unsent) :]
 
     def receive(self, limit: int) -> bytes:
         """Return the payload of the next frame, at most `limit` bytes long. Raises ProtocolError."""
         length = int.from_bytes(self._exactly(4), "big")
-        too_long = f"a frame of {length} bytes, over the limit of {limit}: is this secure-chat?"
-        require(length <= limit, too_long)
+        require(
+            length <= limit, f"a frame of {length} bytes, over the limit of {limit}: is this secure-chat?"
+        )
         return self._exactly(length, begun=True)
 
     def _exactly(self, count: int, begun: bool = False) -> bytes:
         received = bytearray(count)
         missing = memoryview(received)
         while missing:
-            with self._network(PATIENCE if begun else None):
-                got = self.socket.recv_into(missing)
+            got = self._bounded(PATIENCE if begun else None, self.socket.recv_into, missing)
             if got == 0:
                 where = "in the middle of a message" if begun else "without a goodbye"
                 raise ConnectionCut(f"the connection ended {where}")
@@ -481,8 +449,9 @@ class FrameSocket:
             poll = select.poll()
             poll.register(self.socket, select.POLLRDHUP)
             return bool(poll.poll(1000 * seconds))
-        with self._network():
+        with contextlib.suppress(OSError):
             return self.socket.recv(1, socket.MSG_PEEK) == b""
+        return True  # it was reset
 
     def hang_up(self, wait: float = 0.0) -> None:
         """Tell the peer that nothing follows, read on for `wait` seconds until it hangs up too, and close.
@@ -492,22 +461,19 @@ class FrameSocket:
         self.deadline = time.monotonic() + wait
         with contextlib.suppress(OSError, ConnectionCut):
             self.socket.shutdown(socket.SHUT_WR)
-            while wait:
-                with self._network():
-                    if not self.socket.recv(65536):
-                        break
+            while wait and self._bounded(None, self.socket.recv, 65536):
+                pass
         self.socket.close()
 
-    @contextlib.contextmanager
-    def _network(self, limit: float | None = None) -> Iterator[None]:
-        """Bound what is done with the socket by the deadline, and by a limit in seconds; translate errors."""
+    def _bounded(self, limit: float | None, act: Callable[..., Any], *arguments: Any) -> Any:
+        """Do this with the socket, bounded by `limit` in seconds and by the deadline; translate errors."""
         if self.deadline is not None:
             limit = min(limit or math.inf, self.deadline - time.monotonic())
         try:
             if limit is not None and limit <= 0:
                 raise socket.timeout
             self.socket.settimeout(limit)
-            yield
+            return act(*arguments)
         except socket.timeout:
             raise ConnectionCut("the other side did not answer in time") from None
         except OSError as error:
@@ -531,80 +497,73 @@ def decode_fields(data: bytes) -> list[bytes]:
 
 
 class Hello(NamedTuple):
-    """The first message of each side. Only Bob's carries the group."""
+    """The first message of each side. Bob's brings the group; in Alice's, it is the one of his."""
 
-    group: Group | None
+    sender: Role
+    group: Group
     nonce: bytes
     public_value: bytes
     rsa: bytes
 
     def encode(self) -> bytes:
-        group = (to_bytes(self.group.p), to_bytes(self.group.g)) if self.group else ()
+        group = map(to_bytes, self.group) if self.sender is Role.BOB else ()
         return encode_fields(VERSION, self.nonce, *group, self.public_value, self.rsa)
 
     @classmethod
-    def decode(cls, sender: Role, data: bytes) -> Hello:
-        """Undo `encode`. Sizes and encodings are checked here, values in `settle`. Raises ProtocolError."""
+    def decode(cls, data: bytes, group: Group | None = None) -> Hello:
+        """Undo `encode`: of Bob's hello, or of Alice's to the `group` of his. Raises ProtocolError.
+
+        Sizes and encodings are checked here, p and g in `check_group`, the other values in `settle`.
+        """
         fields = decode_fields(data)
         require(fields[:1] == [VERSION], "the other side does not speak secure-chat/1")
-        require(len(fields) == (6 if sender is Role.BOB else 4), "the hello has too many or too few fields")
+        require(len(fields) == (4 if group else 6), "the hello has too many or too few fields")
         _, nonce, *integers, public_value, rsa = fields
         require(len(nonce) == NONCE_BYTES, "the nonce is not 32 bytes long")
         require(all(len(n) <= GROUP_BITS[-1] // 8 for n in integers), "p or g is over 4096 bits long")
         require(all(n[:1] != b"\0" for n in integers), "p or g is not in its minimal encoding")
-        group = Group(*(int.from_bytes(n, "big") for n in integers)) if integers else None
-        return cls(group, nonce, public_value, rsa)
+        sender = Role.ALICE if group else Role.BOB
+        group = group or Group(*(int.from_bytes(n, "big") for n in integers))
+        hello = cls(sender, group, nonce, public_value, rsa)
+        hello.trace("came")
+        return hello
 
-    def trace(self, sender: Role, what: str) -> None:
-        group = self.group._asdict() if self.group else {}
-        names = f"nonce_{sender.symbol}", sender.symbol, f"RSA_{sender.value}"
-        values = dict(zip(names, (self.nonce, self.public_value, self.rsa)))
-        shown = {"version": VERSION, **group, **values}
-        log.info(f"hello_{sender.value} {what}", extra={"values": shown}, stacklevel=2)
-
-
-class Settled(NamedTuple):
-    """What both hellos settle, the same on both sides, once every check of them has passed."""
-
-    group: Group
-    keys: dict[Role, RsaKey]
-    values: dict[Role, int]  # A and B
-    nonce_b: bytes
-    th: bytes  # transcript hash: SHA-256 over both hello frames
+    def trace(self, what: str) -> None:
+        """Log it as a step of the calling function."""
+        name, symbol = self.sender.value, self.sender.name[0]
+        shown = {"version": VERSION, **(self.group._asdict() if self.sender is Role.BOB else {})}
+        shown |= {f"nonce_{symbol}": self.nonce, symbol: self.public_value, f"RSA_{name}": self.rsa}
+        log.info(f"hello_{name} {what}", extra={"values": shown}, stacklevel=2)
 
 
-def settle(hello_bob: bytes, hello_alice: bytes, tested: Group) -> Settled:
-    """Make every check of both hellos, as both sides and the reader of a transcript do.
+def settle(bob: Hello, alice: Hello) -> tuple[dict[Role, RsaKey], bytes]:
+    """Check the keys and public values of both hellos, whose group has passed `check_group`.
 
-    `tested` is the group of Bob's hello, after it has passed `check_group`. That a peer holds the private
-    half of its key is shown only by the first record that opens. Raises ProtocolError.
+    Return both keys, and th, the transcript hash: SHA-256 over both hello frames, 32 bytes. That a peer holds
+    the private half of its key is shown only by the first record that opens. Raises ProtocolError.
     """
-    bob, alice = Hello.decode(Role.BOB, hello_bob), Hello.decode(Role.ALICE, hello_alice)
-    if bob.group != tested:
-        raise ValueError("this is not the group that was tested")
     keys: dict[Role, RsaKey] = {}
-    values: dict[Role, int] = {}
-    for role, hello in ((Role.BOB, bob), (Role.ALICE, alice)):
-        keys[role] = load_public_key(hello.rsa)
-        require(len(hello.public_value) == byte_length(tested.p), "the public value is not as long as p")
-        values[role] = int.from_bytes(hello.public_value, "big")
-        require(tested.contains(values[role]), "the public value is not in the subgroup of order q")
+    for hello in (bob, alice):
+        keys[hello.sender] = load_public_key(hello.rsa)
+        as_long = len(hello.public_value) == len(to_bytes(bob.group.p))
+        require(as_long, "the public value is not as long as p")
+        y = int.from_bytes(hello.public_value, "big")
+        require(bob.group.contains(y), "the public value is not in the subgroup of order q")
     require(bob.rsa != alice.rsa, "both sides present the same key: a reflection")
-    th = SHA256.new(frame(hello_bob) + frame(hello_alice)).digest()
+    th = SHA256.new(frame(bob.encode()) + frame(alice.encode())).digest()
     trace("Both hellos have passed every check. th is SHA-256 over both frames", th=th)
-    return Settled(tested, keys, values, bob.nonce, th)
+    return keys, th
 
 
 class Offer(NamedTuple):
-    """One side's half of the key exchange: its hello, and the private exponent that belongs to it."""
+    """One side's half of the key exchange: its hello, and the secrets that belong to it."""
 
-    role: Role
-    hello: bytes  # encoded
+    hello: Hello
     exponent: bytes
     r: bytes  # what Bob's nonce commits to; Alice has none
 
     def __repr__(self) -> str:
-        return f"Offer({self.hello.hex()})"  # and no secret
+        return f"Offer({self.hello})"  # and no secret
 
     @classmethod
     def make(cls, role: Role, identity: RsaKey, group: Group) -> Offer:
@@ -613,19 +572,17 @@ class Offer(NamedTuple):
         The exponent has 256 bits for a 2048-bit group, over twice its strength. (0, which SP 800-56A, 5.6.1.1
         excludes, has a chance of 2^-256, and the peer would refuse g^0 = 1.)
         """
-        exponent = secrets.token_bytes(byte_length(group.p) // 8)
+        exponent = secrets.token_bytes(len(to_bytes(group.p)) // 8)
         drawn = secrets.token_bytes(NONCE_BYTES)
         r, nonce = (drawn, commit(drawn)) if role is Role.BOB else (b"", drawn)
-        public_value = modexp(group.g, exponent, group.p)
-        hello = Hello(group if role is Role.BOB else None, nonce, public_value, public_der(identity))
-        secret = role.symbol.lower()
-        hello.trace(role, f"is made. Not shown: the exponent {secret}, {8 * len(exponent)} random bits")
-        return cls(role, hello.encode(), exponent, r)
+        hello = Hello(role, group, nonce, modexp(group.g, exponent, group.p), public_der(identity))
+        hello.trace(f"is made. Not shown: the exponent {role.value[0]}, {8 * len(exponent)} random bits")
+        return cls(hello, exponent, r)
 
-    def shared_secret(self, settled: Settled) -> bytes:
-        """Return Z = g^ab, as long as p (SP 800-56A, 5.7.1.1). The peer's value has passed its checks."""
-        z = modexp(settled.values[self.role.peer], self.exponent, settled.group.p)
-        power = f"{self.role.peer.symbol}^{self.role.symbol.lower()}"
+    def shared_secret(self, theirs: Hello) -> bytes:
+        """Return Z = g^ab, as long as p (SP 800-56A, 5.7.1.1). The other hello has passed `settle`."""
+        z = modexp(int.from_bytes(theirs.public_value, "big"), self.exponent, self.hello.group.p)
+        power = f"{theirs.sender.name[0]}^{self.hello.sender.value[0]}"
         what = "and the key K and the commitment C of each direction, which are SHA-256 over Z and th"
         trace(f"Z = {power} mod p, {len(z)} bytes, {what}. Not shown: whoever has Z can read everything")
         return z
@@ -700,7 +657,7 @@ class Direction:
         return self.number - other.number == (0 if self.sender is Role.ALICE else -1)
 
     def _begin(self) -> bytes:
-        """Close the direction while a record is worked on; return its nonce (SP 800-38D, 8.2.1)."""
+        """Close the direction until a record has succeeded; return its nonce (SP 800-38D, 8.2.1)."""
         if self.closed:
             raise ValueError("this direction is closed")
         self.closed = True
@@ -717,53 +674,47 @@ class Direction:
         self.latest, self.before = signed, self.latest
         self.number += 1
 
-    def _trace(self, record_type: RecordType, what: str, **values: bytes) -> None:
-        name = f"Record {self.number}, {self.sender.label.decode()}, {record_type.name}"
-        if record_type is RecordType.READY and self.sender is Role.BOB:
+    def _trace(self, kind: RecordType, what: str, **values: bytes) -> None:
+        if kind is RecordType.READY and self.sender is Role.BOB:
             values.pop("plaintext", None)
             what += ". Not shown here: r, of which the words are made"
-        log.info(f"{name}: {what}", extra={"values": values}, stacklevel=2)
+        step = f"Record {self.number}, {self.sender.label.decode()}, {kind.name}: {what}"
+        log.info(step, extra={"values": values}, stacklevel=2)
+
+
+Use = Callable[[bytes], None]  # of a record
 
 
 class Sealer(Direction):
     """Makes records: nonce[12] || ciphertext || tag[16] || signature. `signer` is a private key."""
 
-    def seal(
-        self,
-        record_type: RecordType,
-        body: bytes,
-        other: Direction,
-        send: Callable[[bytes], None] = lambda _: None,
-    ) -> bytes:
+    def seal(self, kind: RecordType, body: bytes, other: Direction, send: Use = lambda _: None) -> bytes:
         """Make the next record, in reply to the latest of the `other` direction, and `send` it.
 
         The direction stays closed if `send` fails or is interrupted: part of the record may be on its way.
         Raises ValueError out of turn, in a direction that is closed, and for a CLOSE that would name nothing.
         """
-        closing = record_type is RecordType.CLOSE
+        closing = kind is RecordType.CLOSE
         if not (other.latest != NOTHING if closing else self.has_the_turn(other)):
             raise ValueError("it is the other side's turn")
         nonce = self._begin()
-        plaintext = pad(bytes([record_type]) + other.latest + body, PADDING, style="iso7816")
+        plaintext = pad(bytes([kind]) + other.latest + body, PADDING, style="iso7816")
         ciphertext, tag = encrypt(self._key, nonce, plaintext)
-        encrypted = {"nonce": nonce, "ciphertext": ciphertext, "tag": tag}
-        self._trace(record_type, "is encrypted", plaintext=plaintext, **encrypted)
-        signed = self._hash(nonce + ciphertext + tag)
+        self._trace(kind, "is encrypted", plaintext=plaintext, nonce=nonce, ciphertext=ciphertext, tag=tag)
+        encrypted = nonce + ciphertext + tag
+        signed = self._hash(encrypted)
         signature = sign(self.signer, signed)
-        self._trace(record_type, "is signed, and sent", hash=signed.digest(), signature=signature)
-        record = nonce + ciphertext + tag + signature
+        self._trace(kind, "is signed, and sent", hash=signed.digest(), signature=signature)
         self._count(signed.digest())
-        send(record)
+        send(encrypted + signature)
         self.closed = closing
-        return record
+        return encrypted + signature
 
 
 class Opener(Direction):
     """Opens records: verifies, then decrypts, then looks inside. `signer` is the sender's public key."""
 
-    def open(
-        self, record: bytes, other: Direction, keep: Callable[[bytes], None] = lambda _: None
-    ) -> Message:
+    def open(self, record: bytes, other: Direction, keep: Use = lambda _: None) -> Message:
         """Return what the next record says in reply to the `other` direction, and `keep` the record.
 
         Only a CLOSE may come out of turn. One that comes in turn may have crossed our latest record on the
@@ -787,12 +738,8 @@ class Opener(Direction):
         message = self._parse(plaintext)
         closing, in_turn = message.type is RecordType.CLOSE, self.has_the_turn(other)
         require(closing or in_turn, "the other side spoke out of turn")
-        crossed = message.in_reply_to != other.latest
-        may_cross = closing and in_turn and other.before != NOTHING
-        require(
-            not crossed or (may_cross and message.in_reply_to == other.before),
-            "the record replies to another record than the last one",
-        )
+        may_name = {other.latest, other.before} - {NOTHING} if closing and in_turn else {other.latest}
+        require(message.in_reply_to in may_name, "the record replies to another record than the last one")
         what = "came. Its number is the next one, and the signature of this hash is valid"
         self._trace(message.type, what, nonce=nonce, hash=signed.digest(), signature=signature)
         what = "is decrypted: its tag is valid, and so are padding, type, text, turn and in_reply_to"
@@ -800,7 +747,7 @@ class Opener(Direction):
         keep(record)
         self._count(signed.digest())
         self.closed = closing
-        return message._replace(crossed=crossed)
+        return message._replace(crossed=message.in_reply_to != other.latest)
 
     def _parse(self, plaintext: bytes) -> Message:
         try:
@@ -809,60 +756,50 @@ class Opener(Direction):
             raise ProtocolError("the record's padding is not valid") from None
         require(len(content) > len(NOTHING), "the record is too short")
         require(content[0] in list(RecordType), "the record is of no known type")
-        record_type, in_reply_to, body = RecordType(content[0]), content[1:33], content[33:]
-        ready, bob = record_type is RecordType.READY, self.sender is Role.BOB
-        busy = record_type is RecordType.CLOSE and bob  # Bob may say it in the place of READY
-        require(ready == (self.number == 0) or busy, "READY is record 0, and no other")
-        wrong_length = "the record's body has a wrong length"
-        if record_type is not RecordType.TEXT:
-            require(len(body) == (NONCE_BYTES if ready and bob else 0), wrong_length)
-        else:
-            require(len(body) <= TEXT_LIMIT, wrong_length)
+        kind, body, bob = RecordType(content[0]), content[33:], self.sender is Role.BOB
+        busy = kind is RecordType.CLOSE and bob  # Bob may say it in the place of READY
+        require((kind is RecordType.READY) == (self.number == 0) or busy, "READY is record 0, and no other")
+        lengths = {RecordType.READY: [NONCE_BYTES if bob else 0], RecordType.TEXT: range(TEXT_LIMIT + 1)}
+        require(len(body) in lengths.get(kind, [0]), "the record's body has a wrong length")
+        if kind is RecordType.TEXT:
             try:
                 body.decode()
             except UnicodeDecodeError:
                 raise ProtocolError("the record's text is not valid UTF-8") from None
-        return Message(record_type, body, in_reply_to)
+        return Message(kind, body, content[1:33])
 
 
 # ------------------------------------------------------------------------------------------ channel
 
 
+@dataclass(repr=False)
 class Channel:
     """An authenticated conversation: Alice sends, Bob replies, and so on, until somebody leaves."""
 
-    def __init__(
-        self,
-        frames: FrameSocket,
-        sealer: Sealer,
-        opener: Opener,
-        trust: Trust,
-        words: list[str],
-        transcript: Transcript,
-    ) -> None:
-        frames.deadline = None  # the handshake is over
-        self.frames = frames
-        self.role = sealer.sender
-        self.peer_key = opener.signer
-        self.trust = trust  # what is known of the peer's key
-        self.words = words
-        bobs, alices = words[:3], words[3:]
-        self.own_words, self.other_words = (bobs, alices) if self.role is Role.BOB else (alices, bobs)
-        self.transcript = transcript
-        self.peer_left = False  # with a goodbye
-        self._sealer = sealer
-        self._opener = opener
+    frames: FrameSocket
+    sealer: Sealer
+    opener: Opener
+    trust: Trust  # what is known of the peer's key
+    words: list[str]
+    transcript: Transcript
+    over: bool = False  # with a goodbye, so both sides know it
+
+    def __post_init__(self) -> None:
+        self.frames.deadline = None  # the handshake is over
+        bobs, alices = self.words[:3], self.words[3:]
+        is_bob = self.sealer.sender is Role.BOB
+        self.own_words, self.other_words = (bobs, alices) if is_bob else (alices, bobs)
 
     @property
     def my_turn(self) -> bool:
         """Whether the next TEXT is ours."""
-        return self._sealer.has_the_turn(self._opener)
+        return self.sealer.has_the_turn(self.opener)
 
     @property
     def texts(self) -> int:
         """How many TEXTs have been sent and received."""
-        ready_and_goodbye = 2 + self._opener.closed
-        return self._sealer.number + self._opener.number - ready_and_goodbye
+        ready_and_goodbye = 2 + self.opener.closed
+        return self.sealer.number + self.opener.number - ready_and_goodbye
 
     @property
     def has_something(self) -> bool:
@@ -871,23 +808,23 @@ class Channel:
 
     def send(self, text: str) -> None:
         """Send a text of at most 1 MiB in UTF-8. Raises MessageError if it cannot be sent as it is."""
-        body = text.encode(errors="surrogatepass")
-        if len(body) > TEXT_LIMIT:
-            raise MessageError(f"the text is longer than {TEXT_LIMIT} bytes")
         try:
-            text.encode()
+            body = text.encode()
         except UnicodeEncodeError:
             raise MessageError("the text is not valid Unicode") from None
-        if self._sealer.closed:
+        if len(body) > TEXT_LIMIT:
+            raise MessageError(f"the text is longer than {TEXT_LIMIT} bytes")
+        if self.sealer.closed:
             raise ConnectionCut("the connection broke while the last message was sent")
-        self._sealer.seal(RecordType.TEXT, body, self._opener, self._send)
+        self.sealer.seal(RecordType.TEXT, body, self.opener, self._send)
 
     def receive(self) -> Message:
         """Return the peer's next TEXT, or its CLOSE, which may come at any time and ends the conversation."""
         record = self.frames.receive(RECORD_LIMIT)
-        message = self._opener.open(record, self._sealer, self._keep)
+        keep = functools.partial(self.transcript.add, self.opener.sender.tag)
+        message = self.opener.open(record, self.sealer, keep)
         if message.type is RecordType.CLOSE:
-            self._sealer.closed = self.peer_left = True
+            self.sealer.closed = self.over = True
         return message
 
     def close(self, wait: float = GOODBYE_SECONDS) -> bool:
@@ -896,28 +833,21 @@ class Channel:
         Return whether both sides know that it is over.
         """
         self.frames.deadline = time.monotonic() + wait
-        told = False
         with contextlib.suppress(ConnectionCut, ProtocolError):
-            both_open = not (self._sealer.closed or self._opener.closed)
-            while both_open and not self.peer_left and self.has_something and self.frames.has_ended():
+            while not self.opener.closed and self.has_something and self.frames.has_ended():
                 self.receive()  # up to a goodbye, or to where the line was cut: nobody would read ours
-            if not self._sealer.closed:
-                self._sealer.seal(RecordType.CLOSE, b"", self._opener, self._send_goodbye)
-                told = True
+            if not self.sealer.closed:
+                goodbye = self.sealer.seal(RecordType.CLOSE, b"", self.opener)
+                with contextlib.suppress(FileError):  # a full disk is no reason to leave without a word
+                    self.transcript.add(self.sealer.sender.tag, goodbye)
+                self.frames.send(goodbye)
+                self.over = True
         self.frames.hang_up(wait)
-        return told or self.peer_left
+        return self.over
 
     def _send(self, record: bytes) -> None:
-        self.transcript.add(self.role.tag, record)
+        self.transcript.add(self.sealer.sender.tag, record)
         self.frames.send(record)
-
-    def _send_goodbye(self, record: bytes) -> None:
-        with contextlib.suppress(FileError):  # a full disk is no reason to leave without a word
-            self.transcript.add(self.role.tag, record)
-        self.frames.send(record)
-
-    def _keep(self, record: bytes) -> None:
-        self.transcript.add(self.role.peer.tag, record)
 
 
 # ---------------------------------------------------------------------------------------- evidence
@@ -934,32 +864,29 @@ class Transcript:
 
     def __init__(self, folder: Path | None = None) -> None:
         self._folder = folder
-        self._held = b""
-        self._file: io.FileIO | None = None
+        self._file: io.BytesIO | io.FileIO = io.BytesIO()
         self.path: Path | None = None  # once there is a file
 
     def add(self, tag: bytes, payload: bytes) -> None:
         """Add an entry; to the file, at once: a crash loses at most the one in flight."""
         if self._folder:
-            self._held += frame(tag + payload)
-            self._write()
+            self._write(frame(tag + payload))
 
     def begin(self, role: Role) -> None:
         """Make a new file (mode 0600), named after the time and the role."""
         if not self._folder:
             return
+        self._file.seek(0)
+        held = self._file.read()
         name = time.strftime("%Y-%m-%dT%H-%M-%SZ-", time.gmtime()) + role.value
         for suffix in itertools.count(1):
             path = self._folder / (f"{name}.transcript" if suffix == 1 else f"{name}-{suffix}.transcript")
             with disk("write", path), contextlib.suppress(FileExistsError):
-                self._file, self.path = io.FileIO(path, "x", opener=_private), path  # without a buffer
+                self._file, self.path = io.FileIO(path, "x", opener=_open_private), path  # without a buffer
                 break
-        self._write()
+        self._write(held)
 
-    def _write(self) -> None:
-        if self._file is None or self.path is None:
-            return
-        data, self._held = self._held, b""
+    def _write(self, data: bytes) -> None:
         with disk("write", self.path):
             whole = self._file.tell()
             try:
@@ -973,33 +900,30 @@ class Transcript:
 def verify_transcript(file: BinaryIO) -> Iterator[tuple[Opener, Message]]:
     """Yield what a transcript proves, trusting nobody: who signed (`sender`, `signer`), and what.
 
-    Holds one entry at a time. Raises ProtocolError at the first that is not right, and FileError.
+    Holds one entry at a time. Raises ProtocolError at the first that is not right.
     """
     entries = _entries(file)
     hello_bob, hello_alice, z = (next(entries)[1] for _ in range(3))
-    bob = Hello.decode(Role.BOB, hello_bob)
-    assert bob.group is not None  # Bob's hello has one
-    bob.trace(Role.BOB, "was sent by Bob")
+    bob = Hello.decode(hello_bob)
     check_group(bob.group)
-    Hello.decode(Role.ALICE, hello_alice).trace(Role.ALICE, "was sent by Alice")
-    settled = settle(hello_bob, hello_alice, bob.group)
-    require(len(z) == byte_length(bob.group.p), "Z is not as long as p")
+    keys, th = settle(bob, Hello.decode(hello_alice, bob.group))
+    require(len(z) == len(to_bytes(bob.group.p)), "Z is not as long as p")
     trace("Z = g^ab, the shared secret, as the file has it", Z=z)
     for role in Role:
-        key, commitment = derive_keys(z, role.label, settled.th)
+        key, commitment = derive_keys(z, role.label, th)
         trace(f"The key K, and C, of {role.label.decode()}: SHA-256 over Z and th", K=key, C=commitment)
-    openers = {role: Opener(role, settled.keys[role], z, settled.th) for role in Role}
+    openers = {role: Opener(role, keys[role], z, th) for role in Role}
     for number, (tag, record) in enumerate(entries):
         sender = Role.BOB if tag == Role.BOB.tag else Role.ALICE
         message = openers[sender].open(record, openers[sender.peer])
         require(message.type is RecordType.READY or number > 1, BEGINNING)
         if message.type is RecordType.READY and sender is Role.BOB:
-            check_commitment(settled.nonce_b, message.body)
-            words = " ".join(make_words(settled.th, message.body))
+            check_commitment(bob.nonce, message.body)
+            words = " ".join(make_words(th, message.body))
             trace(f"The words, of th and r: {words}", r=message.body)
         yield openers[sender], message
         if message.type is RecordType.CLOSE:
-            require(not _read(file, 1), "something follows the goodbye")
+            require(not file.read(1), "something follows the goodbye")
             return
 
 
@@ -1012,7 +936,7 @@ def _entries(file: BinaryIO) -> Iterator[tuple[bytes, bytes]]:
     first += [(b"A", READY_LIMIT), (b"B", READY_LIMIT)]
     cut = "the transcript ends in the middle of an entry"
     for number in itertools.count():
-        header = _read(file, 5)
+        header = file.read(5)
         tag, limit = header[4:], RECORD_LIMIT
         if number < len(first):
             expected, limit = first[number]
@@ -1024,20 +948,13 @@ def _entries(file: BinaryIO) -> Iterator[tuple[bytes, bytes]]:
             require(tag in (b"A", b"B"), "an entry is of no known kind, or not where it belongs")
         length = int.from_bytes(header[:4], "big") - 1  # without the tag
         require(length <= limit, f"an entry of {length} bytes, over the limit of {limit}")
-        payload = _read(file, max(length, 0))
+        payload = file.read(max(length, 0))
         require(len(payload) == length, cut)
         yield tag, payload
 
 
-def _read(file: BinaryIO, count: int) -> bytes:
-    with disk("read", Path(getattr(file, "name", "it"))):
-        return file.read(count)
-
-
 # ------------------------------------------------------------------------------------- keys on disk
 
-# How files are opened: not through a symbolic link, and without waiting for a pipe.
-_OPEN_FLAGS = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
 SLICE = 0.05  # seconds between two tries, where Windows does not let us wait
 ELSEWHERE = "name a folder on another disk with --home"
 
@@ -1064,35 +981,28 @@ class KeyStore:
         path, data = self.folder / self.IDENTITY, self.read(self.IDENTITY, forbidden=0o077)
         if data is None:
             return None
-        if data.startswith(b"PuTTY-User-Key-File"):
-            raise FileError(
-                f"{path} is a key of PuTTY's, in a form that is not supported; this converts it:\n"
-                "  puttygen KEY.ppk -O private-openssh -o identity.pem"
-            )
         # What stands around the key is passed over (RFC 7468, section 2).
-        pem = re.search(rb"-----BEGIN ([A-Z ]*PRIVATE KEY)-----\s[\s!-~]+?-----END \1-----", data)
-        if pem is None:
-            raise FileError(
-                f"{path} is damaged, or no private key; restore it, or move it away for a new one"
-            )
+        pem = re.search(rb"-----BEGIN ([A-Z ]*PRIVATE KEY)-----\s[\s!-~]+?-----END \1-----", data) or [b""]
         passphrase = None
         for question in ("", "That was not it. ", "That was not it. ", None):
             try:
                 key = RSA.import_key(pem[0], passphrase)
+                if key.has_private() and key.size_in_bits() in RSA_BITS and key.e == RSA_EXPONENT:
+                    return key
                 break
             except (PassphraseRequiredError, IncorrectPassphraseError):
                 if question is None:
                     raise FileError(f"that is not the passphrase of {path}") from None
                 passphrase = os.fsencode(ask_passphrase(f"{question}Passphrase of {path}: "))
             except UNPARSABLE:
-                raise FileError(
-                    f"{path} is a key of a kind, in a form, or with a cipher that is not supported, or it is "
-                    "not whole. Keep a copy; if it is an RSA key of two primes, this converts it:\n"
-                    f"  ssh-keygen -p -m PKCS8 -f {quoted(path)}"
-                ) from None
-        if not (key.has_private() and key.size_in_bits() in RSA_BITS and key.e == RSA_EXPONENT):
-            raise FileError(f"{path} is no private RSA key of 2048 to 4096 bits with exponent 65537")
-        return key
+                break
+        raise FileError(
+            f"{path} is damaged, or is no RSA key of two primes, 2048 to 4096 bits and exponent 65537, in a "
+            "form that is supported. Keep a copy. (Without this file, the next start makes a new key.) These "
+            "convert keys, the first one those of PuTTY:\n"
+            "  puttygen KEY.ppk -O private-openssh -o identity.pem\n"
+            f"  ssh-keygen -p -m PKCS8 -f {quoted(path)}"
+        )
 
     def make_identity(self) -> RsaKey:
         """Make an RSA key of 3072 bits and keep it; return it, or the one another program just made."""
@@ -1106,28 +1016,23 @@ class KeyStore:
     def load_group(self) -> Group | None:
         """Return the group that is kept here, if any. One that was saved here had passed its tests.
 
-        Another (from `openssl dhparam`) is tested, and saved. Where its g is no square, 4 takes its place.
+        Another (from `openssl dhparam`) is tested, and saved, with g = 4: that is a square for every p.
         """
-        path, pem = self.folder / self.GROUP, self.read(self.GROUP)
+        pem = self.read(self.GROUP)
         if pem is None:
             return None
         try:
             group = Group.load(pem)
-            if pem == group.export():
-                check_group(group, rounds=0)
-                return group
-            check_group(Group(group.p, 4))
+            if pem != group.export():
+                return self.accept_group(group._replace(g=4))
+            check_group(group, rounds=0)
         except (ValueError, ProtocolError) as error:
-            reason = f"{path} holds no usable Diffie-Hellman parameters ({error}); move it away"
-            raise FileError(reason) from None
-        if not group.contains(group.g):
-            group = Group(group.p, 4)
-        with contextlib.suppress(FileError):  # then it is tested again the next time
-            self.save_group(group)
+            reason = f"holds no usable Diffie-Hellman parameters ({error}); move it away"
+            raise FileError(f"{self.folder / self.GROUP} {reason}") from None
         return group
 
     def accept_group(self, group: Group) -> Group:
-        """Check a peer's group, unless it is the one that is kept; keep it once it has passed."""
+        """Check a group, unless it is the one that is kept; keep it once it has passed."""
         if self.read(self.GROUP) != group.export():
             check_group(group)
             with contextlib.suppress(FileError):  # then it is tested again the next time
@@ -1155,9 +1060,8 @@ class KeyStore:
         path = self.folder / name
         temporary = self.folder / f".{name}.new"
         with disk("write", path, ELSEWHERE):
-            temporary.unlink(missing_ok=True)  # left by a program that was killed here
             try:
-                with open(temporary, "xb", opener=_private) as file:
+                with open(temporary, "wb", opener=_open_private) as file:
                     file.write(data)
                     file.flush()
                     os.fsync(file.fileno())
@@ -1169,7 +1073,7 @@ class KeyStore:
     def locked(self) -> Iterator[None]:
         """Keep every other program that uses this folder out while something is read and then written."""
         path = self.folder / ".lock"
-        with disk("lock", path, ELSEWHERE), open(path, "ab", opener=_private) as file:
+        with disk("lock", path, ELSEWHERE), open(path, "ab", opener=_open_private) as file:
             if sys.platform == "win32":
                 _insist(lambda: msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1))
             else:
@@ -1179,31 +1083,30 @@ class KeyStore:
 
 def _insist(act: Callable[[], Any]) -> Any:
     """Try again for 3 s on Windows, which refuses where others wait: a lock, a file that is in use."""
-    end = time.monotonic() + 3
-    while True:
-        try:
+    for _ in range(60 if sys.platform == "win32" else 0):
+        with contextlib.suppress(PermissionError):
             return act()
-        except OSError as error:
-            if sys.platform != "win32" or error.errno == errno.ENOENT or time.monotonic() > end:
-                raise
-            time.sleep(SLICE)
+        time.sleep(SLICE)
+    return act()
+
+
+def _open_private(path: str, flags: int) -> int:
+    """Open not through a symbolic link, and without waiting for a pipe; make what nobody else can read."""
+    flags |= getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
+    return int(_insist(lambda: os.open(path, flags, 0o600)))
 
 
 @contextlib.contextmanager
-def open_regular(path: Path, flags: int = _OPEN_FLAGS) -> Iterator[BinaryIO]:
-    """Open a regular file to read, by default not through a link. Raises OSError, and FileError."""
-    with open(path, "rb", opener=lambda file, mode: _insist(lambda: os.open(file, mode | flags))) as file:
+def open_regular(path: Path) -> Iterator[BinaryIO]:
+    """Open a regular file to read, not through a link. Raises OSError, and FileError."""
+    with open(path, "rb", opener=_open_private) as file:
         if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
             raise FileError(f"{path} is not a regular file; move it away, or name another one")
         yield file
 
 
-def _private(file: str, flags: int) -> int:
-    return os.open(file, flags | _OPEN_FLAGS, 0o600)
-
-
 @contextlib.contextmanager
-def disk(what: str, path: Path, way_out: str = "") -> Iterator[None]:
+def disk(what: str, path: Path | None, way_out: str = "") -> Iterator[None]:
     """Turn an error of the disk into a FileError that names the file, and a way out."""
     try:
         yield
@@ -1234,24 +1137,20 @@ def _check_owner(path: Path, info: os.stat_result, forbidden: int) -> None:
 class Trust(NamedTuple):
     """What is known of a key that was presented, when it is not refused."""
 
-    known: bool  # it is the pinned one
-    asked_for: bool = False  # it is the one of --peer
+    known: bool  # it is pinned
+    settled: bool  # it is the one of --peer, or it is pinned: nobody need be asked about it
     also: tuple[str, ...] = ()  # other names under which this key is pinned
-
-    @property
-    def settled(self) -> bool:
-        """Whether nobody need be asked about it."""
-        return self.known or self.asked_for
 
 
 class Pin(NamedTuple):
-    """A line of known_peers."""
+    """A line of known_peers, and where it stands."""
 
-    number: int  # from 1
     name: str
     fingerprint: str
+    where: str
 
 
+@dataclass
 class PinnedPeer:
     """Whether a peer's key is to be trusted: trust on first use, in the manner of OpenSSH's known_hosts.
 
@@ -1260,47 +1159,42 @@ class PinnedPeer:
     place of what was pinned. A new key is refused unless the program `can_ask` a person.
     """
 
-    def __init__(self, store: KeyStore, name: str, only: str | None = None, can_ask: bool = True) -> None:
-        self.name = name.lower()
-        self.only = only
-        self.path = store.folder / KeyStore.KNOWN_PEERS
-        self._can_ask = can_ask
-        self._store = store
+    store: KeyStore
+    name: str  # in lower case
+    only: str | None = None
+    can_ask: bool = True
 
     def check(self, key: RsaKey) -> Trust:
         """Return what is known of a key, before anything is signed. Raises TrustError for a wrong key."""
         presented, pins = fingerprint(key), self.pins()
-        mine = [pin for pin in pins if pin.name == self.name]
-        known = presented in (pin.fingerprint for pin in mine)
+        pinned = tuple((pin.fingerprint, pin.where) for pin in pins if pin.name == self.name)
         also = tuple(pin.name for pin in pins if pin.fingerprint == presented and pin.name != self.name)
+        which, expected = "pinned one", pinned
         if self.only is not None:
-            if presented != self.only:
-                asked_for = ((self.only, "asked for"),)
-                raise TrustError(f"the key of {self.name} is not the one asked for", presented, asked_for)
-        elif mine and not known:
-            pinned = tuple((pin.fingerprint, f"{self.path}, line {pin.number}") for pin in mine)
+            which, expected = "one asked for", ((self.only, "asked for"),)
+        settled = presented in dict(expected)
+        if expected and not settled:
             elsewhere = f", but the one you know as {', '.join(also)}" if also else ""
-            raise TrustError(f"the key of {self.name} is not the pinned one{elsewhere}", presented, pinned)
-        elif not (known or self._can_ask):
+            raise TrustError(f"the key of {self.name} is not the {which}{elsewhere}", presented, expected)
+        if not (settled or self.can_ask):
             raise TrustError(f"the key of {self.name} is new, and there is no terminal to ask at", presented)
-        return Trust(known, self.only is not None, also)
+        return Trust(presented in dict(pinned), settled, also)
 
     def pin(self, key: RsaKey) -> None:
         """Remember a key whose owner has proven to hold it, and that a person has accepted.
 
         It is checked again, under the lock: another program may have pinned another key since.
         """
-        with self._store.locked():
-            if self.check(key).known:
-                return
-            # With another pin of that name, only --peer comes here, and takes its place.
-            lines = [line for line in self._lines() if line.lower().split()[:1] != [self.name]]
-            lines.append(f"{self.name} {ssh_line(key)}")
-            self._store.write(KeyStore.KNOWN_PEERS, "".join(line + "\n" for line in lines).encode())
+        with self.store.locked():
+            if not self.check(key).known:
+                # With another pin of that name, only --peer comes here, and takes its place.
+                lines = [line for line in self._lines() if line.lower().split()[:1] != [self.name]]
+                text = "".join(f"{line}\n" for line in [*lines, f"{self.name} {ssh_line(key)}"])
+                self.store.write(KeyStore.KNOWN_PEERS, text.encode(errors="surrogateescape"))
 
     def pins(self) -> list[Pin]:
         """Return what is pinned. A line that is not understood is refused, not passed over."""
-        form, pattern = "[HOST]:PORT", r"\[[^][,*?\s]+\]:(0|[1-9][0-9]{0,4})"
+        form, pattern = "[HOST]:PORT", r"\[[^][,*?\s\udc80-\udcff]+\]:(0|[1-9][0-9]{0,4})"
         if self.name == "alice":
             form = pattern = "alice"
         pins = []
@@ -1308,22 +1202,19 @@ class PinnedPeer:
             name, *words = line.split()[:3] or ["#"]
             if name.startswith("#"):
                 continue
+            where = f"{self.store.folder / KeyStore.KNOWN_PEERS}, line {number}"
             try:
                 key = RSA.import_key(" ".join(words))
-                understood = re.fullmatch(pattern, name.lower()) and ssh_line(key) == " ".join(words)
+                if not re.fullmatch(pattern, name.lower()) or ssh_line(key) != " ".join(words):
+                    raise ValueError
             except UNPARSABLE:
-                understood = False
-            if not understood:
-                problem = f"not {form} ssh-rsa BASE64; mend or delete the line"
-                raise FileError(f"{self.path}, line {number}: {problem}")
-            pins.append(Pin(number, name.lower(), fingerprint(key)))
+                raise FileError(f"{where}: not {form} ssh-rsa BASE64; mend or delete the line") from None
+            pins.append(Pin(name.lower(), fingerprint(key), where))
         return pins
 
     def _lines(self) -> list[str]:
-        try:
-            lines = (self._store.read(KeyStore.KNOWN_PEERS) or b"").decode("utf-8-sig").split("\n")
-        except UnicodeDecodeError:
-            raise FileError(f"{self.path} is damaged: it is not UTF-8 text") from None
+        data = self.store.read(KeyStore.KNOWN_PEERS) or b""
+        lines = data.decode("utf-8-sig", "surrogateescape").split("\n")
         return lines[:-1] if lines[-1] == "" else lines
 
 
@@ -1720,11 +1611,14 @@ def value_rows(name: str, data: bytes, whole: bool) -> list[str]:
 # ---------------------------------------------------- a conversation, from the question to the goodbye
 
 
-@contextlib.contextmanager
-def hanging_up(console: Console, channel: Channel) -> Iterator[None]:
-    """Hang up at the end, after a goodbye unless the line is broken; put the terminal back."""
+def talk(console: Console, channel: Channel, peer: PinnedPeer) -> int:
+    """Meet, converse, and return the exit status; hang up in any case, after a goodbye if the line holds.
+
+    Raises TrustError or NoConversation if no conversation began; later, ConnectionCut and ProtocolError.
+    """
     try:
-        yield
+        meet(console, channel, peer)
+        return converse(console, channel)
     except (ProtocolError, ConnectionCut):
         raise
     except BaseException as reason:
@@ -1749,15 +1643,15 @@ def meet(console: Console, channel: Channel, peer: PinnedPeer) -> None:
     if trust.settled:
         key = f"the key you {'know' if trust.known else 'asked for'}"
         read = f"If {name} asks for your words, read them out:"
-    console.notice(f"{name} is here, with {key}:\n  {fingerprint(channel.peer_key)}")
+    console.notice(f"{name} is here, with {key}:\n  {fingerprint(channel.opener.signer)}")
     console.notice(f"{read}  {' '.join(channel.own_words)}")
     if not trust.settled:
         ask_for_words(console, channel)
     trace("The words are made of th and r", words=" ".join(channel.words).encode())
     if not trust.known:
-        peer.pin(channel.peer_key)
+        peer.pin(channel.opener.signer)
         console.notice("The key is pinned.")
-    channel.transcript.begin(channel.role)
+    channel.transcript.begin(channel.sealer.sender)
     first = "You speak first." if channel.my_turn else f"{name} speaks first."
     deciding = "" if trust.known else f" {name} may still be deciding about your key."
     commands = " /help lists what you can type." if console.has_prompt else ""
@@ -1777,7 +1671,7 @@ def ask_for_words(console: Console, channel: Channel) -> None:
         if answer is None:
             if channel.my_turn:
                 channel.receive()  # a goodbye, or else an error
-            if channel.peer_left or channel.frames.has_ended(1.0):  # a goodbye is followed by the end at once
+            if channel.over or channel.frames.has_ended(1.0):  # a goodbye is followed by the end at once
                 raise NoConversation(f"{name} was gone before you answered; nothing is pinned")
             watched = []  # what it is waits until the question is answered
             console.notice(f"{name} has said something, or has left. You see it after your answer.")
@@ -1787,7 +1681,7 @@ def ask_for_words(console: Console, channel: Channel) -> None:
             return
         if words == ["no"]:
             reason = f"you did not accept {name}'s key; nothing is pinned"
-            raise TrustError(reason, fingerprint(channel.peer_key))
+            raise TrustError(reason, fingerprint(channel.opener.signer))
         if words == ["quit"]:
             raise KeyboardInterrupt
         told = (
@@ -1960,14 +1854,13 @@ Whoever has both keys can have made all of it."""
 
 def verify_file(console: Console, options: argparse.Namespace) -> int:
     """Show what a transcript proves. Raises what is wrong with it."""
-    known = known_keys(console, options)
     shown: set[Role] = set()
     try:
         for opener, message in read_transcript(options.verify):
             name, key = opener.sender.value.title(), fingerprint(opener.signer)
             if opener.sender not in shown:
                 shown.add(opener.sender)
-                console.notice(f"{name} is {known.get(key, 'not known here')}:\n  {key}")
+                console.notice(f"{name} is {owner(key, console.peer, options)}:\n  {key}")
                 if name == console.peer and options.peer not in (None, key):
                     raise TrustError(f"{name}'s key is not the one asked for, {options.peer}", "")
             elif message.type is RecordType.TEXT:
@@ -1982,27 +1875,24 @@ def verify_file(console: Console, options: argparse.Namespace) -> int:
 
 
 def read_transcript(path: Path) -> Iterator[tuple[Opener, Message]]:
-    with disk("read", path), open_regular(path, getattr(os, "O_NONBLOCK", 0)) as file:
+    with disk("read", path), open_regular(Path(os.path.realpath(path))) as file:
         yield from verify_transcript(file)
 
 
-def known_keys(console: Console, options: argparse.Namespace) -> dict[str, str]:
-    """Return whose the keys in the home folder are, if there is one, by their fingerprints."""
+def owner(key: str, peer: str, options: argparse.Namespace) -> str:
+    """Return whose key that is, by its fingerprint and what is in the home folder, if there is one."""
     folder = options.home / str(options.role.value)
     with disk("read", folder):
         if not folder.is_dir():
-            return {}
+            return "not known here"
     store = KeyStore(folder)
-    known: dict[str, str] = {}
-    for pin in PinnedPeer(store, options.role.peer.value).pins():
-        before = known.get(pin.fingerprint)
-        before = f"{before} and" if before else f"the {console.peer} you pinned as"
-        known[pin.fingerprint] = f"{before} {pin.name}"
     with contextlib.suppress(FileError):  # with a passphrase, it is not worth asking for it
         identity = store.load_identity(lambda _: "")
-        if identity is not None:
-            known[fingerprint(identity)] = "you"
-    return known
+        if identity is not None and fingerprint(identity) == key:
+            return "you"
+    pins = PinnedPeer(store, options.role.peer.value).pins()
+    names = [pin.name for pin in pins if pin.fingerprint == key]
+    return f"the {peer} you pinned as {' and '.join(names)}" if names else "not known here"
 
 
 def run_program(parser: argparse.ArgumentParser, run: Callable[..., int]) -> NoReturn:

@@ -216,7 +216,7 @@ def handshakes(people: People) -> None:
         def ours() -> float:
             begun = time.perf_counter()
             frames = chat.FrameSocket(socket.create_connection(("127.0.0.1", port)))
-            channel = alice_client.handshake(frames, keys[0], store, pinned, chat.Transcript())
+            channel = alice_client.handshake(frames, keys[0], pinned, chat.Transcript())
             took = time.perf_counter() - begun
             channel.close()
             bob.expect("Waiting for Alice", "stderr")
@@ -300,13 +300,13 @@ def our_search(bits: int, tests: int) -> float:
             raise TimeoutError
 
     begun = time.perf_counter()
-    primes = mock.patch.object(chat, "_small_primes", wraps=chat._small_primes)
+    watched = mock.patch.object(chat, "_survivors", wraps=chat._survivors)
     finds_none = mock.patch.object(chat, "is_safe_prime", return_value=False)
-    with primes as sieve, finds_none, contextlib.suppress(TimeoutError):
+    with watched as sieve, finds_none, contextlib.suppress(TimeoutError):
         chat.generate_group(bits, progress)
     half = tests // 2  # the threads are ahead at first: they test while the tests are still being handed out
     test = (moments[-1] - moments[half]) / (tests - 1 - half)
-    return moments[-1] - begun - tests * test + test / chance(bits, sieve.call_args[0][0])
+    return moments[-1] - begun - tests * test + test / chance(bits, sieve.call_args[0][1])
 
 
 def openssl_search(bits: int, tests: int) -> float:

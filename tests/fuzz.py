@@ -30,6 +30,7 @@ import crypto_utils as chat
 from crypto_utils import ConnectionCut, Group, Hello, ProtocolError, RecordType, Role
 
 LONGEST = 4096  # bytes of an input
+RSA_ENCRYPTION = bytes.fromhex("300d06092a864886f70d0101010500")
 
 # The same in every run, so that an input found in one breaks the invariant in the next: nobody's secrets.
 OWN = RSA.generate(2048, randfunc=Random(1).randbytes)
@@ -154,21 +155,22 @@ def fields(data: bytes) -> object:
 def hello(data: bytes) -> object:
     """The sender, and their hello: decoded, and settled with ours in a group that is quick."""
     sender, data = list(Role)[data[0] % 2 if data else 0], data[1:]
-    peer = value_or(ProtocolError, Hello.decode, sender, data)
+    peer = value_or(ProtocolError, Hello.decode, data, None if sender is Role.BOB else SMALL)
+    if peer is None:
+        return None
+    assert (peer.encode(), peer.sender) == (data, sender)
+    if peer.group != SMALL:  # it has not passed its checks
+        return None
     own = OFFERS[sender.peer].hello
-    hellos = (data, own) if sender is Role.BOB else (own, data)
-    settled = value_or((ProtocolError, ValueError), chat.settle, *hellos, SMALL)
-    if peer is not None:
-        assert peer.encode() == data
-        assert (peer.group is None) == (sender is Role.ALICE)
+    hellos = (peer, own) if sender is Role.BOB else (own, peer)
+    settled = value_or(ProtocolError, chat.settle, *hellos)
     if settled is not None:
-        assert peer is not None, "settled what cannot be decoded"
-        y = settled.values[sender]
-        assert peer.group in (None, SMALL)
+        y = int.from_bytes(peer.public_value, "big")
         assert peer.public_value == y.to_bytes(8, "big"), "Z would not be as long as p"
         assert 1 < y < SMALL.p - 1
         assert pow(y, (SMALL.p - 1) // 2, SMALL.p) == 1
-        assert chat.public_der(settled.keys[sender]) == peer.rsa != chat.public_der(OWN)
+        keys, _ = settled
+        assert chat.public_der(keys[sender]) == peer.rsa != chat.public_der(OWN)
     return settled
 
 
@@ -296,10 +298,10 @@ def seeds() -> dict[str, list[bytes]]:
     """Return inputs of each target: the first is valid, and others are but for one thing."""
     value = pow(2, 99, SMALL.p).to_bytes(8, "big")
     loose_der = DerSequence([STRANGER.n, b"\2\4\0\1\0\1"]).encode()  # a zero that need not be there
-    loose_spki = DerSequence([chat._RSA_ENCRYPTION, DerBitString(loose_der)]).encode()
+    loose_spki = DerSequence([RSA_ENCRYPTION, DerBitString(loose_der)]).encode()
     alice, bob, large = (
-        Hello(parameters, bytes(32), value, chat.public_der(STRANGER)).encode()
-        for parameters in (None, SMALL, GROUP)
+        Hello(sender, group, bytes(32), value, chat.public_der(STRANGER)).encode()
+        for sender, group in ((Role.ALICE, SMALL), (Role.BOB, SMALL), (Role.BOB, GROUP))
     )
     texts = [
         "a\tb\n\u6f22\x1b[2J \u202e\u05d0",
@@ -312,7 +314,7 @@ def seeds() -> dict[str, list[bytes]]:
         "fields": [chat.encode_fields(b"a", b"", b"b" * 300), bob],
         "hello": [
             *(b"\0" + bob, b"\1" + alice, b"\0" + alice, b"\1" + bob, b"\0" + large),
-            b"\0" + OFFERS[Role.BOB].hello,
+            b"\0" + OFFERS[Role.BOB].hello.encode(),
             b"\0" + bob.replace(b"\0\x08" + chat.to_bytes(SMALL.p), b"\0\x09\0" + chat.to_bytes(SMALL.p)),
             b"\1" + alice.replace(b"\0\x08" + value, b"\0\1\4"),
         ],

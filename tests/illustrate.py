@@ -24,10 +24,7 @@ from typing import Any
 TESTS = Path(__file__).resolve().parent
 sys.path.insert(0, str(TESTS.parent))
 
-try:
-    import crypto_utils as chat
-except ImportError as problem:
-    sys.exit(f"Cannot start: {problem}. The README says how to install what is needed.")
+import crypto_utils as chat
 
 SCRIPTS = ("protocol.js", "lesson.js", "page.js")
 LIMIT = 64 * 1024 * 1024  # of a transcript: a browser has to hold all of it
@@ -145,8 +142,8 @@ def main() -> int:
     options = parser.parse_args()
     page = options.output or options.file.with_name(options.file.name + ".html")
     try:
-        as_verify_does = getattr(os, "O_NONBLOCK", 0)  # through a link too, and without waiting for a pipe
-        with chat.disk("read", options.file), chat.open_regular(options.file, as_verify_does) as file:
+        path = Path(os.path.realpath(options.file))  # through a link too, as --verify does
+        with chat.disk("read", options.file), chat.open_regular(path) as file:
             data = file.read(LIMIT + 1)
         if len(data) > LIMIT:
             raise chat.FileError(f"{options.file} is larger than {LIMIT} bytes, too large for a page")

@@ -91,7 +91,7 @@ def test_attack(keys: Keys, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, nam
 
 
 def number(value: int, length: int = 0) -> bytes:
-    return value.to_bytes(max(length, chat.byte_length(value)), "big")
+    return value.to_bytes(max(length, len(chat.to_bytes(value))), "big")
 
 
 def rsa_der(bits: int, e: int = 65537, even: bool = False) -> bytes:

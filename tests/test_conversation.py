@@ -160,7 +160,7 @@ def test_closed_standard_streams(bob: StartBob, homes: Path) -> None:
 
 @pytest.mark.parametrize(
     "host",
-    ["[::1]:PORT", *exhaustive("localhost", "127.0.0.1", "::1", "[::1]", "127.0.0.1:PORT")],
+    ["[::1]:PORT", "LOCALHOST", *exhaustive("127.0.0.1", "::1", "[::1]", "127.0.0.1:PORT")],
 )
 def test_alice_reaches_bob_by_address_and_by_name(
     bob: StartBob, start: Start, homes: Path, keys: Keys, host: str
@@ -176,7 +176,7 @@ def test_alice_reaches_bob_by_address_and_by_name(
     client.end_input()
     assert client.wait() == 0
     (pinned,) = (homes / "alice" / KeyStore.KNOWN_PEERS).read_text().splitlines()
-    assert pinned.startswith(f"[{host.replace(':PORT', '').strip('[]')}]:{port} ")
+    assert pinned.startswith(f"[{host.replace(':PORT', '').strip('[]').lower()}]:{port} ")
 
 
 @pytest.mark.parametrize(
@@ -197,24 +197,20 @@ def test_what_an_address_is(text: str, host: str, port: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "why"),
+    "text",
     [
-        *(
-            (text, "cannot be an address")
-            for text in ("host:65536", "host:port", "a host", "[::1]x", "*", "")
-        ),
-        *((text, "cannot be an address") for text in ("65432", ":65432", "host,other", "1:2", "http://host")),
-        ("alice@host", "is more than an address; leave out alice@"),
+        *("host:65536", "host:port", "host:" + 5000 * "9", "a host", "[::1]x", "*", "", "alice@host"),
+        *("65432", ":65432", "host,other", "1:2", "http://host"),
     ],
 )
-def test_what_is_no_address_is_a_mistake_in_usage(text: str, why: str) -> None:
-    with pytest.raises(chat.UsageError, match=re.escape(why)):
+def test_what_is_no_address_is_a_mistake_in_usage(text: str) -> None:
+    with pytest.raises(chat.UsageError, match=re.escape(f"{text} is no address like 192.0.2.7, ")):
         alice_client.parse_address(text, 1)
 
 
 def test_a_mistake_in_usage_is_told_before_a_key_is_made(start: Start, tmp_path: Path) -> None:
     client = start("alice_client.py", ":65432", home=tmp_path / "fresh")
-    fails(client, 2, "^Usage: :65432 cannot be an address; examples: ")
+    fails(client, 2, "^Usage: :65432 is no address like 192")
     assert not (tmp_path / "fresh").exists()
 
 
@@ -229,7 +225,7 @@ def test_the_address_is_asked_for_once(start: Start) -> None:
         nobody = str(listener.getsockname()[1])
     for answer, told, status in (
         ("", rf"127\.0\.0\.1\s+port\s+{nobody}:\s+nobody\s+is\s+listening", 1),
-        ("a b", r"a b cannot be an\s+address", 2),
+        ("a b", r"a b is no address\s+like", 2),
         ("no-such-host.invalid", r"there\s+is\s+no\s+such\s+host", 1),
     ):
         client = start("alice_client.py", "--port", nobody, terminal=True, size=(24, 80), TERM="xterm")

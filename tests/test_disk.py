@@ -294,26 +294,24 @@ def zero_q(key: RsaKey) -> bytes:
     return PEM.encode(PKCS8.wrap(der, chat.RSA.oid, key_params=DerNull()), "PRIVATE KEY").encode()
 
 
-DAMAGED = "is damaged, or no private key; restore it, or move it away for a new one$"
-UNSUITABLE = "is no private RSA key of 2048 to 4096 bits with exponent 65537$"
-NOT_SUPPORTED = r"that is not supported.* Keep a copy; .*:\n  ssh-keygen -p -m PKCS8 -f "
-BY_PUTTY = (
-    r"is a key of PuTTY's, .*not supported; .*:\n  puttygen KEY\.ppk -O private-openssh -o identity\.pem$"
+UNUSABLE = (
+    r"is damaged, or is no RSA key .* supported\. Keep a copy\. .*:\n"
+    r"  puttygen KEY\.ppk -O private-openssh -o identity\.pem\n  ssh-keygen -p -m PKCS8 -f .*$"
 )
-BAD_IDENTITIES: dict[str, tuple[Callable[[RsaKey], bytes], str]] = {
-    "empty": (lambda _: b"", DAMAGED),
-    "garbage": (lambda _: b"not a key\n", DAMAGED),
-    "not_ascii": (lambda key: pem_of(key).replace(b"A", b"\xc3\xa4"), DAMAGED),
-    **{f"cut_at_{n}": (lambda key, n=n: pem_of(key)[:n], DAMAGED) for n in (1, 28, 900, -2, -27)},
-    **{f"flipped_at_{n}": (lambda key, n=n: flip(pem_of(key), n), NOT_SUPPORTED) for n in (0, 50, 400, 800)},
-    "no_prime": (zero_q, NOT_SUPPORTED),
-    "elliptic": (lambda _: ECC.generate(curve="P-256").export_key(format="PEM").encode(), NOT_SUPPORTED),
-    "ed25519": (lambda _: ECC.generate(curve="Ed25519").export_key(format="PEM").encode(), NOT_SUPPORTED),
-    "x25519": (lambda _: ECC.generate(curve="Curve25519").export_key(format="PEM").encode(), NOT_SUPPORTED),
-    "putty": (lambda _: b"PuTTY-User-Key-File-3: ssh-rsa\nEncryption: none\n", BY_PUTTY),
-    "public": (lambda key: key.public_key().export_key("PEM"), DAMAGED),
-    "1024_bits": (lambda _: pem_of(generate(1024)), UNSUITABLE),
-    "exponent_3": (lambda _: pem_of(generate(2048, e=3)), UNSUITABLE),
+BAD_IDENTITIES: dict[str, Callable[[RsaKey], bytes]] = {
+    "empty": lambda _: b"",
+    "garbage": lambda _: b"not a key\n",
+    "not_ascii": lambda key: pem_of(key).replace(b"A", b"\xc3\xa4"),
+    **{f"cut_at_{n}": (lambda key, n=n: pem_of(key)[:n]) for n in (1, 28, 900, -2, -27)},
+    **{f"flipped_at_{n}": (lambda key, n=n: flip(pem_of(key), n)) for n in (0, 50, 400, 800)},
+    "no_prime": zero_q,
+    "elliptic": lambda _: ECC.generate(curve="P-256").export_key(format="PEM").encode(),
+    "ed25519": lambda _: ECC.generate(curve="Ed25519").export_key(format="PEM").encode(),
+    "x25519": lambda _: ECC.generate(curve="Curve25519").export_key(format="PEM").encode(),
+    "putty": lambda _: b"PuTTY-User-Key-File-3: ssh-rsa\nEncryption: none\n",
+    "public": lambda key: key.public_key().export_key("PEM"),
+    "1024_bits": lambda _: pem_of(generate(1024)),
+    "exponent_3": lambda _: pem_of(generate(2048, e=3)),
 }
 
 
@@ -321,9 +319,8 @@ BAD_IDENTITIES: dict[str, tuple[Callable[[RsaKey], bytes], str]] = {
 def test_bad_identity_is_refused_and_kept(
     store: KeyStore, refuses: Callable[..., None], keys: Keys, bad: str
 ) -> None:
-    make, reason = BAD_IDENTITIES[bad]
-    store.write("identity.pem", make(keys.bob))
-    refuses("identity.pem", reason)
+    store.write("identity.pem", BAD_IDENTITIES[bad](keys.bob))
+    refuses("identity.pem", UNUSABLE)
 
 
 # ------------------------------------------------------------------------------ keys made by other tools
@@ -430,7 +427,7 @@ def test_what_cannot_be_read_is_called_that_and_the_advice_helps(
 ) -> None:
     """ "Damaged, move it away" would throw away a key that others have pinned."""
     path = made_by(CONVERTED[what], store, keys.bob)
-    with refusal(path, NOT_SUPPORTED) as refused:
+    with refusal(path, UNUSABLE) as refused:
         store.load_identity(lambda _: SECRET)
     assert "move it away" not in str(refused.value)
     advice = str(refused.value).rpartition("\n  ")[2]
@@ -622,25 +619,24 @@ def dh_pem(*numbers: int, marker: str = "DH PARAMETERS") -> bytes:
     return PEM.encode(DerSequence(numbers).encode(), marker).encode()
 
 
-FOREIGN: dict[str, tuple[bytes, int]] = {  # what is in the file, and the g that comes of it
-    "as openssl dhparam writes it": (dh_pem(GROUP.p, 2), 2),
-    "text around it": (b"    DH Parameters: (2048 bit)\n" + dh_pem(GROUP.p, 2) + CERTIFICATE, 2),
-    "with the length of an exponent": (dh_pem(GROUP.p, 2, 225), 2),
-    "a generator of all": (dh_pem(GROUP.p, GROUP.p - 2), 4),
+FOREIGN = {
+    "as openssl dhparam writes it": dh_pem(GROUP.p, 2),
+    "text around it": b"    DH Parameters: (2048 bit)\n" + dh_pem(GROUP.p, 2) + CERTIFICATE,
+    "with the length of an exponent": dh_pem(GROUP.p, 2, 225),
+    "a generator of all": dh_pem(GROUP.p, GROUP.p - 2),
 }
 
 
 @pytest.mark.parametrize("what", FOREIGN)
 def test_parameters_that_openssl_wrote(store: KeyStore, monkeypatch: pytest.MonkeyPatch, what: str) -> None:
     """They are tested in full, and then remembered. A g may be no square mod p; 4 is one for any p."""
-    content, g = FOREIGN[what]
-    store.write("dh_parameters.pem", content)
+    store.write("dh_parameters.pem", FOREIGN[what])
     rounds: list[int] = []
     monkeypatch.setattr(chat, "miller_rabin_test", lambda _, count: rounds.append(count) or True)
     for _ in range(2):
-        assert store.load_group() == Group(GROUP.p, g)
+        assert store.load_group() == Group(GROUP.p, 4)
     assert rounds == [64, 0]
-    assert store.read("dh_parameters.pem") == Group(GROUP.p, g).export()
+    assert store.read("dh_parameters.pem") == Group(GROUP.p, 4).export()
 
 
 PARAMETERS = dh_pem(GROUP.p, GROUP.g)
@@ -681,11 +677,11 @@ def bob(store: KeyStore, only: RsaKey | None = None) -> PinnedPeer:
 
 def test_a_key_is_new_until_it_is_pinned(store: KeyStore, keys: Keys, known: Path) -> None:
     peer = bob(store)
-    assert peer.check(keys.bob) == peer.check(keys.bob) == Trust(known=False)
+    assert peer.check(keys.bob) == peer.check(keys.bob) == Trust(known=False, settled=False)
     assert not known.exists(), "checking pins nothing"
     peer.pin(keys.bob)
     before = known.stat().st_ino
-    assert peer.check(keys.bob) == Trust(known=True)
+    assert peer.check(keys.bob) == Trust(known=True, settled=True)
     peer.pin(keys.bob)
     assert known.stat().st_ino == before, "written without a need"
     assert known.read_text() == pin_of(BOB, keys.bob)
@@ -729,12 +725,14 @@ def test_a_key_pinned_by_another_program_after_the_check_is_found(
 
 
 @pytest.mark.parametrize("end", ["\n", "\r\n"], ids=["lf", "crlf"])
-@pytest.mark.parametrize("comment", ["# \u00e4", "  # indented", "# one\x0b\x0c\x1c\x85\u2028line"])
+@pytest.mark.parametrize(
+    "comment", ["# \u00e4", "  # indented", "# one\x0b\x0c\x1c\x85\u2028line", "# \udce4"]
+)
 def test_what_others_wrote_survives_byte_for_byte(
     store: KeyStore, keys: Keys, known: Path, end: str, comment: str
 ) -> None:
     lines = [comment, "", " \t", f"  {CAROL}\t{ssh_line(keys.alice)}  a comment", pin_of(BOB[:-1], keys.bob)]
-    before = "".join(line.rstrip("\n") + end for line in lines).encode()
+    before = "".join(line.rstrip("\n") + end for line in lines).encode(errors="surrogateescape")
     for written in (before, before[: -len(end)]):  # a last line without an end gets one
         known.write_bytes(written)
         bob(store).pin(keys.bob)
@@ -750,16 +748,16 @@ def test_names_are_compared_without_case(store: KeyStore, keys: Keys, known: Pat
     with pytest.raises(TrustError):
         PinnedPeer(store, "alice").check(keys.mallory)
     known.write_text(pin_of(f"[{name}.Example]:1", keys.alice))
-    assert PinnedPeer(store, f"[{name}.example]:1").check(keys.alice).known
+    assert PinnedPeer(store, "[alice.example]:1").check(keys.alice).known
 
 
 def test_the_key_asked_for_takes_the_place_of_the_old_ones(store: KeyStore, keys: Keys, known: Path) -> None:
     carol = pin_of(CAROL, keys.bob)
     known.write_text(f"# a\n{pin_of(BOB, keys.bob)}{carol}{pin_of(BOB.upper(), keys.mallory)}\n")
-    assert bob(store, only=keys.alice).check(keys.alice) == Trust(known=False, asked_for=True)
+    assert bob(store, only=keys.alice).check(keys.alice) == Trust(known=False, settled=True)
     bob(store, only=keys.alice).pin(keys.alice)
     assert known.read_text() == f"# a\n{carol}\n{pin_of(BOB, keys.alice)}"
-    assert bob(store, only=keys.alice).check(keys.alice) == Trust(known=True, asked_for=True)
+    assert bob(store, only=keys.alice).check(keys.alice) == Trust(known=True, settled=True)
     assert bob(store).check(keys.alice).known
 
 
@@ -779,7 +777,7 @@ def test_any_key_but_the_one_asked_for_is_refused(
 
 def test_the_whole_fingerprint_is_compared(store: KeyStore, keys: Keys) -> None:
     asked_for = fingerprint(keys.bob)
-    assert PinnedPeer(store, BOB, asked_for).check(keys.bob).asked_for
+    assert PinnedPeer(store, BOB, asked_for).check(keys.bob).settled
     for at in range(len("SHA256:"), len(asked_for)):
         other = "A" if asked_for[at] != "A" else "B"
         with pytest.raises(TrustError, match="asked for"):
@@ -833,9 +831,13 @@ def test_a_line_that_is_not_understood_is_refused_by_its_number(
     assert known.read_text(encoding="utf-8") == before
 
 
-def test_known_peers_that_is_no_text_is_refused(store: KeyStore, refuses: Callable[..., None]) -> None:
-    store.write("known_peers", b"# caf\xe9\n")
-    refuses("known_peers", "is damaged: it is not UTF-8 text")
+@pytest.mark.parametrize("encoding", ["latin-1", "utf-16"])
+def test_known_peers_that_is_not_utf_8_is_refused(
+    store: KeyStore, keys: Keys, refuses: Callable[..., None], encoding: str
+) -> None:
+    """No name of another encoding is the one that is typed."""
+    store.write("known_peers", pin_of("[caf\xe9.example]:1", keys.alice).encode(encoding))
+    refuses("known_peers", ", line 1: not .* ssh-rsa BASE64")
 
 
 @needs("ssh-keygen")

@@ -203,15 +203,14 @@ TO_ALICE = "Stopped: cannot connect to 127.0.0.1 port {port}: "
 NO_BOB = (
     ", during the handshake. Is bob_server.py there, and does Bob accept your key? Your key is\n  {alice}"
 )
-NO_ADDRESS = " cannot be an address; examples: 192.0.2.7, 192.0.2.7:65432, [2001:db8::7]:65432."
+NO_ADDRESS = " is no address like 192.0.2.7, 192.0.2.7:65432, [2001:db8::7]:65432."
 NO_GROUP = "Stopped: {homes}/bob/dh_parameters.pem holds no usable Diffie-Hellman parameters ("
 NO_TRANSCRIPT = "Broken off: this is no transcript of secure-chat.\nNothing is proven."
 ELSEWHERE = "; name a folder on another disk with --home."
 ADVICE = chat.ADVICE.format(name="Bob")
 OF_ALICE = (
-    ". It showed {alice}. If this was Alice, let her read you the fingerprint on her screen, and restart "
-    "with --peer and that one: it takes the place of a pinned key (to keep both, add a line to known_peers). "
-    "Yours is shown at the start."
+    ". It showed {alice}. If Alice reads you that one, from her own screen, restart with --peer and it: it "
+    "takes the place of a pinned key (to keep both, add a line to known_peers). Yours is shown at the start."
 )
 
 # What is done, the exit status, and the end of what is told: all of it, to the letter.
@@ -355,8 +354,11 @@ ERRORS: dict[str, tuple[Cause, int, str]] = {
     "a damaged key": (
         in_place_of(IDENTITY, b"-----BEGIN PRIVATE KEY-----\n", *AS_ALICE),
         1,
-        "Stopped: {homes}/alice/identity.pem is damaged, or no private key; restore it, or move it away "
-        "for a new one.",
+        "Stopped: {homes}/alice/identity.pem is damaged, or is no RSA key of two primes, 2048 to 4096 bits "
+        "and exponent 65537, in a form that is supported. Keep a copy. (Without this file, the next start "
+        "makes a new key.) These convert keys, the first one those of PuTTY:\n"
+        "  puttygen KEY.ppk -O private-openssh -o identity.pem\n"
+        "  ssh-keygen -p -m PKCS8 -f {homes}/alice/identity.pem",
     ),
     "a home that is a file": (
         in_place_of("file", b"", *AS_ALICE, "--home", "{homes}/file"),
@@ -388,13 +390,13 @@ ERRORS: dict[str, tuple[Cause, int, str]] = {
     "an old Python": (
         started(ALICE, python=OLD_PYTHON),
         1,
-        "Cannot start: Python 3.9 or newer is needed, not 3.7.10; is there a python3.12, say?",
+        "Cannot start: Python 3.9 or newer is needed, not 3.7.10",
     ),
     "no pycryptodome": (
         started(BOB, python=(sys.executable, "-S")),
         1,
-        f"Cannot start: No module named 'Crypto'. Is the virtual environment active? In {ROOT}:\n"
-        "  python3 -m venv .venv && . .venv/bin/activate && python3 -m pip install -r requirements.txt",
+        f"Cannot start: No module named 'Crypto'. Run this, in {ROOT}:\n"
+        "  python3 -m venv .venv && . .venv/bin/activate\n  python3 -m pip install -r requirements.txt",
     ),
 }
 

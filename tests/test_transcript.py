@@ -69,8 +69,7 @@ def files_are_closed(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(Transcript, "__init__", noted)
     yield
     for transcript in made:
-        if transcript._file:
-            transcript._file.close()
+        transcript._file.close()
 
 
 @pytest.fixture
@@ -256,9 +255,8 @@ def test_a_group_is_tested_in_full_whoever_vouches_for_it(
     for group in (GROUP, UNSAFE):
         with mock.patch("secrets.token_bytes", fixed):
             offers = {role: Offer.make(role, getattr(keys, role.value), group) for role in Role}
-        settled = chat.settle(offers[BOB].hello, offers[ALICE].hello, group)
-        z = offers[BOB].shared_secret(settled)
-        parts = [b"b" + offers[BOB].hello, b"a" + offers[ALICE].hello, b"z" + z]
+        bob, alice = (offers[role].hello for role in Role)
+        parts = [b"b" + bob.encode(), b"a" + alice.encode(), b"z" + offers[BOB].shared_secret(alice)]
         for role, body in ((ALICE, b""), (BOB, offers[BOB].r)):
             sealer, heard = ends_after(parts, keys, role)
             parts.append(role.tag + sealer.seal(READY, body, heard))
@@ -293,8 +291,8 @@ def test_a_text_whose_sending_failed_is_in_it(kept: Ends) -> None:
 def test_without_a_folder_nothing_is_kept(ends: Ends) -> None:
     ends.alice.send(REQUEST)
     for channel in ends:
-        channel.transcript.begin(channel.role)
-        assert (channel.transcript.path, channel.transcript._held) == (None, b"")
+        channel.transcript.begin(channel.sealer.sender)
+        assert (channel.transcript.path, channel.transcript._file.getvalue()) == (None, b"")
 
 
 def test_a_conversation_has_a_new_file_that_nobody_else_may_read(

@@ -112,7 +112,7 @@ def test_the_right_words_are_the_right_words_however_they_are_written(
 
 def test_a_goodbye_at_alices_question_ends_it_whether_or_not_the_line_ends(ends: Ends) -> None:
     """The rest of the line's end may come late, or never."""
-    ends.bob._sealer.seal(RecordType.CLOSE, b"", ends.bob._opener, ends.bob.frames.send)
+    ends.bob.sealer.seal(RecordType.CLOSE, b"", ends.bob.opener, ends.bob.frames.send)
     with pytest.raises(chat.NoConversation, match="was gone before you answered; nothing is pinned"):
         chat.ask_for_words(Person(None, " ".join(ends.bob.own_words)), ends.alice)
 
@@ -311,13 +311,13 @@ def test_a_stranger_who_is_gone_at_once_is_never_pinned(
     server, port = bob(**WITHOUT_COLOURS)
     for _ in range(6):
         frames = FrameSocket(socket.create_connection(("127.0.0.1", int(port)), timeout=DEADLINE))
-        hello = frames.receive(chat.HELLO_LIMIT)
+        hello = chat.Hello.decode(frames.receive(chat.HELLO_LIMIT))
         offer = chat.Offer.make(Role.ALICE, keys.mallory, GROUP)
-        settled = chat.settle(hello, offer.hello, GROUP)
-        z = offer.shared_secret(settled)
-        opener = chat.Opener(Role.BOB, settled.keys[Role.BOB], z, settled.th)
-        ready = chat.Sealer(Role.ALICE, keys.mallory, z, settled.th).seal(RecordType.READY, b"", opener)
-        frames.send(offer.hello, ready)
+        _, th = chat.settle(hello, offer.hello)
+        z = offer.shared_secret(hello)
+        opener = chat.Opener(Role.BOB, keys.bob, z, th)
+        ready = chat.Sealer(Role.ALICE, keys.mallory, z, th).seal(RecordType.READY, b"", opener)
+        frames.send(offer.hello.encode(), ready)
         reset(frames.socket)
         server.expect("Cut off|Alice was gone before you answered")
     stranger(port, keys.mallory)

@@ -313,17 +313,17 @@ def converse(plan: Plan) -> Json:
     case: Json = {"name": plan.name, "p": hexadecimal(plan.group.p), "g": hexadecimal(plan.group.g)}
     sealers: dict[Role, Sealer] = {}
     for (role, offer), bits in zip(offers.items(), plan.bits):
-        hello, identity = chat.Hello.decode(role, offer.hello), rsa_key(role.value, bits)
+        hello, identity = offer.hello, rsa_key(role.value, bits)
         case[role.value] = {
             "private_key": identity.export_key("PEM", pkcs=8).decode(),
             "public_key": hello.rsa.hex(),
             "nonce": hello.nonce.hex(),
             "exponent": offer.exponent.hex(),
             "public_value": hello.public_value.hex(),
-            "hello": offer.hello.hex(),
+            "hello": hello.encode().hex(),
         }
-        settled = chat.settle(offers[BOB].hello, offers[ALICE].hello, plan.group)
-        z, th = offer.shared_secret(settled), settled.th
+        _, th = chat.settle(offers[BOB].hello, offers[ALICE].hello)
+        z = offer.shared_secret(offers[role.peer].hello)
         sealers[role] = Sealer(role, identity, z, th)
     r = offers[BOB].r
     case |= {"r": r.hex(), "th": th.hex(), "z": z.hex()}
@@ -393,7 +393,7 @@ def one_a_check(refusals: Iterable[Refusal]) -> list[Refusal]:
 def der(tag: int, *contents: bytes, length_bytes: int = 0) -> bytes:
     """Encode in DER; with length_bytes, in BER: a length that is longer than it need be."""
     body = b"".join(contents)
-    needed = length_bytes or (0 if len(body) < 128 else chat.byte_length(len(body)))
+    needed = length_bytes or (0 if len(body) < 128 else len(chat.to_bytes(len(body))))
     length = bytes([0x80 | needed]) + len(body).to_bytes(needed, "big") if needed else bytes([len(body)])
     return bytes([tag]) + length + body
 
