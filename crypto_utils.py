@@ -21,8 +21,7 @@
     n         number           12            number of a record, and its GCM nonce (SP 800-38D, 8.2.1)
               in_reply_to      32            in each record: what was signed of the last record received
 
-The two columns are `handshake` in bob_server.py and in alice_client.py. Here stands what both use: steps 1 to
-3, frames and hellos, records, the channel, evidence, and keys on disk. Up to the banner, bytes go in and
+The two columns are `handshake` in bob_server.py and in alice_client.py. Up to the banner, bytes go in and
 bytes come out, and nothing prints or asks; below it is what both need for a person. Whatever a peer sends
 becomes a value that passed every check, or an exception.
 """
@@ -122,8 +121,7 @@ FILE_LIMIT = 1024 * 1024  # of a file in a home folder
 PATIENCE = 30.0  # seconds: for the whole handshake; without progress in a frame; without a byte going out
 GOODBYE_SECONDS = 2.0  # for a CLOSE to reach the other side before we hang up
 
-# A record is sent at once, in one segment where it fits. A dead line is noticed after 30 s: while idle, by
-# keep-alive (in seconds); while sending, by the time-out (in milliseconds).
+# What is sent leaves at once. A dead line is noticed after 30 s: idle (seconds), or sending (milliseconds).
 TCP_OPTIONS = {
     "TCP_NODELAY": 1,
     "TCP_KEEPIDLE": 15,
@@ -142,29 +140,21 @@ class ChatError(Exception):
     told, status = "Stopped", 1
 
 
-class ProtocolError(ChatError):
-    """The peer, or somebody in between, broke the protocol. The connection is over."""
-
+class ProtocolError(ChatError):  # by the peer, or somebody in between; the connection is over
     told, status = "Broken off", 3
 
 
 class TrustError(ChatError):
-    """The peer's key is not to be trusted: a person has to decide, by fingerprints.
-
-    `expected` has those that would have been right, each with where it stands.
-    """
+    """The `presented` key is not to be trusted; each that is `expected` stands with where it is pinned."""
 
     told, status = "Refused", 3
 
     def __init__(self, reason: str, presented: str, expected: tuple[tuple[str, str], ...] = ()) -> None:
         super().__init__(reason)
-        self.presented = presented
-        self.expected = expected
+        self.presented, self.expected = presented, expected
 
 
-class ConnectionCut(ChatError):
-    """The connection ended or stalled without a goodbye."""
-
+class ConnectionCut(ChatError):  # the connection ended or stalled without a goodbye
     told = "Cut off"
 
 
@@ -172,9 +162,7 @@ class FileError(ChatError):
     """A file or folder cannot be used as it is, and was left as it was. The text says what to do."""
 
 
-class MessageError(ChatError):
-    """The text cannot be sent. Nothing was sent, and the conversation can go on."""
-
+class MessageError(ChatError):  # this text cannot be sent, but the conversation can go on
     told = "Not sent"
 
 
@@ -431,9 +419,8 @@ class FrameSocket:
     def receive(self, limit: int) -> bytes:
         """Return the payload of the next frame, at most `limit` bytes long. Raises ProtocolError."""
         length = int.from_bytes(self._exactly(4), "big")
-        require(
-            length <= limit, f"a frame of {length} bytes, over the limit of {limit}: is this secure-chat?"
-        )
+        too_long = f"a frame of {length} bytes, over the limit of {limit}: is this secure-chat?"
+        require(length <= limit, too_long)
         return self._exactly(length, begun=True)
 
     def _exactly(self, count: int, begun: bool = False) -> bytes:
