@@ -42,13 +42,13 @@ def handshake(
     hello_bob = frames.receive(chat.HELLO_LIMIT)  # --> hello_bob
     theirs = chat.Hello.decode(hello_bob)
     group = bob.store.accept_group(theirs.group)  # before it meets a secret exponent
-    mine = chat.Offer.make(Role.ALICE, identity, group)
-    keys, th = chat.settle(theirs, mine.hello)
+    mine, exponent, _ = chat.make_hello(Role.ALICE, identity, group)
+    keys, th = chat.settle(theirs, mine)
     trust = bob.check(keys[Role.BOB])
-    z = mine.shared_secret(theirs)
+    z = chat.shared_secret(exponent, theirs)
     sealer = chat.Sealer(Role.ALICE, identity, z, th)
     opener = chat.Opener(Role.BOB, keys[Role.BOB], z, th)
-    hello_alice = mine.hello.encode()  # <-- hello_alice and READY
+    hello_alice = mine.encode()  # <-- hello_alice and READY
     hers = sealer.seal(RecordType.READY, b"", opener, lambda ready: frames.send(hello_alice, ready))
     his = frames.receive(chat.READY_LIMIT)  # --> READY, or CLOSE
     message = opener.open(his, sealer)

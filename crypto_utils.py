@@ -12,7 +12,7 @@
 
     symbol    here             bytes         what it is, and where it is defined
     p, g      Group            256 to 512    safe prime p = 2q + 1; g generates the subgroup of order q
-    a, b      Offer.exponent   len(p) / 8    private exponent, for one session (SP 800-56A, 5.6.1.1)
+    a, b      exponent         len(p) / 8    private exponent, for one session (SP 800-56A, 5.6.1.1)
     A, B      public_value     len(p)        g^a, g^b mod p, left-padded
     Z         z                len(p)        shared secret g^ab mod p, left-padded (SP 800-56A, 5.7.1.1)
     th        th               32            transcript hash: SHA-256 over both hello frames
@@ -544,37 +544,27 @@ def settle(bob: Hello, alice: Hello) -> tuple[dict[Role, RsaKey], bytes]:
     return keys, th
 
 
-class Offer(NamedTuple):
-    """One side's half of the key exchange: its hello, and the secrets that belong to it."""
+def make_hello(role: Role, identity: RsaKey, group: Group) -> tuple[Hello, bytes, bytes]:
+    """Return a hello for one session, the private exponent, and r, to which Bob's nonce commits (Alice: b"").
 
-    hello: Hello
-    exponent: bytes
-    r: bytes  # what Bob's nonce commits to; Alice has none
+    The exponent has 256 bits for a 2048-bit group, over twice its strength. (0, which SP 800-56A, 5.6.1.1
+    excludes, has a chance of 2^-256, and the peer would refuse g^0 = 1.)
+    """
+    exponent = secrets.token_bytes(len(to_bytes(group.p)) // 8)
+    drawn = secrets.token_bytes(NONCE_BYTES)
+    r, nonce = (drawn, commit(drawn)) if role is Role.BOB else (b"", drawn)
+    hello = Hello(role, group, nonce, modexp(group.g, exponent, group.p), public_der(identity))
+    hello.trace(f"is made. Not shown: the exponent {role.value[0]}, {8 * len(exponent)} random bits")
+    return hello, exponent, r
 
-    def __repr__(self) -> str:
-        return f"Offer({self.hello})"  # and no secret
 
-    @classmethod
-    def make(cls, role: Role, identity: RsaKey, group: Group) -> Offer:
-        """Make an offer for one session, with a nonce and a private exponent of its own.
-
-        The exponent has 256 bits for a 2048-bit group, over twice its strength. (0, which SP 800-56A, 5.6.1.1
-        excludes, has a chance of 2^-256, and the peer would refuse g^0 = 1.)
-        """
-        exponent = secrets.token_bytes(len(to_bytes(group.p)) // 8)
-        drawn = secrets.token_bytes(NONCE_BYTES)
-        r, nonce = (drawn, commit(drawn)) if role is Role.BOB else (b"", drawn)
-        hello = Hello(role, group, nonce, modexp(group.g, exponent, group.p), public_der(identity))
-        hello.trace(f"is made. Not shown: the exponent {role.value[0]}, {8 * len(exponent)} random bits")
-        return cls(hello, exponent, r)
-
-    def shared_secret(self, theirs: Hello) -> bytes:
-        """Return Z = g^ab, as long as p (SP 800-56A, 5.7.1.1). The other hello has passed `settle`."""
-        z = modexp(int.from_bytes(theirs.public_value, "big"), self.exponent, self.hello.group.p)
-        power = f"{theirs.sender.name[0]}^{self.hello.sender.value[0]}"
-        what = "and the key K and the commitment C of each direction, which are SHA-256 over Z and th"
-        trace(f"Z = {power} mod p, {len(z)} bytes, {what}. Not shown: whoever has Z can read everything")
-        return z
+def shared_secret(exponent: bytes, theirs: Hello) -> bytes:
+    """Return Z = g^ab, as long as p (SP 800-56A, 5.7.1.1). The other side's hello has passed `settle`."""
+    z = modexp(int.from_bytes(theirs.public_value, "big"), exponent, theirs.group.p)
+    power = f"{theirs.sender.name[0]}^{theirs.sender.peer.value[0]}"
+    what = "and the key K and the commitment C of each direction, which are SHA-256 over Z and th"
+    trace(f"Z = {power} mod p, {len(z)} bytes, {what}. Not shown: whoever has Z can read everything")
+    return z
 
 
 def commit(r: bytes) -> bytes:

@@ -37,7 +37,7 @@ OWN = RSA.generate(2048, randfunc=Random(1).randbytes)
 STRANGER = RSA.construct((2**2047 + 2**2046 + 45 * 2**64 + 1, chat.RSA_EXPONENT))
 SMALL = Group(0xFFFFFFFFFFFFDED7, 2)  # the exponentiations of a handshake, in microseconds
 with mock.patch("secrets.token_bytes", Random(2).randbytes):
-    OFFERS = {role: chat.Offer.make(role, OWN, SMALL) for role in Role}
+    HELLOS = {role: chat.make_hello(role, OWN, SMALL)[0] for role in Role}
 Z, TH, R, LATEST = bytes(range(8)), bytes(range(32, 64)), bytes(range(32)), b"latest" * 5 + b"!!"
 
 Target = Callable[[bytes], object]  # returns the value, or None for what is refused
@@ -161,7 +161,7 @@ def hello(data: bytes) -> object:
     assert (peer.encode(), peer.sender) == (data, sender)
     if peer.group != SMALL:  # it has not passed its checks
         return None
-    own = OFFERS[sender.peer].hello
+    own = HELLOS[sender.peer]
     hellos = (peer, own) if sender is Role.BOB else (own, peer)
     settled = value_or(ProtocolError, chat.settle, *hellos)
     if settled is not None:
@@ -315,7 +315,7 @@ def seeds() -> dict[str, list[bytes]]:
         "fields": [chat.encode_fields(b"a", b"", b"b" * 300), bob],
         "hello": [
             *(b"\0" + bob, b"\1" + alice, b"\0" + alice, b"\1" + bob, b"\0" + large),
-            b"\0" + OFFERS[Role.BOB].hello.encode(),
+            b"\0" + HELLOS[Role.BOB].encode(),
             b"\0" + bob.replace(b"\0\x08" + chat.to_bytes(SMALL.p), b"\0\x09\0" + chat.to_bytes(SMALL.p)),
             b"\1" + alice.replace(b"\0\x08" + value, b"\0\1\4"),
         ],

@@ -292,7 +292,7 @@ def same_session(monkeypatch: pytest.MonkeyPatch) -> None:
 
         return call
 
-    monkeypatch.setattr(chat.Offer, "make", once(chat.Offer.make, lambda role, *_: role))
+    monkeypatch.setattr(chat, "make_hello", once(chat.make_hello, lambda role, *_: role))
     monkeypatch.setattr(chat, "modexp", once(chat.modexp, lambda *numbers: numbers))
     monkeypatch.setattr(chat, "sign", once(chat.sign, lambda key, message: message.digest()))
 
