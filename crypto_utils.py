@@ -105,8 +105,7 @@ PORT = 65432
 
 # Sizes in bytes, unless the name says bits. Each limit is checked before anything is allocated or computed.
 NONCE_BYTES = 32
-GROUP_BITS = range(2048, 4096 + 1)
-RSA_BITS = range(2048, 4096 + 1)
+GROUP_BITS = RSA_BITS = range(2048, 4096 + 1)
 RSA_EXPONENT = 65537
 RSA_DER_LIMIT = 1024
 NEW_RSA_BITS = 3072
@@ -118,6 +117,8 @@ GCM_NONCE, GCM_TAG = 12, 16
 RECORD_LIMIT = GCM_NONCE + (TEXT_LIMIT // PADDING + 1) * PADDING + GCM_TAG + RSA_BITS[-1] // 8
 FILE_LIMIT = 1024 * 1024  # of a file in a home folder
 
+TESTED = b"Diffie-Hellman parameters that secure-chat has tested:\n"  # before them, in a file of ours
+NOTHING = bytes(32)  # what Alice's READY replies to: she has received no record yet
 PATIENCE = 30.0  # seconds: for the whole handshake; without progress in a frame; without a byte going out
 GOODBYE_SECONDS = 2.0  # for a CLOSE to reach the other side before we hang up
 
@@ -132,6 +133,7 @@ TCP_OPTIONS = {
 }
 
 UNPARSABLE = (ValueError, IndexError, TypeError, ArithmeticError)  # what the library raises for damaged keys
+log = logging.getLogger("secure_chat")
 
 
 class ChatError(Exception):
@@ -170,9 +172,6 @@ def require(condition: bool, reason: str) -> None:
     """Raise ProtocolError(reason) unless `condition` holds."""
     if not condition:
         raise ProtocolError(reason)
-
-
-log = logging.getLogger("secure_chat")
 
 
 def trace(step: str, **values: bytes | int) -> None:
@@ -224,9 +223,6 @@ def to_bytes(number: int) -> bytes:
     return number.to_bytes((number.bit_length() + 7) // 8, "big")
 
 
-TESTED = b"Diffie-Hellman parameters that secure-chat has tested:\n"  # before them, in a file of ours
-
-
 class Group(NamedTuple):
     """Diffie-Hellman parameters: a safe prime p = 2q + 1, and a generator g of the subgroup of order q."""
 
@@ -234,10 +230,8 @@ class Group(NamedTuple):
     g: int
 
     def contains(self, y: int) -> bool:
-        """Whether y is in the subgroup of order q and not 1 (SP 800-56A, 5.6.2.3.1). All are public.
-
-        The subgroup consists of the squares, which the Jacobi symbol tells six times faster than y^q = 1.
-        """
+        """Whether y, which is public, is in the subgroup of order q and not 1 (SP 800-56A, 5.6.2.3.1)."""
+        # The subgroup consists of the squares. This tells them six times faster than y^q = 1.
         return 2 <= y <= self.p - 2 and Integer.jacobi_symbol(y, self.p) == 1
 
     def export(self) -> bytes:
@@ -343,11 +337,10 @@ def sign(key: RsaKey, message: SHA256.SHA256Hash) -> bytes:
 
 def verify(key: RsaKey, message: SHA256.SHA256Hash, signature: bytes) -> bool:
     """Whether `signature` was made with `key` over this hashed message (RFC 8017, 8.1.2)."""
-    try:
+    with contextlib.suppress(ValueError):
         pss.new(key, salt_bytes=32).verify(message, signature)
-    except ValueError:
-        return False
-    return True
+        return True
+    return False
 
 
 def public_der(key: RsaKey) -> bytes:
@@ -356,15 +349,12 @@ def public_der(key: RsaKey) -> bytes:
 
 
 def load_public_key(der: bytes) -> RsaKey:
-    """Parse and check a peer's RSA public key. Raises ProtocolError.
-
-    (The library needs 25 s to parse a key of 131 KB. It refuses an n that is even or a multiple of e.)
-    """
-    require(len(der) <= RSA_DER_LIMIT, "the RSA key is larger than 1 KiB")
+    """Parse and check a peer's RSA public key. Raises ProtocolError."""
+    require(len(der) <= RSA_DER_LIMIT, "the RSA key is larger than 1 KiB")  # 131 KB took 25 s to parse
     rsa_encryption = bytes.fromhex("300d06092a864886f70d0101010500")  # with NULL: its AlgorithmIdentifier
     require(rsa_encryption in der[:19], "the key is not an RSA SubjectPublicKeyInfo")
     try:
-        key = RSA.import_key(der)
+        key = RSA.import_key(der)  # which refuses an n that is even, or a multiple of e
     except UNPARSABLE:
         raise ProtocolError("the RSA key cannot be parsed") from None
     require(key.size_in_bits() in RSA_BITS, f"the RSA key has {key.size_in_bits()} bits, not 2048 to 4096")
@@ -443,15 +433,12 @@ class FrameSocket:
         return not self._bounded(None, self.socket.recv, 1, socket.MSG_PEEK)
 
     def hang_up(self, wait: float = 0.0) -> None:
-        """Tell the peer that nothing follows, read on for `wait` seconds until it hangs up too, and close.
-
-        (To close with unread bytes resets the connection, which destroys what the peer has not read yet.)
-        """
+        """Tell the peer that nothing follows, read on for `wait` seconds until it hangs up too, and close."""
         self.deadline = time.monotonic() + wait
         with contextlib.suppress(OSError, ConnectionCut):
             self.socket.shutdown(socket.SHUT_WR)
             while wait and self._bounded(None, self.socket.recv, 65536):
-                pass
+                pass  # to close with unread bytes would reset the connection, and destroy what is on its way
         self.socket.close()
 
     def _bounded(self, limit: float | None, act: Callable[..., Any], *arguments: Any) -> Any:
@@ -534,8 +521,7 @@ def settle(bob: Hello, alice: Hello) -> tuple[dict[Role, RsaKey], bytes]:
     keys: dict[Role, RsaKey] = {}
     for hello in (bob, alice):
         keys[hello.sender] = load_public_key(hello.rsa)
-        as_long = len(hello.public_value) == len(to_bytes(bob.group.p))
-        require(as_long, "the public value is not as long as p")
+        require(len(hello.public_value) == len(to_bytes(bob.group.p)), "the public value is not as long as p")
         y = int.from_bytes(hello.public_value, "big")
         require(bob.group.contains(y), "the public value is not in the subgroup of order q")
     require(bob.rsa != alice.rsa, "both sides present the same key: a reflection")
@@ -578,10 +564,10 @@ def check_commitment(nonce_b: bytes, r: bytes) -> None:
 
 
 def make_words(th: bytes, r: bytes) -> list[str]:
-    """Return six words (RFC 1751), of the first 8 bytes of a hash over th and r.
+    """Return six words (RFC 1751): Bob reads the first three out, Alice the last three.
 
-    Bob reads the first three out, Alice the last three. Somebody in between has chosen both hellos before Bob
-    opens r: one try in each handshake, 2^-33 for his three words, 2^-31 for hers, which hold two parity bits.
+    Somebody in between has chosen both hellos before Bob opens r: one try in each handshake, 2^-33 for his
+    words, 2^-31 for hers, which hold two parity bits.
     """
     return key_to_english(SHA256.new(VERSION + b" words " + th + r).digest()[:8]).lower().split()
 
@@ -597,7 +583,7 @@ class RecordType(enum.IntEnum):
     CLOSE = 2
 
 
-NOTHING = bytes(32)  # what Alice's READY replies to: she has received no record yet
+Use = Callable[[bytes], None]  # of a record: to send it, or to keep it
 
 
 class Message(NamedTuple):
@@ -606,12 +592,8 @@ class Message(NamedTuple):
     type: RecordType
     body: bytes
     in_reply_to: bytes
+    text: str = ""  # the body of a TEXT
     crossed: bool = False  # of a CLOSE: its sender had not received our latest record yet
-
-    @property
-    def text(self) -> str:
-        """The body of a TEXT."""
-        return self.body.decode()
 
 
 class Direction:
@@ -626,7 +608,7 @@ class Direction:
         self.sender = sender
         self.signer = signer
         self._key, commitment = derive_keys(z, sender.label, th)
-        self._context = SHA256.new(VERSION + b" signature " + sender.label + th + commitment)
+        self._context = VERSION + b" signature " + sender.label + th + commitment
         self.number = 0
         self.closed = False
         self.latest = self.before = NOTHING
@@ -644,9 +626,7 @@ class Direction:
 
     def _hash(self, encrypted: bytes) -> SHA256.SHA256Hash:
         """Hash what is signed: label, direction, th and C, then nonce || ciphertext || tag."""
-        message = self._context.copy()
-        message.update(encrypted)
-        return message
+        return SHA256.new(self._context + encrypted)
 
     def _count(self, signed: bytes) -> None:
         """Count a record: one that passed every check, or one of our own from when its sending begins."""
@@ -659,9 +639,6 @@ class Direction:
             what += ". Not shown here: r, of which the words are made"
         step = f"Record {self.number}, {self.sender.label.decode()}, {kind.name}: {what}"
         log.info(step, extra={"values": values}, stacklevel=2)
-
-
-Use = Callable[[bytes], None]  # of a record
 
 
 class Sealer(Direction):
@@ -740,12 +717,11 @@ class Opener(Direction):
         require((kind is RecordType.READY) == (self.number == 0) or busy, "READY is record 0, and no other")
         lengths = {RecordType.READY: [NONCE_BYTES if bob else 0], RecordType.TEXT: range(TEXT_LIMIT + 1)}
         require(len(body) in lengths.get(kind, [0]), "the record's body has a wrong length")
-        if kind is RecordType.TEXT:
-            try:
-                body.decode()
-            except UnicodeDecodeError:
-                raise ProtocolError("the record's text is not valid UTF-8") from None
-        return Message(kind, body, content[1:33])
+        try:
+            text = body.decode() if kind is RecordType.TEXT else ""
+        except UnicodeDecodeError:
+            raise ProtocolError("the record's text is not valid UTF-8") from None
+        return Message(kind, body, content[1:33], text)
 
 
 # ------------------------------------------------------------------------------------------ channel

@@ -99,7 +99,7 @@ def signed(name: str, test: str, what: str) -> Weakening:
         def initialize(self, sender, signer, z, th, original=Direction.__init__):
             original(self, sender, signer, z, th)
             label, C = sender.label, derive_keys(z, sender.label, th)[1]
-            self._context = SHA256.new(VERSION + b" signature " + {what})
+            self._context = VERSION + b" signature " + {what}
         Direction.__init__ = initialize
         """,
     )
@@ -694,7 +694,7 @@ LIST = [
     edited(
         "UTF-8 received",
         FORGED + "[Role.ALICE-not UTF-8]",
-        ("                body.decode()\n", '                body.decode(errors="replace")\n'),
+        ("body.decode() if kind", 'body.decode(errors="replace") if kind'),
     ),
     Weakening(
         "UTF-8 to be sent",
