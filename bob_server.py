@@ -58,10 +58,8 @@ def handshake(
     hangs up). Raises ProtocolError, TrustError, ConnectionCut, and FileError for known_peers.
     """
     mine, exponent, r = chat.make_hello(Role.BOB, identity, group)
-    hello_bob = mine.encode()
-    frames.send(hello_bob)  # hello_bob -->
-    hello_alice = frames.receive(chat.HELLO_LIMIT)  # <-- hello_alice
-    theirs = chat.Hello.decode(hello_alice, group)
+    frames.send(mine.encode())  # hello_bob -->
+    theirs = chat.Hello.decode(frames.receive(chat.HELLO_LIMIT), group)  # <-- hello_alice
     keys, th = chat.settle(mine, theirs)
     trust = alice.check(keys[Role.ALICE])
     z = chat.shared_secret(exponent, theirs)
@@ -74,7 +72,7 @@ def handshake(
         return None
     try:
         his = sealer.seal(RecordType.READY, r, opener, frames.send)  # READY -->
-        for tag, entry in ((b"b", hello_bob), (b"a", hello_alice), (b"z", z), (b"A", hers), (b"B", his)):
+        for tag, entry in zip((b"b", b"a", b"z", b"A", b"B"), (mine.encode(), theirs.encode(), z, hers, his)):
             transcript.add(tag, entry)
         return chat.Channel(frames, sealer, opener, trust, chat.make_words(th, r), transcript)
     except BaseException:

@@ -107,7 +107,6 @@ PORT = 65432
 NONCE_BYTES = 32
 GROUP_BITS = RSA_BITS = range(2048, 4096 + 1)
 RSA_EXPONENT = 65537
-RSA_DER_LIMIT = 1024
 NEW_RSA_BITS = 3072
 HELLO_LIMIT = 8 * 1024
 READY_LIMIT = 4 * 1024
@@ -209,8 +208,8 @@ def modexp(base: int, exponent: bytes, modulus: int) -> bytes:
     The time depends on the lengths alone: the exponent is bytes, and the library's Integer is constant-time
     (or this module cannot be imported). No other function sees a secret Diffie-Hellman exponent.
     """
-    result = pow(Integer(base), Integer.from_bytes(exponent), Integer(modulus))
-    return result.to_bytes(len(to_bytes(modulus)))
+    power = pow(Integer(base), Integer.from_bytes(exponent), Integer(modulus))
+    return power.to_bytes(len(to_bytes(modulus)))
 
 
 def is_power_one(base: int, exponent: int, modulus: int) -> bool:
@@ -343,14 +342,9 @@ def verify(key: RsaKey, message: SHA256.SHA256Hash, signature: bytes) -> bool:
     return False
 
 
-def public_der(key: RsaKey) -> bytes:
-    """Return the public half in its one canonical encoding, DER SubjectPublicKeyInfo (RFC 8017, A.1)."""
-    return key.public_key().export_key("DER")
-
-
 def load_public_key(der: bytes) -> RsaKey:
-    """Parse and check a peer's RSA public key. Raises ProtocolError."""
-    require(len(der) <= RSA_DER_LIMIT, "the RSA key is larger than 1 KiB")  # 131 KB took 25 s to parse
+    """Parse and check a peer's RSA key, a SubjectPublicKeyInfo (RFC 8017, A.1). Raises ProtocolError."""
+    require(len(der) <= 1024, "the RSA key is larger than 1 KiB")  # 131 KB took 25 s to parse
     rsa_encryption = bytes.fromhex("300d06092a864886f70d0101010500")  # with NULL: its AlgorithmIdentifier
     require(rsa_encryption in der[:19], "the key is not an RSA SubjectPublicKeyInfo")
     try:
@@ -359,7 +353,7 @@ def load_public_key(der: bytes) -> RsaKey:
         raise ProtocolError("the RSA key cannot be parsed") from None
     require(key.size_in_bits() in RSA_BITS, f"the RSA key has {key.size_in_bits()} bits, not 2048 to 4096")
     require(key.e == RSA_EXPONENT, "the RSA key's public exponent is not 65537")
-    require(public_der(key) == der, "the RSA key is not in its canonical encoding")
+    require(key.export_key("DER") == der, "the RSA key is not in its canonical encoding")
     return key
 
 
@@ -463,12 +457,12 @@ def encode_fields(*fields: bytes) -> bytes:
 
 def decode_fields(data: bytes) -> list[bytes]:
     """Undo `encode_fields`. Raises ProtocolError if the last field is cut short."""
-    fields, at = [], 0
-    while at < len(data):
-        end = at + 2 + int.from_bytes(data[at : at + 2], "big")
+    fields = []
+    while data:
+        end = 2 + int.from_bytes(data[:2], "big")
         require(end <= len(data), "a field of the hello is cut short")
-        fields.append(data[at + 2 : end])
-        at = end
+        fields.append(data[2:end])
+        data = data[end:]
     return fields
 
 
@@ -539,7 +533,8 @@ def make_hello(role: Role, identity: RsaKey, group: Group) -> tuple[Hello, bytes
     exponent = secrets.token_bytes(len(to_bytes(group.p)) // 8)
     drawn = secrets.token_bytes(NONCE_BYTES)
     r, nonce = (drawn, commit(drawn)) if role is Role.BOB else (b"", drawn)
-    hello = Hello(role, group, nonce, modexp(group.g, exponent, group.p), public_der(identity))
+    rsa = identity.public_key().export_key("DER")
+    hello = Hello(role, group, nonce, modexp(group.g, exponent, group.p), rsa)
     hello.trace(f"is made. Not shown: the exponent {role.value[0]}, {8 * len(exponent)} random bits")
     return hello, exponent, r
 

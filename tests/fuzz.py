@@ -170,7 +170,7 @@ def hello(data: bytes) -> object:
         assert 1 < y < SMALL.p - 1
         assert pow(y, (SMALL.p - 1) // 2, SMALL.p) == 1
         keys, _ = settled
-        assert chat.public_der(keys[sender]) == peer.rsa != chat.public_der(OWN)
+        assert keys[sender].public_key().export_key("DER") == peer.rsa != OWN.public_key().export_key("DER")
     return settled
 
 
@@ -178,7 +178,7 @@ def hello(data: bytes) -> object:
 def public_key(data: bytes) -> object:
     key = value_or(ProtocolError, chat.load_public_key, data)
     if key is not None:
-        assert chat.public_der(key) == data
+        assert key.public_key().export_key("DER") == data
         assert (key.e, key.has_private()) == (65537, False)
         assert 2048 <= key.size_in_bits() <= 4096
     return key
@@ -301,7 +301,7 @@ def seeds() -> dict[str, list[bytes]]:
     loose_der = DerSequence([STRANGER.n, b"\2\4\0\1\0\1"]).encode()  # a zero that need not be there
     loose_spki = DerSequence([RSA_ENCRYPTION, DerBitString(loose_der)]).encode()
     alice, bob, large = (
-        Hello(sender, group, bytes(32), value, chat.public_der(STRANGER)).encode()
+        Hello(sender, group, bytes(32), value, STRANGER.public_key().export_key("DER")).encode()
         for sender, group in ((Role.ALICE, SMALL), (Role.BOB, SMALL), (Role.BOB, GROUP))
     )
     texts = [
@@ -319,7 +319,11 @@ def seeds() -> dict[str, list[bytes]]:
             b"\0" + bob.replace(b"\0\x08" + chat.to_bytes(SMALL.p), b"\0\x09\0" + chat.to_bytes(SMALL.p)),
             b"\1" + alice.replace(b"\0\x08" + value, b"\0\1\4"),
         ],
-        "public_key": [chat.public_der(STRANGER), chat.public_der(OWN), loose_spki],
+        "public_key": [
+            STRANGER.public_key().export_key("DER"),
+            OWN.public_key().export_key("DER"),
+            loose_spki,
+        ],
         "plaintext": [
             b"\0\0" + LATEST + R,
             b"\0\2" + LATEST,  # Bob is busy

@@ -313,7 +313,7 @@ def test_misbinding_bob_does_not_take_alices_words_for_mallorys(keys: Keys) -> N
     She is given even the commitment. Both RSA keys are in th, so Bob's AES key is not the one of Alice's.
     """
     bob, alice = offer_of(BOB, keys), offer_of(ALICE, keys)
-    swapped = alice.hello._replace(rsa=chat.public_der(keys.mallory))
+    swapped = alice.hello._replace(rsa=keys.mallory.public_key().export_key("DER"))
     known, th_at_alice = chat.settle(bob.hello, alice.hello)
     shown, th_at_bob = chat.settle(bob.hello, swapped)
     z = chat.shared_secret(bob.exponent, swapped)

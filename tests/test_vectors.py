@@ -140,7 +140,7 @@ class Session:
         for role, exponent in self.exponents.items():
             key, z = keys[role.peer], chat.shared_secret(exponent, self.hellos[role.peer])
             assert (z.hex(), th.hex()) == (case["z"], case["th"])
-            assert chat.public_der(key).hex() == case[role.peer.value]["public_key"]
+            assert key.public_key().export_key("DER").hex() == case[role.peer.value]["public_key"]
             self.sealers[role] = Sealer(role, self.identity[role], z, th)
             self.openers[role] = Opener(role.peer, key, z, th)
 

@@ -852,10 +852,10 @@ LIST = [
             "    opener.number, opener.latest = 1, opener._hash(hers[:-256]).digest()\n",
         ),
         (
-            "        for tag, entry in (",
+            "        for tag, entry in zip(",
             "        opener.number, opener.latest = 0, chat.NOTHING\n"
             "        opener.open(hers, chat.Sealer(Role.BOB, identity, z, th))\n"
-            "        for tag, entry in (",
+            "        for tag, entry in zip(",
         ),
         file=BOB,
     ),
@@ -873,8 +873,8 @@ LIST = [
         ATTACKS + "man_in_the_middle_with_her_own_key_is_refused_by_the_pin[Role.ALICE]",
         ("    trust = alice.check(keys[Role.ALICE])\n", ""),
         (
-            "        for tag, entry in (",
-            "        trust = alice.check(keys[Role.ALICE])\n        for tag, entry in (",
+            "        for tag, entry in zip(",
+            "        trust = alice.check(keys[Role.ALICE])\n        for tag, entry in zip(",
         ),
         file=BOB,
     ),
