@@ -481,10 +481,7 @@ class Hello(NamedTuple):
 
     @classmethod
     def decode(cls, data: bytes, group: Group | None = None) -> Hello:
-        """Undo `encode`: of Bob's hello, or of Alice's to the `group` of his. Raises ProtocolError.
-
-        Sizes and encodings are checked here, p and g in `check_group`, the other values in `settle`.
-        """
+        """Undo `encode`: Bob's hello, or Alice's to his `group`. Checks forms alone. Raises ProtocolError."""
         fields = decode_fields(data)
         require(fields[:1] == [VERSION], "the other side does not speak secure-chat/1")
         require(len(fields) == (4 if group else 6), "the hello has too many or too few fields")
@@ -542,9 +539,8 @@ def make_hello(role: Role, identity: RsaKey, group: Group) -> tuple[Hello, bytes
 def shared_secret(exponent: bytes, theirs: Hello) -> bytes:
     """Return Z = g^ab, as long as p (SP 800-56A, 5.7.1.1). The other side's hello has passed `settle`."""
     z = modexp(int.from_bytes(theirs.public_value, "big"), exponent, theirs.group.p)
-    power = f"{theirs.sender.name[0]}^{theirs.sender.peer.value[0]}"
-    what = "and the key K and the commitment C of each direction, which are SHA-256 over Z and th"
-    trace(f"Z = {power} mod p, {len(z)} bytes, {what}. Not shown: whoever has Z can read everything")
+    power = f"{theirs.sender.name[0]}^{theirs.sender.peer.value[0]} mod p"
+    trace(f"Z = {power}. Of Z and th, K and C are made. Not shown: whoever has Z can read everything")
     return z
 
 
