@@ -30,24 +30,23 @@ def handshake(
     Raises ProtocolError, TrustError, ConnectionCut, FileError for known_peers, and NoConversation if Bob is
     busy.
     """
-    hello_bob = frames.receive(chat.HELLO_LIMIT)  # --> hello_bob
-    theirs = chat.Hello.decode(hello_bob)
+    theirs = chat.Hello.decode(frames.receive(chat.HELLO_LIMIT))  # --> hello_bob
     group = bob.store.accept_group(theirs.group)  # before it meets a secret exponent
-    mine = chat.Offer.make(Role.ALICE, identity, group)
-    keys, th = chat.settle(theirs, mine.hello)
+    mine, exponent, _ = chat.make_hello(Role.ALICE, identity, group)
+    keys, th = chat.settle(theirs, mine)
     trust = bob.check(keys[Role.BOB])
-    z = mine.shared_secret(theirs)
+    z = chat.shared_secret(exponent, theirs)
     sealer = chat.Sealer(Role.ALICE, identity, z, th)
     opener = chat.Opener(Role.BOB, keys[Role.BOB], z, th)
-    hello_alice = mine.hello.encode()  # <-- hello_alice and READY
-    hers = sealer.seal(RecordType.READY, b"", opener, lambda ready: frames.send(hello_alice, ready))
+    # <-- hello_alice and READY
+    hers = sealer.seal(RecordType.READY, b"", opener, lambda ready: frames.send(mine.encode(), ready))
     his = frames.receive(chat.READY_LIMIT)  # --> READY, or CLOSE
     message = opener.open(his, sealer)
     if message.type is RecordType.CLOSE:
         whoever = "Bob" if trust.settled else "whoever answered"
         raise chat.NoConversation(f"{whoever} cannot talk now; try again later")
     chat.check_commitment(theirs.nonce, message.body)
-    for tag, entry in ((b"b", hello_bob), (b"a", hello_alice), (b"z", z), (b"A", hers), (b"B", his)):
+    for tag, entry in zip((b"b", b"a", b"z", b"A", b"B"), (theirs.encode(), mine.encode(), z, hers, his)):
         transcript.add(tag, entry)
     return chat.Channel(frames, sealer, opener, trust, chat.make_words(th, message.body), transcript)
 

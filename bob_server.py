@@ -46,14 +46,12 @@ def handshake(
     Whoever gets this far takes the one `place`. Raises NoConversation if it is taken, ProtocolError,
     TrustError, ConnectionCut, and FileError for known_peers.
     """
-    mine = chat.Offer.make(Role.BOB, identity, group)
-    hello_bob = mine.hello.encode()
-    frames.send(hello_bob)  # hello_bob -->
-    hello_alice = frames.receive(chat.HELLO_LIMIT)  # <-- hello_alice
-    theirs = chat.Hello.decode(hello_alice, group)
-    keys, th = chat.settle(mine.hello, theirs)
+    mine, exponent, r = chat.make_hello(Role.BOB, identity, group)
+    frames.send(mine.encode())  # hello_bob -->
+    theirs = chat.Hello.decode(frames.receive(chat.HELLO_LIMIT), group)  # <-- hello_alice
+    keys, th = chat.settle(mine, theirs)
     trust = alice.check(keys[Role.ALICE])
-    z = mine.shared_secret(theirs)
+    z = chat.shared_secret(exponent, theirs)
     sealer = chat.Sealer(Role.BOB, identity, z, th)
     opener = chat.Opener(Role.ALICE, keys[Role.ALICE], z, th)
     hers = frames.receive(chat.READY_LIMIT)  # <-- READY
@@ -62,11 +60,10 @@ def handshake(
         sealer.seal(RecordType.CLOSE, b"", opener, frames.send)  # CLOSE -->
         raise chat.NoConversation("you are busy")
     try:
-        his = sealer.seal(RecordType.READY, mine.r, opener, frames.send)  # READY -->
-        for tag, entry in ((b"b", hello_bob), (b"a", hello_alice), (b"z", z), (b"A", hers), (b"B", his)):
+        his = sealer.seal(RecordType.READY, r, opener, frames.send)  # READY -->
+        for tag, entry in zip((b"b", b"a", b"z", b"A", b"B"), (mine.encode(), theirs.encode(), z, hers, his)):
             transcript.add(tag, entry)
-        words = chat.make_words(th, mine.r)
-        return chat.Channel(frames, sealer, opener, trust, words, transcript)
+        return chat.Channel(frames, sealer, opener, trust, chat.make_words(th, r), transcript)
     except BaseException:
         place.release()
         raise

@@ -12,7 +12,7 @@
 
     symbol    here             bytes         what it is, and where it is defined
     p, g      Group            256 to 512    safe prime p = 2q + 1; g generates the subgroup of order q
-    a, b      Offer.exponent   len(p) / 8    private exponent, for one session (SP 800-56A, 5.6.1.1)
+    a, b      exponent         len(p) / 8    private exponent, for one session (SP 800-56A, 5.6.1.1)
     A, B      public_value     len(p)        g^a, g^b mod p, left-padded
     Z         z                len(p)        shared secret g^ab mod p, left-padded (SP 800-56A, 5.7.1.1)
     th        th               32            transcript hash: SHA-256 over both hello frames
@@ -21,8 +21,7 @@
     n         number           12            number of a record, and its GCM nonce (SP 800-38D, 8.2.1)
               in_reply_to      32            in each record: what was signed of the last record received
 
-The two columns are `handshake` in bob_server.py and in alice_client.py. Here stands what both use: steps 1 to
-3, frames and hellos, records, the channel, evidence, and keys on disk. Up to the banner, bytes go in and
+The two columns are `handshake` in bob_server.py and in alice_client.py. Up to the banner, bytes go in and
 bytes come out, and nothing prints or asks; below it is what both need for a person. Whatever a peer sends
 becomes a value that passed every check, or an exception.
 """
@@ -102,10 +101,8 @@ PORT = 65432
 
 # Sizes in bytes, unless the name says bits. Each limit is checked before anything is allocated or computed.
 NONCE_BYTES = 32
-GROUP_BITS = range(2048, 4096 + 1)
-RSA_BITS = range(2048, 4096 + 1)
+GROUP_BITS = RSA_BITS = range(2048, 4096 + 1)
 RSA_EXPONENT = 65537
-RSA_DER_LIMIT = 1024
 NEW_RSA_BITS = 3072
 HELLO_LIMIT = 8 * 1024
 READY_LIMIT = 4 * 1024
@@ -115,11 +112,12 @@ GCM_NONCE, GCM_TAG = 12, 16
 RECORD_LIMIT = GCM_NONCE + (TEXT_LIMIT // PADDING + 1) * PADDING + GCM_TAG + RSA_BITS[-1] // 8
 FILE_LIMIT = 1024 * 1024  # of a file in a home folder
 
+TESTED = b"Diffie-Hellman parameters that secure-chat has tested:\n"  # before them, in a file of ours
+NOTHING = bytes(32)  # what Alice's READY replies to: she has received no record yet
 PATIENCE = 30.0  # seconds: for the whole handshake; without progress in a frame; without a byte going out
 GOODBYE_SECONDS = 2.0  # for a CLOSE to reach the other side before we hang up
 
-# A record is sent at once, in one segment where it fits. A dead line is noticed after 30 s: while idle, by
-# keep-alive (in seconds); while sending, by the time-out (in milliseconds).
+# What is sent leaves at once. A dead line is noticed after 30 s: idle (seconds), or sending (milliseconds).
 TCP_OPTIONS = {
     "TCP_NODELAY": 1,
     "TCP_KEEPIDLE": 15,
@@ -130,6 +128,7 @@ TCP_OPTIONS = {
 }
 
 UNPARSABLE = (ValueError, IndexError, TypeError, ArithmeticError)  # what the library raises for damaged keys
+log = logging.getLogger("secure_chat")
 
 
 class ChatError(Exception):
@@ -138,29 +137,21 @@ class ChatError(Exception):
     told, status = "Stopped", 1
 
 
-class ProtocolError(ChatError):
-    """The peer, or somebody in between, broke the protocol. The connection is over."""
-
+class ProtocolError(ChatError):  # by the peer, or somebody in between; the connection is over
     told, status = "Broken off", 3
 
 
 class TrustError(ChatError):
-    """The peer's key is not to be trusted: a person has to decide, by fingerprints.
-
-    `expected` has those that would have been right, each with where it stands.
-    """
+    """The `presented` key is not to be trusted; each that is `expected` stands with where it is pinned."""
 
     told, status = "Refused", 3
 
     def __init__(self, reason: str, presented: str, expected: tuple[tuple[str, str], ...] = ()) -> None:
         super().__init__(reason)
-        self.presented = presented
-        self.expected = expected
+        self.presented, self.expected = presented, expected
 
 
-class ConnectionCut(ChatError):
-    """The connection ended or stalled without a goodbye."""
-
+class ConnectionCut(ChatError):  # the connection ended or stalled without a goodbye
     told = "Cut off"
 
 
@@ -168,9 +159,7 @@ class FileError(ChatError):
     """A file or folder cannot be used as it is, and was left as it was. The text says what to do."""
 
 
-class MessageError(ChatError):
-    """The text cannot be sent. Nothing was sent, and the conversation can go on."""
-
+class MessageError(ChatError):  # this text cannot be sent, but the conversation can go on
     told = "Not sent"
 
 
@@ -178,9 +167,6 @@ def require(condition: bool, reason: str) -> None:
     """Raise ProtocolError(reason) unless `condition` holds."""
     if not condition:
         raise ProtocolError(reason)
-
-
-log = logging.getLogger("secure_chat")
 
 
 def trace(step: str, **values: bytes | int) -> None:
@@ -218,8 +204,8 @@ def modexp(base: int, exponent: bytes, modulus: int) -> bytes:
     The time depends on the lengths alone: the exponent is bytes, and the library's Integer is constant-time
     (or this module cannot be imported). No other function sees a secret Diffie-Hellman exponent.
     """
-    result = pow(Integer(base), Integer.from_bytes(exponent), Integer(modulus))
-    return result.to_bytes(len(to_bytes(modulus)))
+    power = pow(Integer(base), Integer.from_bytes(exponent), Integer(modulus))
+    return power.to_bytes(len(to_bytes(modulus)))
 
 
 def is_power_one(base: int, exponent: int, modulus: int) -> bool:
@@ -232,9 +218,6 @@ def to_bytes(number: int) -> bytes:
     return number.to_bytes((number.bit_length() + 7) // 8, "big")
 
 
-TESTED = b"Diffie-Hellman parameters that secure-chat has tested:\n"  # before them, in a file of ours
-
-
 class Group(NamedTuple):
     """Diffie-Hellman parameters: a safe prime p = 2q + 1, and a generator g of the subgroup of order q."""
 
@@ -242,10 +225,8 @@ class Group(NamedTuple):
     g: int
 
     def contains(self, y: int) -> bool:
-        """Whether y is in the subgroup of order q and not 1 (SP 800-56A, 5.6.2.3.1). All are public.
-
-        The subgroup consists of the squares, which the Jacobi symbol tells six times faster than y^q = 1.
-        """
+        """Whether y, which is public, is in the subgroup of order q and not 1 (SP 800-56A, 5.6.2.3.1)."""
+        # The subgroup consists of the squares. This tells them six times faster than y^q = 1.
         return 2 <= y <= self.p - 2 and Integer.jacobi_symbol(y, self.p) == 1
 
     def export(self) -> bytes:
@@ -351,33 +332,24 @@ def sign(key: RsaKey, message: SHA256.SHA256Hash) -> bytes:
 
 def verify(key: RsaKey, message: SHA256.SHA256Hash, signature: bytes) -> bool:
     """Whether `signature` was made with `key` over this hashed message (RFC 8017, 8.1.2)."""
-    try:
+    with contextlib.suppress(ValueError):
         pss.new(key, salt_bytes=32).verify(message, signature)
-    except ValueError:
-        return False
-    return True
-
-
-def public_der(key: RsaKey) -> bytes:
-    """Return the public half in its one canonical encoding, DER SubjectPublicKeyInfo (RFC 8017, A.1)."""
-    return key.public_key().export_key("DER")
+        return True
+    return False
 
 
 def load_public_key(der: bytes) -> RsaKey:
-    """Parse and check a peer's RSA public key. Raises ProtocolError.
-
-    (The library needs 25 s to parse a key of 131 KB. It refuses an n that is even or a multiple of e.)
-    """
-    require(len(der) <= RSA_DER_LIMIT, "the RSA key is larger than 1 KiB")
+    """Parse and check a peer's RSA key, a SubjectPublicKeyInfo (RFC 8017, A.1). Raises ProtocolError."""
+    require(len(der) <= 1024, "the RSA key is larger than 1 KiB")  # 131 KB took 25 s to parse
     rsa_encryption = bytes.fromhex("300d06092a864886f70d0101010500")  # with NULL: its AlgorithmIdentifier
     require(rsa_encryption in der[:19], "the key is not an RSA SubjectPublicKeyInfo")
     try:
-        key = RSA.import_key(der)
+        key = RSA.import_key(der)  # which refuses an n that is even, or a multiple of e
     except UNPARSABLE:
         raise ProtocolError("the RSA key cannot be parsed") from None
     require(key.size_in_bits() in RSA_BITS, f"the RSA key has {key.size_in_bits()} bits, not 2048 to 4096")
     require(key.e == RSA_EXPONENT, "the RSA key's public exponent is not 65537")
-    require(public_der(key) == der, "the RSA key is not in its canonical encoding")
+    require(key.export_key("DER") == der, "the RSA key is not in its canonical encoding")
     return key
 
 
@@ -427,9 +399,8 @@ class FrameSocket:
     def receive(self, limit: int) -> bytes:
         """Return the payload of the next frame, at most `limit` bytes long. Raises ProtocolError."""
         length = int.from_bytes(self._exactly(4), "big")
-        require(
-            length <= limit, f"a frame of {length} bytes, over the limit of {limit}: is this secure-chat?"
-        )
+        too_long = f"a frame of {length} bytes, over the limit of {limit}: is this secure-chat?"
+        require(length <= limit, too_long)
         return self._exactly(length, begun=True)
 
     def _exactly(self, count: int, begun: bool = False) -> bytes:
@@ -454,15 +425,12 @@ class FrameSocket:
         return True  # it was reset
 
     def hang_up(self, wait: float = 0.0) -> None:
-        """Tell the peer that nothing follows, read on for `wait` seconds until it hangs up too, and close.
-
-        (To close with unread bytes resets the connection, which destroys what the peer has not read yet.)
-        """
+        """Tell the peer that nothing follows, read on for `wait` seconds until it hangs up too, and close."""
         self.deadline = time.monotonic() + wait
         with contextlib.suppress(OSError, ConnectionCut):
             self.socket.shutdown(socket.SHUT_WR)
             while wait and self._bounded(None, self.socket.recv, 65536):
-                pass
+                pass  # to close with unread bytes would reset the connection, and destroy what is on its way
         self.socket.close()
 
     def _bounded(self, limit: float | None, act: Callable[..., Any], *arguments: Any) -> Any:
@@ -487,12 +455,12 @@ def encode_fields(*fields: bytes) -> bytes:
 
 def decode_fields(data: bytes) -> list[bytes]:
     """Undo `encode_fields`. Raises ProtocolError if the last field is cut short."""
-    fields, at = [], 0
-    while at < len(data):
-        end = at + 2 + int.from_bytes(data[at : at + 2], "big")
+    fields = []
+    while data:
+        end = 2 + int.from_bytes(data[:2], "big")
         require(end <= len(data), "a field of the hello is cut short")
-        fields.append(data[at + 2 : end])
-        at = end
+        fields.append(data[2:end])
+        data = data[end:]
     return fields
 
 
@@ -511,10 +479,7 @@ class Hello(NamedTuple):
 
     @classmethod
     def decode(cls, data: bytes, group: Group | None = None) -> Hello:
-        """Undo `encode`: of Bob's hello, or of Alice's to the `group` of his. Raises ProtocolError.
-
-        Sizes and encodings are checked here, p and g in `check_group`, the other values in `settle`.
-        """
+        """Undo `encode`: Bob's hello, or Alice's to his `group`. Checks forms alone. Raises ProtocolError."""
         fields = decode_fields(data)
         require(fields[:1] == [VERSION], "the other side does not speak secure-chat/1")
         require(len(fields) == (4 if group else 6), "the hello has too many or too few fields")
@@ -545,8 +510,7 @@ def settle(bob: Hello, alice: Hello) -> tuple[dict[Role, RsaKey], bytes]:
     keys: dict[Role, RsaKey] = {}
     for hello in (bob, alice):
         keys[hello.sender] = load_public_key(hello.rsa)
-        as_long = len(hello.public_value) == len(to_bytes(bob.group.p))
-        require(as_long, "the public value is not as long as p")
+        require(len(hello.public_value) == len(to_bytes(bob.group.p)), "the public value is not as long as p")
         y = int.from_bytes(hello.public_value, "big")
         require(bob.group.contains(y), "the public value is not in the subgroup of order q")
     require(bob.rsa != alice.rsa, "both sides present the same key: a reflection")
@@ -555,37 +519,27 @@ def settle(bob: Hello, alice: Hello) -> tuple[dict[Role, RsaKey], bytes]:
     return keys, th
 
 
-class Offer(NamedTuple):
-    """One side's half of the key exchange: its hello, and the secrets that belong to it."""
+def make_hello(role: Role, identity: RsaKey, group: Group) -> tuple[Hello, bytes, bytes]:
+    """Return a hello for one session, the private exponent, and r, to which Bob's nonce commits (Alice: b"").
 
-    hello: Hello
-    exponent: bytes
-    r: bytes  # what Bob's nonce commits to; Alice has none
+    The exponent has 256 bits for a 2048-bit group, over twice its strength. (0, which SP 800-56A, 5.6.1.1
+    excludes, has a chance of 2^-256, and the peer would refuse g^0 = 1.)
+    """
+    exponent = secrets.token_bytes(len(to_bytes(group.p)) // 8)
+    drawn = secrets.token_bytes(NONCE_BYTES)
+    r, nonce = (drawn, commit(drawn)) if role is Role.BOB else (b"", drawn)
+    rsa = identity.public_key().export_key("DER")
+    hello = Hello(role, group, nonce, modexp(group.g, exponent, group.p), rsa)
+    hello.trace(f"is made. Not shown: the exponent {role.value[0]}, {8 * len(exponent)} random bits")
+    return hello, exponent, r
 
-    def __repr__(self) -> str:
-        return f"Offer({self.hello})"  # and no secret
 
-    @classmethod
-    def make(cls, role: Role, identity: RsaKey, group: Group) -> Offer:
-        """Make an offer for one session, with a nonce and a private exponent of its own.
-
-        The exponent has 256 bits for a 2048-bit group, over twice its strength. (0, which SP 800-56A, 5.6.1.1
-        excludes, has a chance of 2^-256, and the peer would refuse g^0 = 1.)
-        """
-        exponent = secrets.token_bytes(len(to_bytes(group.p)) // 8)
-        drawn = secrets.token_bytes(NONCE_BYTES)
-        r, nonce = (drawn, commit(drawn)) if role is Role.BOB else (b"", drawn)
-        hello = Hello(role, group, nonce, modexp(group.g, exponent, group.p), public_der(identity))
-        hello.trace(f"is made. Not shown: the exponent {role.value[0]}, {8 * len(exponent)} random bits")
-        return cls(hello, exponent, r)
-
-    def shared_secret(self, theirs: Hello) -> bytes:
-        """Return Z = g^ab, as long as p (SP 800-56A, 5.7.1.1). The other hello has passed `settle`."""
-        z = modexp(int.from_bytes(theirs.public_value, "big"), self.exponent, self.hello.group.p)
-        power = f"{theirs.sender.name[0]}^{self.hello.sender.value[0]}"
-        what = "and the key K and the commitment C of each direction, which are SHA-256 over Z and th"
-        trace(f"Z = {power} mod p, {len(z)} bytes, {what}. Not shown: whoever has Z can read everything")
-        return z
+def shared_secret(exponent: bytes, theirs: Hello) -> bytes:
+    """Return Z = g^ab, as long as p (SP 800-56A, 5.7.1.1). The other side's hello has passed `settle`."""
+    z = modexp(int.from_bytes(theirs.public_value, "big"), exponent, theirs.group.p)
+    power = f"{theirs.sender.name[0]}^{theirs.sender.peer.value[0]} mod p"
+    trace(f"Z = {power}. Of Z and th, K and C are made. Not shown: whoever has Z can read everything")
+    return z
 
 
 def commit(r: bytes) -> bytes:
@@ -599,10 +553,10 @@ def check_commitment(nonce_b: bytes, r: bytes) -> None:
 
 
 def make_words(th: bytes, r: bytes) -> list[str]:
-    """Return six words (RFC 1751), of the first 8 bytes of a hash over th and r.
+    """Return six words (RFC 1751): Bob reads the first three out, Alice the last three.
 
-    Bob reads the first three out, Alice the last three. Somebody in between has chosen both hellos before Bob
-    opens r: one try in each handshake, 2^-33 for his three words, 2^-31 for hers, which hold two parity bits.
+    Somebody in between has chosen both hellos before Bob opens r: one try in each handshake, 2^-33 for his
+    words, 2^-31 for hers, which hold two parity bits.
     """
     return key_to_english(SHA256.new(VERSION + b" words " + th + r).digest()[:8]).lower().split()
 
@@ -618,7 +572,7 @@ class RecordType(enum.IntEnum):
     CLOSE = 2
 
 
-NOTHING = bytes(32)  # what Alice's READY replies to: she has received no record yet
+Use = Callable[[bytes], None]  # of a record: to send it, or to keep it
 
 
 class Message(NamedTuple):
@@ -627,12 +581,8 @@ class Message(NamedTuple):
     type: RecordType
     body: bytes
     in_reply_to: bytes
+    text: str = ""  # the body of a TEXT
     crossed: bool = False  # of a CLOSE: its sender had not received our latest record yet
-
-    @property
-    def text(self) -> str:
-        """The body of a TEXT."""
-        return self.body.decode()
 
 
 class Direction:
@@ -647,7 +597,7 @@ class Direction:
         self.sender = sender
         self.signer = signer
         self._key, commitment = derive_keys(z, sender.label, th)
-        self._context = SHA256.new(VERSION + b" signature " + sender.label + th + commitment)
+        self._context = VERSION + b" signature " + sender.label + th + commitment
         self.number = 0
         self.closed = False
         self.latest = self.before = NOTHING
@@ -665,9 +615,7 @@ class Direction:
 
     def _hash(self, encrypted: bytes) -> SHA256.SHA256Hash:
         """Hash what is signed: label, direction, th and C, then nonce || ciphertext || tag."""
-        message = self._context.copy()
-        message.update(encrypted)
-        return message
+        return SHA256.new(self._context + encrypted)
 
     def _count(self, signed: bytes) -> None:
         """Count a record: one that passed every check, or one of our own from when its sending begins."""
@@ -680,9 +628,6 @@ class Direction:
             what += ". Not shown here: r, of which the words are made"
         step = f"Record {self.number}, {self.sender.label.decode()}, {kind.name}: {what}"
         log.info(step, extra={"values": values}, stacklevel=2)
-
-
-Use = Callable[[bytes], None]  # of a record
 
 
 class Sealer(Direction):
@@ -761,12 +706,11 @@ class Opener(Direction):
         require((kind is RecordType.READY) == (self.number == 0) or busy, "READY is record 0, and no other")
         lengths = {RecordType.READY: [NONCE_BYTES if bob else 0], RecordType.TEXT: range(TEXT_LIMIT + 1)}
         require(len(body) in lengths.get(kind, [0]), "the record's body has a wrong length")
-        if kind is RecordType.TEXT:
-            try:
-                body.decode()
-            except UnicodeDecodeError:
-                raise ProtocolError("the record's text is not valid UTF-8") from None
-        return Message(kind, body, content[1:33])
+        try:
+            text = body.decode() if kind is RecordType.TEXT else ""
+        except UnicodeDecodeError:
+            raise ProtocolError("the record's text is not valid UTF-8") from None
+        return Message(kind, body, content[1:33], text)
 
 
 # ------------------------------------------------------------------------------------------ channel

@@ -332,8 +332,8 @@ def test_a_private_exponent_is_random_bytes_as_many_as_the_group_needs(
     keys: Keys, name: str, length: int
 ) -> None:
     with mock.patch("secrets.token_bytes", lambda n: b"\xa5" * n):
-        offer = chat.Offer.make(chat.Role.ALICE, keys.alice, RFC_GROUPS[name])
-    assert offer.exponent == b"\xa5" * length
+        _, exponent, _ = chat.make_hello(chat.Role.ALICE, keys.alice, RFC_GROUPS[name])
+    assert exponent == b"\xa5" * length
 
 
 # ------------------------------------------------------------------------------------------------ modexp
