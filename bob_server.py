@@ -294,7 +294,7 @@ def load_group(console: chat.Console, store: chat.KeyStore, bits: int | None) ->
     except RuntimeError:  # from starting a thread
         raise chat.ChatError("this machine allows no further thread") from None
     console.notice(f"Found after {time.monotonic() - begun:.1f} s.")
-    store.save_group(group)
+    store.write(store.GROUP, group.export)
     return group
 
 

@@ -1066,11 +1066,9 @@ class KeyStore:
     def make_identity(self) -> RsaKey:
         """Make an RSA key of 3072 bits and keep it; return it, or the one another program just made."""
         key = RSA.generate(NEW_RSA_BITS, e=RSA_EXPONENT)
-        with self.locked():
-            made = self.load_identity(lambda _: "")
-            if made is None:
-                self.write(self.IDENTITY, key.export_key("PEM", pkcs=8) + b"\n")
-        return made or key
+        pem = key.export_key("PEM", pkcs=8) + b"\n"
+        self.write(self.IDENTITY, lambda: None if self.load_identity(lambda _: "") else pem)
+        return self.load_identity(lambda _: "") or key
 
     def load_group(self) -> Group | None:
         """Return the group that is kept here, if any. One that was saved here had passed its tests.
@@ -1095,13 +1093,8 @@ class KeyStore:
         if self.read(self.GROUP) != group.export():
             check_group(group)
             with contextlib.suppress(FileError):  # then it is tested again the next time
-                self.save_group(group)
+                self.write(self.GROUP, group.export)
         return group
-
-    def save_group(self, group: Group) -> None:
-        """Keep a group that has passed its tests."""
-        with self.locked():
-            self.write(self.GROUP, group.export())
 
     def read(self, name: str, forbidden: int = 0o022) -> bytes | None:
         """Return a file's bytes, None if there is none. By default, nobody else may be able to write it."""
@@ -1114,11 +1107,21 @@ class KeyStore:
             return file.read(FILE_LIMIT)
         return None
 
-    def write(self, name: str, data: bytes) -> None:
-        """Replace a file (mode 0600): whatever happens, the old or the new one is there. Needs the lock."""
-        path = self.folder / name
-        temporary = self.folder / f".{name}.new"
-        with disk("write", path, ELSEWHERE):
+    def write(self, name: str, make: Callable[[], bytes | None]) -> None:
+        """Replace a file (mode 0600) by what `make` returns, unless that is None.
+
+        Whatever happens, the old or the new one is there. While `make` looks at the old one, and until the
+        new one is there, every other program that uses this folder is kept out.
+        """
+        path, temporary = self.folder / name, self.folder / f".{name}.new"
+        with disk("write", path, ELSEWHERE), open(self.folder / ".lock", "ab", opener=_open_private) as lock:
+            if sys.platform == "win32":
+                _insist(lambda: msvcrt.locking(lock.fileno(), msvcrt.LK_NBLCK, 1))
+            else:
+                fcntl.flock(lock, fcntl.LOCK_EX)
+            data = make()
+            if data is None:
+                return
             try:
                 with open(temporary, "wb", opener=_open_private) as file:
                     file.write(data)
@@ -1127,17 +1130,6 @@ class KeyStore:
                 _insist(lambda: temporary.replace(path))
             finally:
                 temporary.unlink(missing_ok=True)
-
-    @contextlib.contextmanager
-    def locked(self) -> Iterator[None]:
-        """Keep every other program that uses this folder out while something is read and then written."""
-        path = self.folder / ".lock"
-        with disk("lock", path, ELSEWHERE), open(path, "ab", opener=_open_private) as file:
-            if sys.platform == "win32":
-                _insist(lambda: msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1))
-            else:
-                fcntl.flock(file, fcntl.LOCK_EX)
-            yield
 
 
 def _insist(act: Callable[[], Any]) -> Any:
@@ -1244,12 +1236,16 @@ class PinnedPeer:
 
         It is checked again, under the lock: another program may have pinned another key since.
         """
-        with self.store.locked():
-            if not self.check(key).known:
-                # With another pin of that name, only --peer comes here, and takes its place.
-                lines = [line for line in self._lines() if line.lower().split()[:1] != [self.name]]
-                text = "".join(f"{line}\n" for line in [*lines, f"{self.name} {ssh_line(key)}"])
-                self.store.write(KeyStore.KNOWN_PEERS, text.encode(errors="surrogateescape"))
+
+        def with_the_pin() -> bytes | None:
+            if self.check(key).known:
+                return None
+            # With another pin of that name, only --peer comes here, and takes its place.
+            lines = [line for line in self._lines() if line.lower().split()[:1] != [self.name]]
+            lines.append(f"{self.name} {ssh_line(key)}\n")
+            return "\n".join(lines).encode(errors="surrogateescape")
+
+        self.store.write(KeyStore.KNOWN_PEERS, with_the_pin)
 
     def pins(self) -> list[Pin]:
         """Return what is pinned. A line that is not understood is refused, not passed over."""

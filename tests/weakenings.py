@@ -215,11 +215,11 @@ def pinning(name: str, test: str, statement: str) -> Weakening:
         test,
         f"""
         def pin(self, key):
-            with self.store.locked():
-                lines = self._lines()
-                {statement}
-                lines.append(f"{{self.name}} {{ssh_line(key)}}")
-                self.store.write(KeyStore.KNOWN_PEERS, "".join(line + "\\n" for line in lines).encode())
+            lines = self._lines()
+            {statement}
+            lines.append(f"{{self.name}} {{ssh_line(key)}}")
+            text = "".join(line + "\\n" for line in lines)
+            self.store.write(KeyStore.KNOWN_PEERS, text.encode)
         PinnedPeer.pin = pin
         """,
     )
@@ -269,7 +269,7 @@ LIST = [
         HANDSHAKE + "a_group_that_failed_is_not_remembered",
         """
         def check_peers_group(self, group, original=KeyStore.accept_group):
-            self.save_group(group)
+            self.write(self.GROUP, group.export)
             return original(self, group)
         KeyStore.accept_group = check_peers_group
         """,
