@@ -1194,11 +1194,12 @@ class Trust(NamedTuple):
 
 
 class Pin(NamedTuple):
-    """A line of known_peers, and where it stands."""
+    """A line of known_peers, and where it stands. A comment, or a blank line, pins nothing."""
 
-    name: str
-    fingerprint: str
+    line: bytes
     where: str
+    name: str = ""
+    fingerprint: str = ""
 
 
 @dataclass
@@ -1232,45 +1233,37 @@ class PinnedPeer:
         return Trust(presented in dict(pinned), settled, also)
 
     def pin(self, key: RsaKey) -> None:
-        """Remember a key whose owner has proven to hold it, and that a person has accepted.
-
-        It is checked again, under the lock: another program may have pinned another key since.
-        """
+        """Remember a key that its owner holds and a person accepted. It is checked again, under the lock."""
 
         def with_the_pin() -> bytes | None:
             if self.check(key).known:
                 return None
             # With another pin of that name, only --peer comes here, and takes its place.
-            lines = [line for line in self._lines() if line.lower().split()[:1] != [self.name]]
-            lines.append(f"{self.name} {ssh_line(key)}\n")
-            return "\n".join(lines).encode(errors="surrogateescape")
+            lines = [pin.line.rstrip(b"\n") for pin in self.pins() if pin.name != self.name]
+            return b"\n".join([*lines, f"{self.name} {ssh_line(key)}\n".encode()])
 
         self.store.write(KeyStore.KNOWN_PEERS, with_the_pin)
 
     def pins(self) -> list[Pin]:
-        """Return what is pinned. A line that is not understood is refused, not passed over."""
-        form, pattern = "[HOST]:PORT", r"\[[^][,*?\s\udc80-\udcff]+\]:(0|[1-9][0-9]{0,4})"
+        """Return every line of known_peers. One that is not understood is refused, not passed over."""
+        form, pattern = "[HOST]:PORT", r"\[[^][,*?\s\ufffd]+\]:(0|[1-9][0-9]{0,4})"
         if self.name == "alice":
             form = pattern = "alice"
         pins = []
-        for number, line in enumerate(self._lines(), 1):
-            name, *words = line.split()[:3] or ["#"]
-            if name.startswith("#"):
-                continue
+        for number, line in enumerate(io.BytesIO(self.store.read(KeyStore.KNOWN_PEERS) or b""), 1):
             where = f"{self.store.folder / KeyStore.KNOWN_PEERS}, line {number}"
+            name, *words = line.decode("utf-8-sig", "replace").split()[:3] or ["#"]
+            if name.startswith("#"):
+                pins.append(Pin(line, where))
+                continue
             try:
                 key = RSA.import_key(" ".join(words))
                 if not re.fullmatch(pattern, name.lower()) or ssh_line(key) != " ".join(words):
                     raise ValueError
             except UNPARSABLE:
                 raise FileError(f"{where}: not {form} ssh-rsa BASE64; mend or delete the line") from None
-            pins.append(Pin(name.lower(), fingerprint(key), where))
+            pins.append(Pin(line, where, name.lower(), fingerprint(key)))
         return pins
-
-    def _lines(self) -> list[str]:
-        data = self.store.read(KeyStore.KNOWN_PEERS) or b""
-        lines = data.decode("utf-8-sig", "surrogateescape").split("\n")
-        return lines[:-1] if lines[-1] == "" else lines
 
 
 # ==================================================================================================

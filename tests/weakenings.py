@@ -215,11 +215,10 @@ def pinning(name: str, test: str, statement: str) -> Weakening:
         test,
         f"""
         def pin(self, key):
-            lines = self._lines()
+            pins = self.pins()
             {statement}
-            lines.append(f"{{self.name}} {{ssh_line(key)}}")
-            text = "".join(line + "\\n" for line in lines)
-            self.store.write(KeyStore.KNOWN_PEERS, text.encode)
+            lines = [pin.line for pin in pins] + [f"{{self.name}} {{ssh_line(key)}}\\n".encode()]
+            self.store.write(KeyStore.KNOWN_PEERS, lambda: b"".join(lines))
         PinnedPeer.pin = pin
         """,
     )
@@ -1043,7 +1042,7 @@ LIST = [
     pinning(
         "one of several pins lost",
         DISK + "each_of_several_pinned_keys_is_accepted",
-        "lines = [line for line in lines if line.split()[:1] != [self.name]]",
+        "pins = [pin for pin in pins if pin.name != self.name]",
     ),
     Weakening(
         "nothing pinned",
@@ -1056,7 +1055,7 @@ LIST = [
         """
         def pins(self, original=PinnedPeer.pins):
             pins = original(self)
-            return [p._replace(name=self.name) if self.name.startswith(p.name) else p for p in pins]
+            return [p._replace(name=self.name) if self.name.startswith(p.name or "#") else p for p in pins]
         PinnedPeer.pins = pins
         """,
     ),
