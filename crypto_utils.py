@@ -1173,16 +1173,10 @@ def quoted(path: Path) -> str:
 
 def _check_owner(path: Path, info: os.stat_result, forbidden: int) -> None:
     """Raise FileError where a file or folder is another user's, or others have `forbidden` rights to it."""
-    if sys.platform == "win32":
-        return
-    if info.st_uid != os.geteuid():
-        raise FileError(f"{path} belongs to another user; name a folder of your own with --home")
-    if info.st_mode & forbidden:
-        raise FileError(
-            f"{path} is open to other users (mode {stat.S_IMODE(info.st_mode):04o}); run:\n"
-            f"  chmod go-rwx {quoted(path)}\n"
-            f"If that changes nothing, this disk keeps no permissions: {ELSEWHERE}."
-        )
+    if sys.platform != "win32" and (info.st_uid != os.geteuid() or info.st_mode & forbidden):
+        rights = f"owner {info.st_uid}, mode {stat.S_IMODE(info.st_mode):04o}"
+        told = f"{path} must be yours alone, and is not ({rights}); run:\n  chmod go-rwx {quoted(path)}"
+        raise FileError(f"{told}\nIf that changes nothing, {ELSEWHERE}.")
 
 
 class Trust(NamedTuple):

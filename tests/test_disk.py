@@ -154,7 +154,7 @@ def test_home_is_refused_when_others_can_write_to_it(tmp_path: Path, mode: int) 
     folder.mkdir()
     folder.chmod(mode)
     with refusal(
-        folder, re.escape(f"(mode 0{mode:o}); run:\n  chmod go-rwx '{folder}'\n") + "If that .*--home.$"
+        folder, re.escape(f", mode 0{mode:o}); run:\n  chmod go-rwx '{folder}'\n") + "If that .*--home.$"
     ):
         KeyStore(folder)
     assert mode_of(folder) == mode
@@ -166,7 +166,7 @@ def test_home_is_refused_when_others_can_write_to_it(tmp_path: Path, mode: int) 
 @root
 def test_home_of_another_user_is_refused(store: KeyStore) -> None:
     os.chown(store.folder, 1, 1)
-    with refusal(store.folder, "belongs to another user; name a folder of your own with --home$"):
+    with refusal(store.folder, r"must be yours alone, and is not \(owner 1, mode 0700\)"):
         KeyStore(store.folder)
 
 
@@ -226,9 +226,9 @@ IN_THE_WAY: dict[str, tuple[Callable[[Path], object], str]] = {
     "directory": (Path.mkdir, ": Is a directory"),
     "fifo": (lambda path: os.mkfifo(path, 0o600), "is not a regular file; move it"),
     "huge": (a_file(size=chat.FILE_LIMIT + 1), "is larger than 1048576 bytes; move it"),
-    "group_writes": (a_file(0o620), r"is open to other users \(mode 0620\); run:\n  chmod go-rwx"),
-    "all_write": (a_file(0o602), r"is open to other users \(mode 0602\); run:\n  chmod go-rwx"),
-    "stranger": (a_file(owner=1), "belongs to another user; name a folder of your own with --home"),
+    "group_writes": (a_file(0o620), r"must be yours alone, .*, mode 0620\); run:\n  chmod go-rwx"),
+    "all_write": (a_file(0o602), r"must be yours alone, .*, mode 0602\); run:\n  chmod go-rwx"),
+    "stranger": (a_file(owner=1), r"must be yours alone, and is not \(owner 1, "),
 }
 
 
@@ -253,7 +253,7 @@ def test_only_the_identity_must_not_be_readable(
     (store.folder / "dh_parameters.pem").chmod(mode)
     assert store.load_group() == GROUP
     a_file(mode)(store.folder / "identity.pem")
-    refuses("identity.pem", rf"is open to other users \(mode 0{mode:o}\)")
+    refuses("identity.pem", rf"must be yours alone, .*, mode 0{mode:o}\)")
 
 
 # ----------------------------------------------------------------------------------------- the identity

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import contextlib
+import os
 import re
 import socket
 import sys
@@ -348,9 +349,9 @@ ERRORS: dict[str, tuple[Cause, int, str]] = {
     "a key that others can read": (
         in_place_of(IDENTITY, None, *AS_ALICE, mode=0o644),
         1,
-        "Stopped: {homes}/alice/identity.pem is open to other users (mode 0644); run:\n"
+        "Stopped: {homes}/alice/identity.pem must be yours alone, and is not (owner {uid}, mode 0644); run:\n"
         "  chmod go-rwx {homes}/alice/identity.pem\n"
-        "If that changes nothing, this disk keeps no permissions: name a folder on another disk with --home.",
+        "If that changes nothing, name a folder on another disk with --home.",
     ),
     "a damaged key": (
         in_place_of(IDENTITY, b"-----BEGIN PRIVATE KEY-----\n", *AS_ALICE),
@@ -410,7 +411,7 @@ def test_what_goes_wrong_is_told_in_one_way(world: World, name: str) -> None:
     assert program.stdout == ""
     people = {name: chat.fingerprint(key) for name, key in world.keys._asdict().items()}
     port = re.search(r"--port=?(?:', ')?(\d+)", str(program.process.args))
-    expected = told.format(port=port and port[1], homes=world.homes, **people) + "\n"
+    expected = told.format(port=port and port[1], homes=world.homes, uid=os.geteuid(), **people) + "\n"
     assert program.stderr.endswith(expected), program.stderr
 
 
