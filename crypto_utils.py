@@ -854,8 +854,7 @@ class Channel:
     @property
     def texts(self) -> int:
         """How many TEXTs have been sent and received."""
-        ready_and_goodbye = 2 + self.opener.closed
-        return self.sealer.number + self.opener.number - ready_and_goodbye
+        return self.sealer.number + self.opener.number - 2 - self.opener.closed  # both READY, a goodbye
 
     @property
     def has_something(self) -> bool:
@@ -884,10 +883,7 @@ class Channel:
         return message
 
     def close(self, wait: float = GOODBYE_SECONDS) -> bool:
-        """Say goodbye if that is still possible, and hang up, all within two times `wait` seconds.
-
-        Return whether both sides know that it is over.
-        """
+        """Say goodbye if possible, and hang up, within 2 * `wait` seconds; return whether both know of it."""
         self.frames.deadline = time.monotonic() + wait
         with contextlib.suppress(ConnectionCut, ProtocolError):
             while not self.opener.closed and self.has_something and self.frames.has_ended():
@@ -1019,11 +1015,7 @@ ELSEWHERE = "name a folder on another disk with --home"
 
 
 class KeyStore:
-    """One person's own folder. Every method may raise FileError, which says what to do.
-
-    Files are replaced whole or not at all, and never read through a symbolic link or where another user
-    could have written them.
-    """
+    """One person's own folder. Every method may raise FileError, which says what to do."""
 
     IDENTITY, GROUP, KNOWN_PEERS = "identity.pem", "dh_parameters.pem", "known_peers"
 
@@ -1071,17 +1063,14 @@ class KeyStore:
         return self.load_identity(lambda _: "") or key
 
     def load_group(self) -> Group | None:
-        """Return the group that is kept here, if any. One that was saved here had passed its tests.
-
-        Another (from `openssl dhparam`) is tested, and saved, with g = 4: that is a square for every p.
-        """
+        """Return the group that is kept here, if any; what `openssl dhparam` made is tested, and kept."""
         pem = self.read(self.GROUP)
         if pem is None:
             return None
         try:
             group = Group.load(pem)
             if pem != group.export():
-                return self.accept_group(group._replace(g=4))
+                return self.accept_group(group._replace(g=4))  # g may be no square; 4 is one, whatever p is
             check_group(group, rounds=0)
         except (ValueError, ProtocolError) as error:
             reason = f"holds no usable Diffie-Hellman parameters ({error}); move it away"
@@ -1108,10 +1097,9 @@ class KeyStore:
         return None
 
     def write(self, name: str, make: Callable[[], bytes | None]) -> None:
-        """Replace a file (mode 0600) by what `make` returns, unless that is None.
+        """Replace a file (mode 0600), whole or not at all, by what `make` returns, unless that is None.
 
-        Whatever happens, the old or the new one is there. While `make` looks at the old one, and until the
-        new one is there, every other program that uses this folder is kept out.
+        From before `make` looks at the old one, every other program that uses this folder is kept out.
         """
         path, temporary = self.folder / name, self.folder / f".{name}.new"
         with disk("write", path, ELSEWHERE), open(self.folder / ".lock", "ab", opener=_open_private) as lock:
