@@ -1081,11 +1081,8 @@ class KeyStore:
 
     def read(self, name: str, forbidden: int = 0o022) -> bytes | None:
         """Return a file's bytes, None if there is none. By default, nobody else may be able to write it."""
-        path = self.folder / name
-        with (
-            disk("read", path, "move it away, or name another --home"),
-            contextlib.suppress(FileNotFoundError),
-        ):
+        path, missing = self.folder / name, contextlib.suppress(FileNotFoundError)
+        with disk("read", path, "move it away, or name another --home"), missing:
             _check_owner(self.folder, self.folder.stat(), 0o022)
             with open_regular(path) as file:
                 info = os.fstat(file.fileno())
