@@ -236,7 +236,7 @@ def load_group(console: chat.Console, store: chat.KeyStore, bits: int | None) ->
             group = chat.generate_group(size, progress)
     except RuntimeError:  # from starting a thread
         raise chat.ChatError("this machine allows no further thread") from None
-    store.save_group(group)
+    store.write(store.GROUP, group.export)
     return group
 
 

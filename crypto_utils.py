@@ -742,8 +742,7 @@ class Channel:
     @property
     def texts(self) -> int:
         """How many TEXTs have been sent and received."""
-        ready_and_goodbye = 2 + self.opener.closed
-        return self.sealer.number + self.opener.number - ready_and_goodbye
+        return self.sealer.number + self.opener.number - 2 - self.opener.closed  # both READY, a goodbye
 
     @property
     def has_something(self) -> bool:
@@ -772,10 +771,7 @@ class Channel:
         return message
 
     def close(self, wait: float = GOODBYE_SECONDS) -> bool:
-        """Say goodbye if that is still possible, and hang up, all within two times `wait` seconds.
-
-        Return whether both sides know that it is over.
-        """
+        """Say goodbye if possible, and hang up, within 2 * `wait` seconds; return whether both know of it."""
         self.frames.deadline = time.monotonic() + wait
         with contextlib.suppress(ConnectionCut, ProtocolError):
             while not self.opener.closed and self.has_something and self.frames.has_ended():
@@ -903,22 +899,12 @@ SLICE = 0.05  # seconds between two tries, where Windows does not let us wait
 ELSEWHERE = "name a folder on another disk with --home"
 
 
+@dataclass
 class KeyStore:
-    """One person's own folder. Every method may raise FileError, which says what to do.
+    """One person's own folder. Every method may raise FileError, which says what to do."""
 
-    Files are replaced whole or not at all, and never read through a symbolic link or where another user
-    could have written them.
-    """
-
+    folder: Path
     IDENTITY, GROUP, KNOWN_PEERS = "identity.pem", "dh_parameters.pem", "known_peers"
-
-    def __init__(self, folder: Path) -> None:
-        """Open the folder, made (mode 0700) where it is missing."""
-        self.folder = folder
-        with disk("make", folder, ELSEWHERE):
-            folder.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            folder.mkdir(mode=0o700, exist_ok=True)
-            _check_owner(folder, folder.stat(), 0o022)
 
     def load_identity(self, ask_passphrase: Callable[[str], str]) -> RsaKey | None:
         """Return the private RSA key, or None if there is none yet. A passphrase may be tried three times."""
@@ -951,24 +937,19 @@ class KeyStore:
     def make_identity(self) -> RsaKey:
         """Make an RSA key of 3072 bits and keep it; return it, or the one another program just made."""
         key = RSA.generate(NEW_RSA_BITS, e=RSA_EXPONENT)
-        with self.locked():
-            made = self.load_identity(lambda _: "")
-            if made is None:
-                self.write(self.IDENTITY, key.export_key("PEM", pkcs=8) + b"\n")
-        return made or key
+        pem = key.export_key("PEM", pkcs=8) + b"\n"
+        self.write(self.IDENTITY, lambda: None if self.load_identity(lambda _: "") else pem)
+        return self.load_identity(lambda _: "") or key
 
     def load_group(self) -> Group | None:
-        """Return the group that is kept here, if any. One that was saved here had passed its tests.
-
-        Another (from `openssl dhparam`) is tested, and saved, with g = 4: that is a square for every p.
-        """
+        """Return the group that is kept here, if any; what `openssl dhparam` made is tested, and kept."""
         pem = self.read(self.GROUP)
         if pem is None:
             return None
         try:
             group = Group.load(pem)
             if pem != group.export():
-                return self.accept_group(group._replace(g=4))
+                return self.accept_group(group._replace(g=4))  # g may be no square; 4 is one, whatever p is
             check_group(group, rounds=0)
         except (ValueError, ProtocolError) as error:
             reason = f"holds no usable Diffie-Hellman parameters ({error}); move it away"
@@ -980,49 +961,47 @@ class KeyStore:
         if self.read(self.GROUP) != group.export():
             check_group(group)
             with contextlib.suppress(FileError):  # then it is tested again the next time
-                self.save_group(group)
+                self.write(self.GROUP, group.export)
         return group
-
-    def save_group(self, group: Group) -> None:
-        """Keep a group that has passed its tests."""
-        with self.locked():
-            self.write(self.GROUP, group.export())
 
     def read(self, name: str, forbidden: int = 0o022) -> bytes | None:
         """Return a file's bytes, None if there is none. By default, nobody else may be able to write it."""
         path, missing = self.folder / name, contextlib.suppress(FileNotFoundError)
-        with disk("read", path, "move it away"), missing, open_regular(path) as file:
-            info = os.fstat(file.fileno())
-            _check_owner(path, info, forbidden)
-            if info.st_size > FILE_LIMIT:
-                raise FileError(f"{path} is larger than {FILE_LIMIT} bytes; move it away")
-            return file.read(FILE_LIMIT)
+        with disk("read", path, "move it away, or name another --home"), missing:
+            _check_owner(self.folder, self.folder.stat(), 0o022)
+            with open_regular(path) as file:
+                info = os.fstat(file.fileno())
+                _check_owner(path, info, forbidden)
+                if info.st_size > FILE_LIMIT:
+                    raise FileError(f"{path} is larger than {FILE_LIMIT} bytes; move it away")
+                return file.read(FILE_LIMIT)
         return None
 
-    def write(self, name: str, data: bytes) -> None:
-        """Replace a file (mode 0600): whatever happens, the old or the new one is there. Needs the lock."""
-        path = self.folder / name
-        temporary = self.folder / f".{name}.new"
-        with disk("write", path, ELSEWHERE):
-            try:
-                with open(temporary, "wb", opener=_open_private) as file:
-                    file.write(data)
-                    file.flush()
-                    os.fsync(file.fileno())
-                _insist(lambda: temporary.replace(path))
-            finally:
-                temporary.unlink(missing_ok=True)
+    def write(self, name: str, make: Callable[[], bytes | None]) -> None:
+        """Replace a file (mode 0600), whole or not at all, by what `make` returns, unless that is None.
 
-    @contextlib.contextmanager
-    def locked(self) -> Iterator[None]:
-        """Keep every other program that uses this folder out while something is read and then written."""
-        path = self.folder / ".lock"
-        with disk("lock", path, ELSEWHERE), open(path, "ab", opener=_open_private) as file:
-            if sys.platform == "win32":
-                _insist(lambda: msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1))
-            else:
-                fcntl.flock(file, fcntl.LOCK_EX)
-            yield
+        From before `make` looks at the old one, every other program that uses this folder is kept out.
+        """
+        path, temporary = self.folder / name, self.folder / f".{name}.new"
+        with disk("write", path, ELSEWHERE):
+            self.folder.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self.folder.mkdir(mode=0o700, exist_ok=True)
+            with open(self.folder / ".lock", "ab", opener=_open_private) as lock:
+                if sys.platform == "win32":
+                    _insist(lambda: msvcrt.locking(lock.fileno(), msvcrt.LK_NBLCK, 1))
+                else:
+                    fcntl.flock(lock, fcntl.LOCK_EX)
+                data = make()
+                if data is None:
+                    return
+                try:
+                    with open(temporary, "wb", opener=_open_private) as file:
+                        file.write(data)
+                        file.flush()
+                        os.fsync(file.fileno())
+                    _insist(lambda: temporary.replace(path))
+                finally:
+                    temporary.unlink(missing_ok=True)
 
 
 def _insist(act: Callable[[], Any]) -> Any:
@@ -1066,16 +1045,10 @@ def quoted(path: Path) -> str:
 
 def _check_owner(path: Path, info: os.stat_result, forbidden: int) -> None:
     """Raise FileError where a file or folder is another user's, or others have `forbidden` rights to it."""
-    if sys.platform == "win32":
-        return
-    if info.st_uid != os.geteuid():
-        raise FileError(f"{path} belongs to another user; name a folder of your own with --home")
-    if info.st_mode & forbidden:
-        raise FileError(
-            f"{path} is open to other users (mode {stat.S_IMODE(info.st_mode):04o}); run:\n"
-            f"  chmod go-rwx {quoted(path)}\n"
-            f"If that changes nothing, this disk keeps no permissions: {ELSEWHERE}."
-        )
+    if sys.platform != "win32" and (info.st_uid != os.geteuid() or info.st_mode & forbidden):
+        rights = f"owner {info.st_uid}, mode {stat.S_IMODE(info.st_mode):04o}"
+        told = f"{path} must be yours alone, and is not ({rights}); run:\n  chmod go-rwx {quoted(path)}"
+        raise FileError(f"{told}\nIf that changes nothing, {ELSEWHERE}.")
 
 
 class Trust(NamedTuple):
@@ -1087,11 +1060,12 @@ class Trust(NamedTuple):
 
 
 class Pin(NamedTuple):
-    """A line of known_peers, and where it stands."""
+    """A line of known_peers, and where it stands. A comment, or a blank line, pins nothing."""
 
-    name: str
-    fingerprint: str
+    line: bytes
     where: str
+    name: str = ""
+    fingerprint: str = ""
 
 
 @dataclass
@@ -1125,41 +1099,37 @@ class PinnedPeer:
         return Trust(presented in dict(pinned), settled, also)
 
     def pin(self, key: RsaKey) -> None:
-        """Remember a key whose owner has proven to hold it, and that a person has accepted.
+        """Remember a key that its owner holds and a person accepted. It is checked again, under the lock."""
 
-        It is checked again, under the lock: another program may have pinned another key since.
-        """
-        with self.store.locked():
-            if not self.check(key).known:
-                # With another pin of that name, only --peer comes here, and takes its place.
-                lines = [line for line in self._lines() if line.lower().split()[:1] != [self.name]]
-                text = "".join(f"{line}\n" for line in [*lines, f"{self.name} {ssh_line(key)}"])
-                self.store.write(KeyStore.KNOWN_PEERS, text.encode(errors="surrogateescape"))
+        def with_the_pin() -> bytes | None:
+            if self.check(key).known:
+                return None
+            # With another pin of that name, only --peer comes here, and takes its place.
+            lines = [pin.line.rstrip(b"\n") for pin in self.pins() if pin.name != self.name]
+            return b"\n".join([*lines, f"{self.name} {ssh_line(key)}\n".encode()])
+
+        self.store.write(KeyStore.KNOWN_PEERS, with_the_pin)
 
     def pins(self) -> list[Pin]:
-        """Return what is pinned. A line that is not understood is refused, not passed over."""
-        form, pattern = "[HOST]:PORT", r"\[[^][,*?\s\udc80-\udcff]+\]:(0|[1-9][0-9]{0,4})"
+        """Return every line of known_peers. One that is not understood is refused, not passed over."""
+        form, pattern = "[HOST]:PORT", r"\[[^][,*?\s\ufffd]+\]:(0|[1-9][0-9]{0,4})"
         if self.name == "alice":
             form = pattern = "alice"
         pins = []
-        for number, line in enumerate(self._lines(), 1):
-            name, *words = line.split()[:3] or ["#"]
-            if name.startswith("#"):
-                continue
+        for number, line in enumerate(io.BytesIO(self.store.read(KeyStore.KNOWN_PEERS) or b""), 1):
             where = f"{self.store.folder / KeyStore.KNOWN_PEERS}, line {number}"
+            name, *words = line.decode("utf-8-sig", "replace").split()[:3] or ["#"]
+            if name.startswith("#"):
+                pins.append(Pin(line, where))
+                continue
             try:
                 key = RSA.import_key(" ".join(words))
                 if not re.fullmatch(pattern, name.lower()) or ssh_line(key) != " ".join(words):
                     raise ValueError
             except UNPARSABLE:
                 raise FileError(f"{where}: not {form} ssh-rsa BASE64; mend or delete the line") from None
-            pins.append(Pin(name.lower(), fingerprint(key), where))
+            pins.append(Pin(line, where, name.lower(), fingerprint(key)))
         return pins
-
-    def _lines(self) -> list[str]:
-        data = self.store.read(KeyStore.KNOWN_PEERS) or b""
-        lines = data.decode("utf-8-sig", "surrogateescape").split("\n")
-        return lines[:-1] if lines[-1] == "" else lines
 
 
 # ==================================================================================================
@@ -1824,12 +1794,8 @@ def read_transcript(path: Path) -> Iterator[tuple[Opener, Message]]:
 
 
 def owner(key: str, peer: str, options: argparse.Namespace) -> str:
-    """Return whose key that is, by its fingerprint and what is in the home folder, if there is one."""
-    folder = options.home / str(options.role.value)
-    with disk("read", folder):
-        if not folder.is_dir():
-            return "not known here"
-    store = KeyStore(folder)
+    """Return whose key that is, by its fingerprint and what is in the home folder, if it is there."""
+    store = KeyStore(options.home / str(options.role.value))
     with contextlib.suppress(FileError):  # with a passphrase, it is not worth asking for it
         identity = store.load_identity(lambda _: "")
         if identity is not None and fingerprint(identity) == key:

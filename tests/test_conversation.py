@@ -246,7 +246,7 @@ def test_a_fingerprint_is_taken_as_people_copy_it(keys: Keys, form: str) -> None
 
 def test_a_passphrase_is_edited_also_after_the_address(start: Start, homes: Path, keys: Keys) -> None:
     locked = keys.alice.export_key("PEM", passphrase="correct horse", pkcs=8)
-    KeyStore(homes / "alice").write(KeyStore.IDENTITY, locked)
+    KeyStore(homes / "alice").write(KeyStore.IDENTITY, lambda: locked)
     client = start("alice_client.py", terminal=True, size=(24, 80), TERM="xterm")
     client.expect("Bob's address .*: ")
     client.write("127.0.0.1:1\r")

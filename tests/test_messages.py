@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import contextlib
+import os
 import re
 import socket
 import sys
@@ -206,7 +207,6 @@ NO_BOB = (
 NO_ADDRESS = " is no address like 192.0.2.7, 192.0.2.7:65432, [2001:db8::7]:65432."
 NO_GROUP = "Stopped: {homes}/bob/dh_parameters.pem holds no usable Diffie-Hellman parameters ("
 NO_TRANSCRIPT = "Broken off: this is no transcript of secure-chat.\nNothing is proven."
-ELSEWHERE = "; name a folder on another disk with --home."
 ADVICE = chat.ADVICE.format(name="Bob")
 OF_ALICE = (
     ". It showed {alice}. If Alice reads you that one, from her own screen, restart with --peer and it: it "
@@ -347,9 +347,9 @@ ERRORS: dict[str, tuple[Cause, int, str]] = {
     "a key that others can read": (
         in_place_of(IDENTITY, None, *AS_ALICE, mode=0o644),
         1,
-        "Stopped: {homes}/alice/identity.pem is open to other users (mode 0644); run:\n"
+        "Stopped: {homes}/alice/identity.pem must be yours alone, and is not (owner {uid}, mode 0644); run:\n"
         "  chmod go-rwx {homes}/alice/identity.pem\n"
-        "If that changes nothing, this disk keeps no permissions: name a folder on another disk with --home.",
+        "If that changes nothing, name a folder on another disk with --home.",
     ),
     "a damaged key": (
         in_place_of(IDENTITY, b"-----BEGIN PRIVATE KEY-----\n", *AS_ALICE),
@@ -363,7 +363,8 @@ ERRORS: dict[str, tuple[Cause, int, str]] = {
     "a home that is a file": (
         in_place_of("file", b"", *AS_ALICE, "--home", "{homes}/file"),
         1,
-        "Stopped: cannot make {homes}/file/alice: File exists" + ELSEWHERE,
+        "Stopped: cannot read {homes}/file/alice/identity.pem: Not a directory; move it away, or name "
+        "another --home.",
     ),
     "parameters of no safe prime": (
         in_place_of(PARAMETERS, chat.Group(RFC_GROUPS["ffdhe2048"].p - 2, 4).export(), *AS_BOB),
@@ -409,7 +410,7 @@ def test_what_goes_wrong_is_told_in_one_way(world: World, name: str) -> None:
     assert program.stdout == ""
     people = {name: chat.fingerprint(key) for name, key in world.keys._asdict().items()}
     port = re.search(r"--port=?(?:', ')?(\d+)", str(program.process.args))
-    expected = told.format(port=port and port[1], homes=world.homes, **people) + "\n"
+    expected = told.format(port=port and port[1], homes=world.homes, uid=os.geteuid(), **people) + "\n"
     assert program.stderr.endswith(expected), program.stderr
 
 

@@ -72,7 +72,7 @@ many_addresses = pytest.mark.skipif(
 def known_to_bob(homes: Path, *keys: RsaKey) -> None:
     """Let Bob know an Alice, or several of that name: nobody is asked."""
     lines = "".join(f"alice {chat.ssh_line(key)}\n" for key in keys)
-    KeyStore(homes / "bob").write("known_peers", lines.encode())
+    KeyStore(homes / "bob").write("known_peers", lambda: lines.encode())
 
 
 def is_dropped(connected: socket.socket) -> bool:

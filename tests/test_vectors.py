@@ -205,7 +205,7 @@ def stores(tmp_path_factory: pytest.TempPathFactory) -> dict[str, KeyStore]:
     made = {}
     for case in CASES.values():
         made[case["p"]] = KeyStore(tmp_path_factory.mktemp("store") / "alice")
-        made[case["p"]].save_group(Group(int(case["p"], 16), int(case["g"], 16)))
+        made[case["p"]].write(KeyStore.GROUP, Group(int(case["p"], 16), int(case["g"], 16)).export)
     return made
 
 

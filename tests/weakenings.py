@@ -217,11 +217,10 @@ def pinning(name: str, test: str, statement: str) -> Weakening:
         test,
         f"""
         def pin(self, key):
-            with self.store.locked():
-                lines = self._lines()
-                {statement}
-                lines.append(f"{{self.name}} {{ssh_line(key)}}")
-                self.store.write(KeyStore.KNOWN_PEERS, "".join(line + "\\n" for line in lines).encode())
+            pins = self.pins()
+            {statement}
+            lines = [pin.line for pin in pins] + [f"{{self.name}} {{ssh_line(key)}}\\n".encode()]
+            self.store.write(KeyStore.KNOWN_PEERS, lambda: b"".join(lines))
         PinnedPeer.pin = pin
         """,
     )
@@ -271,7 +270,7 @@ LIST = [
         HANDSHAKE + "a_group_that_failed_is_not_remembered",
         """
         def check_peers_group(self, group, original=KeyStore.accept_group):
-            self.save_group(group)
+            self.write(self.GROUP, group.export)
             return original(self, group)
         KeyStore.accept_group = check_peers_group
         """,
@@ -1034,7 +1033,7 @@ LIST = [
     pinning(
         "one of several pins lost",
         DISK + "each_of_several_pinned_keys_is_accepted",
-        "lines = [line for line in lines if line.split()[:1] != [self.name]]",
+        "pins = [pin for pin in pins if pin.name != self.name]",
     ),
     Weakening(
         "nothing pinned",
@@ -1047,7 +1046,7 @@ LIST = [
         """
         def pins(self, original=PinnedPeer.pins):
             pins = original(self)
-            return [p._replace(name=self.name) if self.name.startswith(p.name) else p for p in pins]
+            return [p._replace(name=self.name) if self.name.startswith(p.name or "#") else p for p in pins]
         PinnedPeer.pins = pins
         """,
     ),
@@ -1225,7 +1224,7 @@ LIST = [
     edited(
         "folder readable by others",
         DISK + "home_is_private_whatever_the_umask[0o22]",
-        (" folder.mkdir(mode=0o700", " folder.mkdir(mode=0o755"),
+        ("self.folder.mkdir(mode=0o700", "self.folder.mkdir(mode=0o755"),
     ),
     edited(
         "symbolic links followed",
