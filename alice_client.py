@@ -76,12 +76,7 @@ def run(console: chat.Console, options: argparse.Namespace) -> int:
     try:
         channel = handshake(frames, identity, store, bob, chat.Transcript(options.transcript))
     except chat.ConnectionCut as cut:
-        hint = "Is bob_server.py there, and does Bob accept your key? Your key is"
-        told = f"{cut}, during the handshake. {hint}\n  {chat.fingerprint(identity)}"
-        raise chat.ConnectionCut(told) from None
-    except BaseException:
-        frames.hang_up()
-        raise
+        raise chat.ConnectionCut(f"{cut}. Is bob_server.py there, and does Bob accept your key?") from None
     if sys.platform == "win32":
         signal.signal(signal.SIGINT, console.on_signal)
     return chat.talk(console, channel, bob)
