@@ -109,7 +109,7 @@ def connect(host: str, port: int) -> chat.FrameSocket:
 
 
 def main() -> None:
-    parser = chat.common_options(Role.ALICE, "Connect to Bob, and talk to him.")
+    parser = chat.common_options(Role.ALICE, "[options] [HOST]", "Connect to Bob, and talk to him.")
     help_host = "Bob's address or name, also HOST:PORT (default: asks; from a pipe, 127.0.0.1)"
     parser.add_argument("host", nargs="?", metavar="HOST", help=help_host)
     chat.run_program(parser, run)

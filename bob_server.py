@@ -244,7 +244,7 @@ def load_group(console: chat.Console, store: chat.KeyStore, bits: int | None) ->
 
 
 def main() -> None:
-    parser = chat.common_options(Role.BOB, "Wait for Alice, and talk to her.")
+    parser = chat.common_options(Role.BOB, "[options]", "Wait for Alice, and talk to her.")
     option, bits = parser.add_argument, functools.partial(chat.a_number, allowed=chat.GROUP_BITS)
     option("--host", metavar="ADDR", help="address to listen on (default: all, IPv4 and IPv6)")
     option("--once", action="store_true", help="end after the first conversation")
