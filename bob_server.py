@@ -159,17 +159,17 @@ class Door:
                 oldest.join()
             busy = self.place.locked()
             self.called += busy
-            meet = functools.partial(self._meet, connected, address.removeprefix("::ffff:"), busy)
-            thread = threading.Thread(target=meet, name=source(address), daemon=True)
+            thread = threading.Thread(target=self._meet, args=(connected, address, busy), daemon=True)
+            thread.name = source(address)
             try:
                 thread.start()
                 handshakes[thread] = connected
             except RuntimeError:  # no thread is free now
                 connected.close()
 
-    def _meet(self, connected: socket.socket, where: str, busy: bool) -> None:
+    def _meet(self, connected: socket.socket, address: str, busy: bool) -> None:
         """Hold the handshake with one stranger; hand over the channel, or say what came of it."""
-        frames = chat.FrameSocket(connected)
+        frames, where = chat.FrameSocket(connected), address.removeprefix("::ffff:")
         try:
             self._console.queue.put(self._let_in(frames, self.place))
         except (chat.ChatError, MemoryError) as error:

@@ -2094,10 +2094,9 @@ def run_program(parser: argparse.ArgumentParser, run: Callable[..., int]) -> NoR
         status = 130
     finally:
         console.set_quiet(False)
-        for stream in (sys.stdout, sys.stderr):
-            with contextlib.suppress(OSError):
-                if not console.leaving:  # a stopped screen must not hold up the end
-                    stream.flush()
-                    continue
-            os.dup2(os.open(os.devnull, os.O_RDWR), stream.fileno())  # Python flushes once more, at its end
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError):
+            if not console.leaving:  # a stopped screen must not hold up the end
+                stream.flush()
+        os.dup2(os.open(os.devnull, os.O_RDWR), stream.fileno())  # Python flushes once more, at its end
     sys.exit(status or int(console.lost_a_line or b"\n" in console.typed))
