@@ -28,9 +28,6 @@ import crypto_utils as chat
 from crypto_utils import RecordType, Role
 
 HANDSHAKES = 64  # at most, side by side
-REFUSED = """\
-It showed {}. If Alice reads you that one, from her own screen, restart with --peer and it: it takes the \
-place of a pinned key (to keep both, add a line to known_peers). Yours is shown at the start"""
 
 
 def handshake(
@@ -173,11 +170,8 @@ class Door:
         try:
             self._console.queue.put(self._let_in(frames, self.place))
         except (chat.ChatError, MemoryError) as error:
-            told = error
-            if isinstance(error, chat.TrustError):
-                told = chat.TrustError(f"{error}. {REFUSED.format(error.presented)}", "")
-            if not busy:  # who comes during a conversation is only counted
-                self._console.notice(f"{where}: {chat.explain(told, 'Alice')}")
+            if not busy:  # who comes during a conversation is only counted, and others cost one line
+                self._console.notice(" ".join(f"{where}: {chat.explain(error, 'Alice')}".split()))
             frames.hang_up(chat.GOODBYE_SECONDS if isinstance(error, chat.NoConversation) else 0.0)
 
 
