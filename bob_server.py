@@ -139,14 +139,14 @@ class Door:
     def _accept_connections(self) -> None:
         if sys.platform != "win32":  # a signal has to interrupt the main thread, whatever that waits for
             signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
-        handshakes: dict[threading.Thread, socket.socket] = {}  # in the order in which they began
+        handshakes: dict[threading.Thread, socket.socket] = {}  # each named after where from; the oldest first
         while True:
             try:
                 connected, (address, *_) = self._listener.accept()
             except OSError:
                 time.sleep(0.05)  # until a descriptor is free, accept() fails at once
                 continue
-            handshakes = {thread: its for thread, its in handshakes.items() if thread.is_alive()}
+            handshakes = {thread: end for thread, end in handshakes.items() if thread.is_alive()}
             if len(handshakes) >= HANDSHAKES:
                 # The oldest of the address that has the most gives way: it finds its line cut.
                 most, _ = Counter(thread.name for thread in handshakes).most_common(1)[0]
