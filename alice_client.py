@@ -1,8 +1,5 @@
 #!/usr/bin/env python3
-"""Alice: connects to Bob (bob_server.py) and talks to him.
-
-`handshake` is her column of the picture that opens crypto_utils.py, `run` the whole story.
-"""
+"""Alice connects to Bob, and talks to him: `handshake` is her column of the picture in crypto_utils.py."""
 
 from __future__ import annotations
 
@@ -110,8 +107,7 @@ def connect(host: str, port: int) -> chat.FrameSocket:
 
 def main() -> None:
     parser = chat.common_options(Role.ALICE, "[options] [HOST]", "Connect to Bob, and talk to him.")
-    help_host = "Bob's address or name, also HOST:PORT (default: asks; from a pipe, 127.0.0.1)"
-    parser.add_argument("host", nargs="?", metavar="HOST", help=help_host)
+    parser.add_argument("host", nargs="?", metavar="HOST", help="Bob's address, or HOST:PORT (default: asks)")
     chat.run_program(parser, run)
 
 

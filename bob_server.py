@@ -1,8 +1,5 @@
 #!/usr/bin/env python3
-"""Bob: waits for Alice (alice_client.py) and talks to her.
-
-`handshake` is his column of the picture that opens crypto_utils.py, `run` the whole story.
-"""
+"""Bob waits for Alice, and talks to her: `handshake` is his column of the picture in crypto_utils.py."""
 
 from __future__ import annotations
 
@@ -139,7 +136,7 @@ class Door:
     def _accept_connections(self) -> None:
         if sys.platform != "win32":  # a signal has to interrupt the main thread, whatever that waits for
             signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
-        handshakes: dict[threading.Thread, socket.socket] = {}  # each named after where from; the oldest first
+        handshakes: dict[threading.Thread, socket.socket] = {}  # named after where from; the oldest first
         while True:
             try:
                 connected, (address, *_) = self._listener.accept()
