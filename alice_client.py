@@ -1,8 +1,5 @@
 #!/usr/bin/env python3
-"""Alice: connects to Bob (bob_server.py) and talks to him.
-
-`handshake` is her column of the picture that opens crypto_utils.py, `run` the whole story.
-"""
+"""Alice connects to Bob, and talks to him: `handshake` is her column of the picture in crypto_utils.py."""
 
 from __future__ import annotations
 
@@ -67,12 +64,7 @@ def run(console: chat.Console, options: argparse.Namespace) -> int:
     try:
         channel = handshake(frames, identity, bob, chat.Transcript(options.transcript))
     except chat.ConnectionCut as cut:
-        hint = "Is bob_server.py there, and does Bob accept your key? Your key is"
-        told = f"{cut}, during the handshake. {hint}\n  {chat.fingerprint(identity)}"
-        raise chat.ConnectionCut(told) from None
-    except BaseException:
-        frames.hang_up()
-        raise
+        raise chat.ConnectionCut(f"{cut}. Is bob_server.py there, and does Bob accept your key?") from None
     if sys.platform == "win32":
         signal.signal(signal.SIGINT, console.on_signal)
     return chat.talk(console, channel, bob)
@@ -105,9 +97,8 @@ def connect(host: str, port: int) -> chat.FrameSocket:
 
 
 def main() -> None:
-    parser = chat.common_options(Role.ALICE, "Connect to Bob, and talk to him.")
-    help_host = "Bob's address or name, also HOST:PORT (default: asks; from a pipe, 127.0.0.1)"
-    parser.add_argument("host", nargs="?", metavar="HOST", help=help_host)
+    parser = chat.common_options(Role.ALICE, "[options] [HOST]", "Connect to Bob, and talk to him.")
+    parser.add_argument("host", nargs="?", metavar="HOST", help="Bob's address, or HOST:PORT (default: asks)")
     chat.run_program(parser, run)
 
 

@@ -1251,7 +1251,7 @@ if sys.platform != "win32" and sys.implementation.name == "cpython":
 QUIET = 0.3  # seconds without a key, after which what was typed ahead is over
 TERMINAL_LINE = 4095  # bytes that a terminal without readline hands over at most: the rest may be lost
 QUEUE_LIMIT = 100  # lines of other threads that wait for the screen
-LEAVING_SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP", "SIGQUIT")
+HANDLED_SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP", "SIGQUIT", "SIGCONT")
 END = "Ctrl-Z and Enter" if sys.platform == "win32" else "Ctrl-D"
 HELP = f"""\
 Type a line and press Enter to send it, when it is your turn.
@@ -1691,7 +1691,7 @@ def a_fingerprint(text: str) -> str:
 
 
 def a_number(text: str, allowed: range) -> int:
-    if not re.fullmatch("[0-9]{1,5}", text) or int(text) not in allowed:
+    if text not in map(str, allowed):
         raise argparse.ArgumentTypeError(f"this is no number from {allowed[0]} to {allowed[-1]}")
     return int(text)
 
@@ -1703,15 +1703,9 @@ def a_path(text: str) -> Path:
         raise argparse.ArgumentTypeError(f"cannot tell which folder {text} is; give its full path") from None
 
 
-def common_options(role: Role, description: str) -> argparse.ArgumentParser:
+def common_options(role: Role, usage: str, description: str) -> argparse.ArgumentParser:
     """Return a parser for the options that both programs have."""
-    program, host = f"  {PYTHON} %(prog)s", "" if role is Role.BOB else " 192.0.2.7"
-    parser = argparse.ArgumentParser(
-        usage="%(prog)s [options]" + ("" if role is Role.BOB else " [HOST]"),
-        description=description,
-        epilog=f"examples:\n{program}\n{program}{host} --peer SHA256:...\n{program} --verify FILE",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = argparse.ArgumentParser(usage=f"%(prog)s {usage}", description=description)
     parser.set_defaults(role=role)
     option, peer = parser.add_argument, role.peer.value.title()
     home = os.environ.get("SECURE_CHAT_HOME") or "~/.secure-chat"
@@ -1756,14 +1750,13 @@ def ask_passphrase(prompt: str) -> str:
 
 VERDICT = """\
 
-The transcript is sound. Whoever has the key shown for a sender signed these messages, in this \
-conversation, in this order, and each in reply to what stands before it.
+The transcript is sound. Whoever has the key shown for a sender signed these messages, in this conversation \
+and order, each in reply to what stands before it.
 It does not show when this was said, who kept the file, or whose a key is: compare the fingerprints with \
-their owners.
-A message proves little until the other side has answered it. More may have been said than is in the file: \
-whoever kept it, or stole that side's key, can have left out what came after the other side's last record \
-here, and messages of their own that the other side had not received. A goodbye of their own proves nothing.
-Whoever has both keys can have made all of it."""
+their owners. A message proves little until the other side has answered it. More may have been said than is \
+in the file: whoever kept it, or stole that side's key, can have left out what came after the other side's \
+last record, and messages of their own that the other side had not received. A goodbye of their own proves \
+nothing. Whoever has both keys can have made all of it."""
 
 
 def verify_file(console: Console, options: argparse.Namespace) -> int:
@@ -1816,20 +1809,17 @@ def run_program(parser: argparse.ArgumentParser, run: Callable[..., int]) -> NoR
     console = Console(parser.get_default("role"))
     sys.unraisablehook = lambda _: None  # Ctrl-C in a finalizer: `leaving` is set all the same
     try:
-        for number in (getattr(signal, name) for name in LEAVING_SIGNALS if hasattr(signal, name)):
-            if signal.getsignal(number) is not signal.SIG_IGN:  # nohup
-                signal.signal(number, console.on_signal)
-        if hasattr(signal, "SIGCONT"):
-            signal.signal(signal.SIGCONT, console.on_continue)
-        for argument in sys.argv[1:]:
-            if re.match(r"[\u2010-\u2015\u2212]|.*\s--", argument):
-                parser.error(f"{printable(argument)}: a messenger changed a dash or a space; type it with --")
+        for number in signal.Signals:
+            handler = console.on_continue if number.name == "SIGCONT" else console.on_signal
+            if number.name in HANDLED_SIGNALS and signal.getsignal(number) is not signal.SIG_IGN:  # nohup
+                signal.signal(number, handler)
+        # Messengers make one dash of two.
+        arguments = [re.sub(r"^[\u2010-\u2015\u2212]", "--", argument) for argument in sys.argv[1:]]
         try:
-            options = parser.parse_args()
+            options = parser.parse_args(arguments)
             log.addFilter(functools.partial(show_step, console, options.verbose > 1))
             log.setLevel(logging.INFO if options.verbose else logging.WARNING)
             status = (verify_file if options.verify else run)(console, options)
-            sys.stdout.flush()
         except (ChatError, MemoryError, OSError) as error:
             status = error.status if isinstance(error, ChatError) else 1
             with contextlib.suppress(OSError):
@@ -1838,10 +1828,9 @@ def run_program(parser: argparse.ArgumentParser, run: Callable[..., int]) -> NoR
         status = 130
     finally:
         console.set_quiet(False)
-        for stream in (sys.stdout, sys.stderr):
-            with contextlib.suppress(OSError):
-                if not console.leaving:  # a stopped screen must not hold up the end
-                    stream.flush()
-                    continue
-            os.dup2(os.open(os.devnull, os.O_RDWR), stream.fileno())  # Python flushes once more, at its end
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError):
+            if not console.leaving:  # a stopped screen must not hold up the end
+                stream.flush()
+        os.dup2(os.open(os.devnull, os.O_RDWR), stream.fileno())  # Python flushes once more, at its end
     sys.exit(status or int(console.lost_a_line or b"\n" in console.typed))

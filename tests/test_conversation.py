@@ -199,8 +199,9 @@ def test_what_an_address_is(text: str, host: str, port: int) -> None:
 @pytest.mark.parametrize(
     "text",
     [
-        *("host:65536", "host:port", "host:" + 5000 * "9", "a host", "[::1]x", "*", "", "alice@host"),
-        *("65432", ":65432", "host,other", "1:2", "http://host"),
+        *(f"host:{port}" for port in ("65536", "port", 5000 * "9")),
+        *("a host", "host,other", "192.0.2.2\u00a0--peer", "alice@host", "[::1]x", "*", ""),
+        *("65432", ":65432", "1:2", "http://host"),
     ],
 )
 def test_what_is_no_address_is_a_mistake_in_usage(text: str) -> None:
@@ -214,9 +215,12 @@ def test_a_mistake_in_usage_is_told_before_a_key_is_made(start: Start, tmp_path:
     assert not (tmp_path / "fresh").exists()
 
 
-@pytest.mark.parametrize("argument", ["\u2014peer", "192.0.2.2\u00a0--peer"])
-def test_a_command_that_a_messenger_has_changed(start: Start, argument: str) -> None:
-    fails(start("alice_client.py", argument), 2, "a messenger changed a dash or a space; type it with --")
+@pytest.mark.parametrize("dash", ["\u2014", *exhaustive("\u2013", "\u2212")])
+def test_a_command_in_which_a_messenger_has_changed_a_dash_is_understood(
+    start: Start, keys: Keys, dash: str
+) -> None:
+    client = start("alice_client.py", "192.0.2.2", f"{dash}peer", chat.fingerprint(keys.alice))
+    fails(client, 2, "^Usage: this is your own fingerprint")
 
 
 def test_the_address_is_asked_for_once(start: Start) -> None:

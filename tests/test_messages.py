@@ -201,17 +201,12 @@ USAGE = {
     "bob": "usage: bob_server.py [options]\nbob_server.py: error: ",
 }
 TO_ALICE = "Stopped: cannot connect to 127.0.0.1 port {port}: "
-NO_BOB = (
-    ", during the handshake. Is bob_server.py there, and does Bob accept your key? Your key is\n  {alice}"
-)
+NO_BOB = ". Is bob_server.py there, and does Bob accept your key?"
 NO_ADDRESS = " is no address like 192.0.2.7, 192.0.2.7:65432, [2001:db8::7]:65432."
 NO_GROUP = "Stopped: {homes}/bob/dh_parameters.pem holds no usable Diffie-Hellman parameters ("
 NO_TRANSCRIPT = "Broken off: this is no transcript of secure-chat.\nNothing is proven."
 ADVICE = chat.ADVICE.format(name="Bob")
-OF_ALICE = (
-    ". It showed {alice}. If Alice reads you that one, from her own screen, restart with --peer and it: it "
-    "takes the place of a pinned key (to keep both, add a line to known_peers). Yours is shown at the start."
-)
+OF_ALICE = f"The key that was presented: {{alice}} {' '.join(chat.ADVICE.format(name='Alice').split())}"
 
 # What is done, the exit status, and the end of what is told: all of it, to the letter.
 ERRORS: dict[str, tuple[Cause, int, str]] = {
@@ -304,12 +299,13 @@ ERRORS: dict[str, tuple[Cause, int, str]] = {
     "Alice's key has changed": (
         a_line_at_bobs(pinned=True),
         -9,
-        "127.0.0.1: Refused: the key of alice is not the pinned one" + OF_ALICE,
+        "127.0.0.1: Refused: the key of alice is not the pinned one. "
+        "{mallory} ({homes}/bob/known_peers, line 1) " + OF_ALICE,
     ),
     "Alice's key is new and nobody to ask": (
         a_line_at_bobs(pinned=False),
         -9,
-        "127.0.0.1: Refused: the key of alice is new, and there is no terminal to ask at" + OF_ALICE,
+        "127.0.0.1: Refused: the key of alice is new, and there is no terminal to ask at. " + OF_ALICE,
     ),
     "a line of known_peers that is not understood": (
         known_peers("# mine\nalice ssh-rsa AAAA\n"),
