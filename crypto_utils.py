@@ -540,7 +540,7 @@ def shared_secret(exponent: bytes, theirs: Hello) -> bytes:
     """Return Z = g^ab, as long as p (SP 800-56A, 5.7.1.1). The other side's hello has passed `settle`."""
     z = modexp(int.from_bytes(theirs.public_value, "big"), exponent, theirs.group.p)
     power = f"{theirs.sender.name[0]}^{theirs.sender.peer.value[0]} mod p"
-    trace(f"Z = {power}. Of Z and th, K and C are made. Not shown: whoever has Z can read everything")
+    trace(f"Z = {power}. SHA-256 over Z and th gives K and C. Not shown: whoever has Z can read everything")
     return z
 
 
