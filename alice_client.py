@@ -42,10 +42,10 @@ def handshake(
     if message.type is RecordType.CLOSE:
         whoever = "Bob" if trust.settled else "whoever answered"
         raise chat.NoConversation(f"{whoever} cannot talk now; try again later")
-    chat.check_commitment(theirs.nonce, message.body)
+    words = chat.make_words(th, theirs.nonce, message.body)
     for tag, entry in zip((b"b", b"a", b"z", b"A", b"B"), (theirs.encode(), mine.encode(), z, hers, his)):
         transcript.add(tag, entry)
-    return chat.Channel(frames, sealer, opener, trust, chat.make_words(th, message.body), transcript)
+    return chat.Channel(frames, sealer, opener, trust, words, transcript)
 
 
 def run(console: chat.Console, options: argparse.Namespace) -> int:

@@ -57,7 +57,7 @@ def handshake(
         his = sealer.seal(RecordType.READY, r, opener, frames.send)  # READY -->
         for tag, entry in zip((b"b", b"a", b"z", b"A", b"B"), (mine.encode(), theirs.encode(), z, hers, his)):
             transcript.add(tag, entry)
-        return chat.Channel(frames, sealer, opener, trust, chat.make_words(th, r), transcript)
+        return chat.Channel(frames, sealer, opener, trust, chat.make_words(th, mine.nonce, r), transcript)
     except BaseException:
         place.release()
         raise

@@ -538,7 +538,7 @@ def shared_secret(exponent: bytes, theirs: Hello) -> bytes:
     """Return Z = g^ab, as long as p (SP 800-56A, 5.7.1.1). The other side's hello has passed `settle`."""
     z = modexp(int.from_bytes(theirs.public_value, "big"), exponent, theirs.group.p)
     power = f"{theirs.sender.name[0]}^{theirs.sender.peer.value[0]} mod p"
-    trace(f"Z = {power}. Of Z and th, K and C are made. Not shown: whoever has Z can read everything")
+    trace(f"Z = {power}. SHA-256 over Z and th gives K and C. Not shown: whoever has Z can read everything")
     return z
 
 
@@ -547,17 +547,13 @@ def commit(r: bytes) -> bytes:
     return SHA256.new(VERSION + b" commit " + r).digest()
 
 
-def check_commitment(nonce_b: bytes, r: bytes) -> None:
-    """Raise ProtocolError unless r, the body of Bob's READY, is what he committed to in his hello."""
-    require(commit(r) == nonce_b, "Bob's r does not fit his nonce")
+def make_words(th: bytes, nonce_b: bytes, r: bytes) -> list[str]:
+    """Return six words (RFC 1751) of th and the r in Bob's READY: the first three are his to read out.
 
-
-def make_words(th: bytes, r: bytes) -> list[str]:
-    """Return six words (RFC 1751): Bob reads the first three out, Alice the last three.
-
-    Somebody in between has chosen both hellos before Bob opens r: one try in each handshake, 2^-33 for his
-    words, 2^-31 for hers, which hold two parity bits.
+    Raises ProtocolError unless his hello commits to r. So whoever is in between chose both hellos before: one
+    try in each handshake, 2^-33 for his words, 2^-31 for hers, which hold two parity bits.
     """
+    require(commit(r) == nonce_b, "Bob's r does not fit his nonce")
     return key_to_english(SHA256.new(VERSION + b" words " + th + r).digest()[:8]).lower().split()
 
 
@@ -858,8 +854,7 @@ def verify_transcript(file: BinaryIO) -> Iterator[tuple[Opener, Message]]:
         message = openers[sender].open(record, openers[sender.peer])
         require(message.type is RecordType.READY or number > 1, BEGINNING)
         if message.type is RecordType.READY and sender is Role.BOB:
-            check_commitment(bob.nonce, message.body)
-            words = " ".join(make_words(th, message.body))
+            words = " ".join(make_words(th, bob.nonce, message.body))
             trace(f"The words, of th and r: {words}", r=message.body)
         yield openers[sender], message
         if message.type is RecordType.CLOSE:

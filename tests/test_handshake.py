@@ -194,6 +194,11 @@ def test_no_secret_comes_from_a_generator_that_can_be_seeded(
 # ----------------------------------------------------------------------------------- words and commitment
 
 
+def words_of(th: bytes, r: bytes) -> list[str]:
+    """The words of these two, had Bob committed to that r."""
+    return chat.make_words(th, chat.commit(r), r)
+
+
 @pytest.mark.parametrize("changed", ["nonce_A", "r"])
 def test_with_somebody_in_between_the_words_differ(keys: Keys, changed: str) -> None:
     """Two sessions that agree in all but one value have no words in common."""
@@ -202,7 +207,7 @@ def test_with_somebody_in_between_the_words_differ(keys: Keys, changed: str) -> 
     for value in (b"1" * 32, b"2" * 32):
         hers = offer_of(ALICE, keys, b"a" * 32, value if changed == "nonce_A" else b"n" * 32)
         _, th = chat.settle(bob.hello, hers.hello)
-        shown.append(chat.make_words(th, value if changed == "r" else bob.r))
+        shown.append(words_of(th, value if changed == "r" else bob.r))
     assert all(one != two for one, two in zip(*shown))
 
 
@@ -227,7 +232,7 @@ class Grinding:
             self.alice = Offer(*chat.make_hello(ALICE, keys.alice, GROUP))  # what Alice offers, to Mallory
             self.to_bob = Offer(*chat.make_hello(ALICE, keys.mallory, GROUP))
             self.to_alice = Offer(*chat.make_hello(BOB, keys.mallory, GROUP))
-        self.at_alice = chat.make_words(self.th_at_alice, self.to_alice.r)[0]
+        self.at_alice = words_of(self.th_at_alice, self.to_alice.r)[0]
 
     @property
     def th_at_alice(self) -> bytes:
@@ -244,7 +249,7 @@ class Grinding:
     def words_at_bob(self, nonce: bytes, r: bytes) -> list[str]:
         """The words on Bob's screen, if she sends that nonce and his r is this one."""
         hello = self.to_bob.hello._replace(nonce=nonce)
-        return chat.make_words(hash_of(self.bob.hello, hello), r)
+        return words_of(hash_of(self.bob.hello, hello), r)
 
     def search_with_r(self, r: bytes) -> tuple[bytes, int]:
         """The nonce for Bob that gives the word on Alice's screen, if Bob's r is this one."""
@@ -266,22 +271,23 @@ def test_towards_alice_she_has_one_r_to_show(keys: Keys) -> None:
     mallory = Grinding(keys, 3)
     wanted = mallory.words_at_bob(mallory.to_bob.hello.nonce, mallory.bob.r)[0]
     assert wanted != mallory.at_alice
-    r, _ = mallory.search(wanted, lambda r: chat.make_words(mallory.th_at_alice, r))
+    r, _ = mallory.search(wanted, lambda r: words_of(mallory.th_at_alice, r))
     _, th = chat.settle(mallory.to_alice.hello, mallory.alice.hello)
     assert th == mallory.th_at_alice
     with pytest.raises(ProtocolError, match="r does not fit"):
-        chat.check_commitment(mallory.to_alice.hello.nonce, r)
+        chat.make_words(th, mallory.to_alice.hello.nonce, r)
 
 
 def test_alice_has_no_channel_with_an_r_that_does_not_fit(
-    meet: Callable[..., Met], keys: Keys, monkeypatch: pytest.MonkeyPatch
+    meet: Callable[..., Met], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """She refuses before there are words to show; Bob finds the line cut."""
-    make_hello = chat.make_hello
-    made = offer_of(BOB, keys)._replace(r=b"another r".ljust(32))
-    monkeypatch.setattr(
-        chat, "make_hello", lambda role, *rest: made if role is BOB else make_hello(role, *rest)
-    )
+    seal = Sealer.seal
+
+    def seal_another_r(sealer: Sealer, kind: RecordType, body: bytes, *rest: Any) -> bytes:
+        return seal(sealer, kind, body and b"another r".ljust(32), *rest)
+
+    monkeypatch.setattr(Sealer, "seal", seal_another_r)
     met = meet()
     assert isinstance(met[ALICE], ProtocolError)
     assert "r does not fit" in str(met[ALICE])

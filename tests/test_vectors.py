@@ -99,7 +99,7 @@ def test_the_examples_in_the_readme_are_right() -> None:
         ("nonce_B", chat.commit(r).hex()),
         ("SHA-256(...)", hashed.hexdigest()),
         ("first 8 bytes", f"{hashed.hexdigest()[:16]}, parity 0"),
-        ("words", " ".join(chat.make_words(bytes(32), r))),
+        ("words", " ".join(chat.make_words(bytes(32), chat.commit(r), r))),
     ]
     for role in Role:
         values = zip("KC", chat.derive_keys(b"\2\3", role.label, th))
@@ -192,7 +192,8 @@ def test_crypto_utils_makes_the_same_and_opens_it_on_both_sides(name: str) -> No
         values = (hello.nonce.hex(), hello.public_value.hex(), hello.rsa.hex())
         assert values == (side["nonce"], side["public_value"], side["public_key"])
     assert chat.commit(unhex(case["r"])).hex() == case["bob"]["nonce"]
-    assert " ".join(chat.make_words(unhex(case["th"]), unhex(case["r"]))) == case["words"]
+    th, nonce, r = (unhex(value) for value in (case["th"], case["bob"]["nonce"], case["r"]))
+    assert " ".join(chat.make_words(th, nonce, r)) == case["words"]
     for role in Role:
         key, commitment = chat.derive_keys(unhex(case["z"]), role.label, unhex(case["th"]))
         assert case[role.label.decode()] == {"key": key.hex(), "commitment": commitment.hex()}
@@ -237,7 +238,7 @@ def test_crypto_utils_refuses_the_record_for_that_reason(name: str) -> None:
     session.exchange(refusal["after"])
     with pytest.raises(chat.ProtocolError) as refused:
         message = session.openers[receiver].open(unhex(refusal["record"]), session.sealers[receiver])
-        chat.check_commitment(unhex(case["bob"]["nonce"]), message.body)
+        chat.make_words(b"", unhex(case["bob"]["nonce"]), message.body)
     assert str(refused.value) == refusal["message"]
 
 

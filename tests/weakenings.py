@@ -885,7 +885,7 @@ LIST = [
             '    message = chat.Message(RecordType.READY, b"", b"")\n'
             "    opener.number, opener.latest = 1, opener._hash(his[:-256]).digest()\n",
         ),
-        ("    chat.check_commitment(theirs.nonce, message.body)\n", ""),
+        ("chat.make_words(th, theirs.nonce, message.body)", '["word"] * 6'),
         file=ALICE,
     ),
     *(
@@ -917,7 +917,7 @@ LIST = [
         "Bob's CLOSE at record 0 taken for READY",
         HANDSHAKE + "a_busy_bob_says_so_in_the_place_of_ready[Bob]",
         ("    if message.type is RecordType.CLOSE:\n", "    if False:\n"),
-        ("    chat.check_commitment(theirs.nonce, message.body)\n", ""),
+        ("chat.make_words(th, theirs.nonce, message.body)", '["word"] * 6'),
         file=ALICE,
     ),
     edited(
@@ -933,7 +933,7 @@ LIST = [
     Weakening(
         "commitment",
         HANDSHAKE + "alice_has_no_channel_with_an_r_that_does_not_fit",
-        "def check_commitment(nonce_b, r): pass",
+        "def make_words(th, nonce_b, r, original=make_words): return original(th, commit(r), r)",
     ),
     Weakening(
         "a commitment to nothing",
@@ -944,8 +944,8 @@ LIST = [
         "commitment compared in four bytes",
         PRIMITIVES + "the_commitment_is_the_hash_of_the_specification_and_fits_one_r",
         """
-        def check_commitment(nonce_b, r):
-            require(commit(r)[:4] == nonce_b[:4], "Bob's r does not fit his nonce")
+        def make_words(th, nonce_b, r, original=make_words):
+            return original(th, nonce_b[:4] + commit(r)[4:], r)
         """,
     ),
     drawn(
@@ -957,12 +957,12 @@ LIST = [
     Weakening(
         "words without r",
         HANDSHAKE + "with_somebody_in_between_the_words_differ[r]",
-        'def make_words(th, r, original=make_words): return original(th, b"")',
+        'def make_words(th, nonce_b, r, original=make_words): return original(th, commit(b""), b"")',
     ),
     Weakening(
         "words without th",
         HANDSHAKE + "with_somebody_in_between_the_words_differ[nonce_A]",
-        'def make_words(th, r, original=make_words): return original(b"", r)',
+        'def make_words(th, nonce_b, r, original=make_words): return original(b"", nonce_b, r)',
     ),
     # ----------------------------------------- trust
     Weakening(
@@ -1165,7 +1165,7 @@ LIST = [
     edited(
         "commitment not checked in a transcript",
         REFUSED + "[another r]",
-        ("            check_commitment(bob.nonce, message.body)\n", ""),
+        ("make_words(th, bob.nonce, message.body)", "make_words(th, commit(message.body), message.body)"),
     ),
     edited(
         "parameters not checked in a transcript",

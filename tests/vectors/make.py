@@ -330,7 +330,7 @@ def converse(plan: Plan) -> Json:
     for role in Role:
         key, commitment = chat.derive_keys(z, role.label, th)
         case[role.label.decode()] = {"key": key.hex(), "commitment": commitment.hex()}
-    case |= {"words": " ".join(chat.make_words(th, r)), "records": []}
+    case |= {"words": " ".join(chat.make_words(th, chat.commit(r), r)), "records": []}
     for at, (sender, record_type, text, crossed) in enumerate(plan.says):
         sealer, other = sealers[sender], sealers[sender.peer]
         heard = SimpleNamespace(number=other.number, latest=other.before if crossed else other.latest)
