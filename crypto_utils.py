@@ -1014,18 +1014,12 @@ SLICE = 0.05  # seconds between two tries, where Windows does not let us wait
 ELSEWHERE = "name a folder on another disk with --home"
 
 
+@dataclass
 class KeyStore:
     """One person's own folder. Every method may raise FileError, which says what to do."""
 
+    folder: Path
     IDENTITY, GROUP, KNOWN_PEERS = "identity.pem", "dh_parameters.pem", "known_peers"
-
-    def __init__(self, folder: Path) -> None:
-        """Open the folder, made (mode 0700) where it is missing."""
-        self.folder = folder
-        with disk("make", folder, ELSEWHERE):
-            folder.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            folder.mkdir(mode=0o700, exist_ok=True)
-            _check_owner(folder, folder.stat(), 0o022)
 
     def load_identity(self, ask_passphrase: Callable[[str], str]) -> RsaKey | None:
         """Return the private RSA key, or None if there is none yet. A passphrase may be tried three times."""
@@ -1088,12 +1082,14 @@ class KeyStore:
     def read(self, name: str, forbidden: int = 0o022) -> bytes | None:
         """Return a file's bytes, None if there is none. By default, nobody else may be able to write it."""
         path, missing = self.folder / name, contextlib.suppress(FileNotFoundError)
-        with disk("read", path, "move it away"), missing, open_regular(path) as file:
-            info = os.fstat(file.fileno())
-            _check_owner(path, info, forbidden)
-            if info.st_size > FILE_LIMIT:
-                raise FileError(f"{path} is larger than {FILE_LIMIT} bytes; move it away")
-            return file.read(FILE_LIMIT)
+        with disk("read", path, "move it away, or name another --home"), missing:
+            _check_owner(self.folder, self.folder.stat(), 0o022)
+            with open_regular(path) as file:
+                info = os.fstat(file.fileno())
+                _check_owner(path, info, forbidden)
+                if info.st_size > FILE_LIMIT:
+                    raise FileError(f"{path} is larger than {FILE_LIMIT} bytes; move it away")
+                return file.read(FILE_LIMIT)
         return None
 
     def write(self, name: str, make: Callable[[], bytes | None]) -> None:
@@ -1102,22 +1098,25 @@ class KeyStore:
         From before `make` looks at the old one, every other program that uses this folder is kept out.
         """
         path, temporary = self.folder / name, self.folder / f".{name}.new"
-        with disk("write", path, ELSEWHERE), open(self.folder / ".lock", "ab", opener=_open_private) as lock:
-            if sys.platform == "win32":
-                _insist(lambda: msvcrt.locking(lock.fileno(), msvcrt.LK_NBLCK, 1))
-            else:
-                fcntl.flock(lock, fcntl.LOCK_EX)
-            data = make()
-            if data is None:
-                return
-            try:
-                with open(temporary, "wb", opener=_open_private) as file:
-                    file.write(data)
-                    file.flush()
-                    os.fsync(file.fileno())
-                _insist(lambda: temporary.replace(path))
-            finally:
-                temporary.unlink(missing_ok=True)
+        with disk("write", path, ELSEWHERE):
+            self.folder.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self.folder.mkdir(mode=0o700, exist_ok=True)
+            with open(self.folder / ".lock", "ab", opener=_open_private) as lock:
+                if sys.platform == "win32":
+                    _insist(lambda: msvcrt.locking(lock.fileno(), msvcrt.LK_NBLCK, 1))
+                else:
+                    fcntl.flock(lock, fcntl.LOCK_EX)
+                data = make()
+                if data is None:
+                    return
+                try:
+                    with open(temporary, "wb", opener=_open_private) as file:
+                        file.write(data)
+                        file.flush()
+                        os.fsync(file.fileno())
+                    _insist(lambda: temporary.replace(path))
+                finally:
+                    temporary.unlink(missing_ok=True)
 
 
 def _insist(act: Callable[[], Any]) -> Any:
@@ -1976,12 +1975,8 @@ def read_transcript(path: Path) -> Iterator[tuple[Opener, Message]]:
 
 
 def owner(key: str, peer: str, options: argparse.Namespace) -> str:
-    """Return whose key that is, by its fingerprint and what is in the home folder, if there is one."""
-    folder = options.home / str(options.role.value)
-    with disk("read", folder):
-        if not folder.is_dir():
-            return "not known here"
-    store = KeyStore(folder)
+    """Return whose key that is, by its fingerprint and what is in the home folder, if it is there."""
+    store = KeyStore(options.home / str(options.role.value))
     with contextlib.suppress(FileError):  # with a passphrase, it is not worth asking for it
         identity = store.load_identity(lambda _: "")
         if identity is not None and fingerprint(identity) == key:

@@ -101,6 +101,7 @@ def refusal(path: Path, reason: str) -> AbstractContextManager[object]:
 
 @pytest.fixture
 def store(tmp_path: Path) -> KeyStore:
+    (tmp_path / "home" / "alice").mkdir(mode=0o700, parents=True)
     return KeyStore(tmp_path / "home" / "alice")
 
 
@@ -142,7 +143,7 @@ def test_home_is_private_whatever_the_umask(tmp_path: Path, umask: int) -> None:
     finally:
         os.umask(before)
     assert (mode_of(folder.parent), mode_of(folder), mode_of(folder / "file")) == (0o700, 0o700, 0o600)
-    KeyStore(folder)  # a second time is no mistake
+    KeyStore(folder).write("file", lambda: b"")  # a second time is no mistake
 
 
 @posix
@@ -156,18 +157,18 @@ def test_home_is_refused_when_others_can_write_to_it(tmp_path: Path, mode: int) 
     with refusal(
         folder, re.escape(f", mode 0{mode:o}); run:\n  chmod go-rwx '{folder}'\n") + "If that .*--home.$"
     ):
-        KeyStore(folder)
+        KeyStore(folder).read("file")
     assert mode_of(folder) == mode
     assert not list(folder.iterdir())
     folder.chmod(mode & ~0o077)
-    KeyStore(folder)
+    assert KeyStore(folder).read("file") is None
 
 
 @root
 def test_home_of_another_user_is_refused(store: KeyStore) -> None:
     os.chown(store.folder, 1, 1)
     with refusal(store.folder, r"must be yours alone, and is not \(owner 1, mode 0700\)"):
-        KeyStore(store.folder)
+        store.read("file")
 
 
 @posix

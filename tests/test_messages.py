@@ -207,7 +207,6 @@ NO_BOB = (
 NO_ADDRESS = " cannot be an address; examples: 192.0.2.7, 192.0.2.7:65432, [2001:db8::7]:65432."
 NO_GROUP = "Stopped: {homes}/bob/dh_parameters.pem holds no usable Diffie-Hellman parameters ("
 NO_TRANSCRIPT = "Broken off: this is no transcript of secure-chat.\nNothing is proven."
-ELSEWHERE = "; name a folder on another disk with --home."
 ADVICE = chat.ADVICE.format(name="Bob")
 OF_ALICE = (
     ". It showed {alice}. If this was Alice, let her read you the fingerprint on her screen, and restart "
@@ -365,7 +364,8 @@ ERRORS: dict[str, tuple[Cause, int, str]] = {
     "a home that is a file": (
         in_place_of("file", b"", *AS_ALICE, "--home", "{homes}/file"),
         1,
-        "Stopped: cannot make {homes}/file/alice: File exists" + ELSEWHERE,
+        "Stopped: cannot read {homes}/file/alice/identity.pem: Not a directory; move it away, or name "
+        "another --home.",
     ),
     "parameters of no safe prime": (
         in_place_of(PARAMETERS, chat.Group(RFC_GROUPS["ffdhe2048"].p - 2, 4).export(), *AS_BOB),

@@ -1237,7 +1237,7 @@ LIST = [
     edited(
         "folder readable by others",
         DISK + "home_is_private_whatever_the_umask[0o22]",
-        (" folder.mkdir(mode=0o700", " folder.mkdir(mode=0o755"),
+        ("self.folder.mkdir(mode=0o700", "self.folder.mkdir(mode=0o755"),
     ),
     edited(
         "symbolic links followed",
