@@ -910,8 +910,8 @@ class Transcript:
 
     An entry is a frame that begins with a tag: the hello of Bob (`b`) or Alice (`a`), Z (`z`), a record of
     his (`B`) or hers (`A`). Every signature covers C, and C commits to the key that Z makes, so nobody can
-    claim another text for a record. Entries are held in memory until the conversation begins. Without a
-    folder, nothing is kept at all. Whatever cannot be written raises FileError.
+    claim another text for a record. All is in memory until the conversation begins; without a folder, nothing
+    is kept at all. Whatever cannot be written raises FileError.
     """
 
     def __init__(self, folder: Path | None = None) -> None:
@@ -1939,8 +1939,7 @@ VERDICT = """\
 
 The transcript is sound. Whoever has the key shown for a sender signed these messages, in this \
 conversation, in this order, and each in reply to what stands before it.
-It does not show when this was said, who kept the file, or whose a key is: compare the fingerprints with \
-their owners.
+It does not show when this was said, who kept the file, or whose a key is: ask the owners for fingerprints.
 A message proves little until the other side has answered it. More may have been said than is in the file: \
 whoever kept it, or stole that side's key, can have left out what came after the other side's last record \
 here, and messages of their own that the other side had not received. A goodbye of their own proves nothing.
@@ -1949,12 +1948,12 @@ Whoever has both keys can have made all of it."""
 
 def verify_file(console: Console, options: argparse.Namespace) -> int:
     """Show what a transcript proves. Raises what is wrong with it."""
-    shown: set[Role] = set()
+    proven = "Nothing is proven"
     try:
         for opener, message in read_transcript(options.verify):
             name, key = opener.sender.value.title(), fingerprint(opener.signer)
-            if opener.sender not in shown:
-                shown.add(opener.sender)
+            if message.type is RecordType.READY:  # the first of each
+                proven = "Nothing is proven but what stands above"
                 console.notice(f"{name} is {owner(key, console.peer, options)}:\n  {key}")
                 if name == console.peer and options.peer not in (None, key):
                     raise TrustError(f"{name}'s key is not the one asked for, {options.peer}", "")
@@ -1963,7 +1962,6 @@ def verify_file(console: Console, options: argparse.Namespace) -> int:
             else:
                 console.notice(f"{name} left{' before the last message had arrived' * message.crossed}.")
     except ProtocolError as error:
-        proven = "Nothing is proven but what stands above" if shown else "Nothing is proven"
         raise ProtocolError(f"{error}.\n{proven}") from None
     console.notice(VERDICT)
     return 0
