@@ -1,12 +1,5 @@
 #!/usr/bin/env python3
-# /// script
-# requires-python = ">=3.9"
-# dependencies = ["pycryptodome>=4.0.1,<5"]
-# ///
-"""Alice: connects to Bob (bob_server.py) and talks to him.
-
-`handshake` is her column of the picture that opens crypto_utils.py, `run` the whole story.
-"""
+"""Alice connects to Bob, and talks to him: `handshake` is her column of the picture in crypto_utils.py."""
 
 from __future__ import annotations
 
@@ -14,69 +7,54 @@ import signal
 import sys
 
 if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
-    # Ctrl-C during the imports ends the program without a traceback.
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C during the imports ends it without a traceback
 
 import argparse
 import re
 import socket
 
-try:
-    import crypto_utils as chat
-except ImportError as problem:
-    sys.exit(f"Cannot start: {problem}")
-
+import crypto_utils as chat
 from crypto_utils import RecordType, Role
 
 CONNECT_SECONDS = 20
 
 
 def handshake(
-    frames: chat.FrameSocket,
-    identity: chat.RsaKey,
-    store: chat.KeyStore,
-    bob: chat.PinnedPeer,
-    transcript: chat.Transcript,
+    frames: chat.FrameSocket, identity: chat.RsaKey, bob: chat.PinnedPeer, transcript: chat.Transcript
 ) -> chat.Channel:
     """Alice's side. She signs nothing until Bob's parameters have passed and his key may be trusted.
 
     Raises ProtocolError, TrustError, ConnectionCut, FileError for known_peers, and NoConversation if Bob is
     busy.
     """
-    hello = frames.receive(chat.HELLO_LIMIT)  # --> hello_bob
-    bobs = chat.Hello.decode(Role.BOB, hello)
-    bobs.trace(Role.BOB, "came")
-    assert bobs.group is not None  # Bob's hello has one
-    group = store.accept_group(bobs.group)  # before it meets a secret exponent
-    mine = chat.Offer.make(Role.ALICE, identity, group)
-    settled = chat.settle(hello, mine.hello, group)
-    key = settled.keys[Role.BOB]
-    trust = bob.check(key)
-    z = mine.shared_secret(settled)
-    sealer = chat.Sealer(Role.ALICE, identity, z, settled.th)
-    opener = chat.Opener(Role.BOB, key, z, settled.th)
-    hers = sealer.seal(  # <-- hello_alice and READY
-        RecordType.READY, b"", opener, lambda ready: frames.send(mine.hello, ready)
-    )
+    theirs = chat.Hello.decode(frames.receive(chat.HELLO_LIMIT))  # --> hello_bob
+    group = bob.store.accept_group(theirs.group)  # before it meets a secret exponent
+    mine, exponent, _ = chat.make_hello(Role.ALICE, identity, group)
+    keys, th = chat.settle(theirs, mine)
+    trust = bob.check(keys[Role.BOB])
+    z = chat.shared_secret(exponent, theirs)
+    sealer = chat.Sealer(Role.ALICE, identity, z, th)
+    opener = chat.Opener(Role.BOB, keys[Role.BOB], z, th)
+    # <-- hello_alice and READY
+    hers = sealer.seal(RecordType.READY, b"", opener, lambda ready: frames.send(mine.encode(), ready))
     his = frames.receive(chat.READY_LIMIT)  # --> READY, or CLOSE
     message = opener.open(his, sealer)
     if message.type is RecordType.CLOSE:
         whoever = "Bob" if trust.settled else "whoever answered"
         raise chat.NoConversation(f"{whoever} cannot talk now; try again later")
-    chat.check_commitment(settled.nonce_b, message.body)
-    for tag, entry in ((b"b", hello), (b"a", mine.hello), (b"z", z), (b"A", hers), (b"B", his)):
+    chat.check_commitment(theirs.nonce, message.body)
+    for tag, entry in zip((b"b", b"a", b"z", b"A", b"B"), (theirs.encode(), mine.encode(), z, hers, his)):
         transcript.add(tag, entry)
-    return chat.Channel(frames, sealer, opener, trust, chat.make_words(settled.th, message.body), transcript)
+    return chat.Channel(frames, sealer, opener, trust, chat.make_words(th, message.body), transcript)
 
 
 def run(console: chat.Console, options: argparse.Namespace) -> int:
     """Alice's side, from Bob's address to the exit status."""
-    host = options.host
-    if host is None:
-        asked = console.prompt("Bob's address (Enter: this machine): ") if console.has_prompt else None
-        host = (asked or "").strip() or "127.0.0.1"
+    address = options.host
+    if address is None and console.has_prompt:
+        address = console.prompt("Bob's address (Enter: this machine): ")
         console.set_quiet(False)
-    host, port = parse_address(host, options.port)
+    host, port = parse_address((address or "").strip() or "127.0.0.1", options.port)
     store, identity = chat.open_home(console, options)
     bob = chat.PinnedPeer(store, f"[{host}]:{port}".lower(), options.peer, console.can_ask)
     console.show_row(f"Connecting to {host} port {port} ...")
@@ -84,32 +62,23 @@ def run(console: chat.Console, options: argparse.Namespace) -> int:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
     frames = connect(host, port)
     try:
-        channel = handshake(frames, identity, store, bob, chat.Transcript(options.transcript))
+        channel = handshake(frames, identity, bob, chat.Transcript(options.transcript))
     except chat.ConnectionCut as cut:
-        hint = "Is bob_server.py there, and does Bob accept your key? Your key is"
-        told = f"{cut}, during the handshake. {hint}\n  {chat.fingerprint(identity)}"
-        raise chat.ConnectionCut(told) from None
-    except BaseException:
-        frames.hang_up()
-        raise
+        raise chat.ConnectionCut(f"{cut}. Is bob_server.py there, and does Bob accept your key?") from None
     if sys.platform == "win32":
         signal.signal(signal.SIGINT, console.on_signal)
-    with chat.hanging_up(console, channel):
-        chat.meet(console, channel, bob)
-        return chat.converse(console, channel)
+    return chat.talk(console, channel, bob)
 
 
 def parse_address(text: str, port: int) -> tuple[str, int]:
-    """Return host and port of HOST, HOST:PORT, [IPV6] or [IPV6]:PORT. Raises UsageError."""
-    problem = "cannot be an address; examples: 192.0.2.7, 192.0.2.7:65432, [2001:db8::7]:65432"
-    if "@" in text:
-        problem = f"is more than an address; leave out {text.rpartition('@')[0]}@"
-    bracketed = re.fullmatch(r"\[([0-9a-fA-F:.]+(?:%[^][/\s]+)?)\](?::([0-9]{1,5}))?", text)
-    named = re.fullmatch(r"([^][:,*?@%/\s]*[^][:,*?@%/\s0-9][^][:,*?@%/\s]*)(?::([0-9]{1,5}))?", text)
-    found = bracketed or named or re.fullmatch(r"((?:[0-9a-fA-F]*:){2}[0-9a-fA-F:.]*(?:%[^][/\s]+)?)()", text)
-    if found is None or int(found[2] or port) > 65535:
-        raise chat.UsageError(f"{text} {problem}")
-    return found[1], int(found[2] or port)
+    """Return host and port of HOST, HOST:PORT, IPV6, [IPV6] or [IPV6]:PORT. Raises UsageError."""
+    host, number = text, str(port)
+    if text.count(":") == 1 or "]:" in text:
+        host, _, number = text.rpartition(":")
+    host = host.strip("[]")
+    if host.isdigit() or not re.fullmatch(r"[\w.:%-]+", host) or number not in map(str, range(65536)):
+        raise chat.UsageError(f"{text} is no address like 192.0.2.7, 192.0.2.7:65432, [2001:db8::7]:65432")
+    return host, int(number)
 
 
 def connect(host: str, port: int) -> chat.FrameSocket:
@@ -128,9 +97,8 @@ def connect(host: str, port: int) -> chat.FrameSocket:
 
 
 def main() -> None:
-    parser = chat.common_options(Role.ALICE, "Connect to Bob, and talk to him.")
-    help_host = "Bob's address or name, also HOST:PORT (default: asks; from a pipe, 127.0.0.1)"
-    parser.add_argument("host", nargs="?", metavar="HOST", help=help_host)
+    parser = chat.common_options(Role.ALICE, "[options] [HOST]", "Connect to Bob, and talk to him.")
+    parser.add_argument("host", nargs="?", metavar="HOST", help="Bob's address, or HOST:PORT (default: asks)")
     chat.run_program(parser, run)
 
 

@@ -12,7 +12,7 @@
 
     symbol    here             bytes         what it is, and where it is defined
     p, g      Group            256 to 512    safe prime p = 2q + 1; g generates the subgroup of order q
-    a, b      Offer.exponent   len(p) / 8    private exponent, for one session (SP 800-56A, 5.6.1.1)
+    a, b      exponent         len(p) / 8    private exponent, for one session (SP 800-56A, 5.6.1.1)
     A, B      public_value     len(p)        g^a, g^b mod p, left-padded
     Z         z                len(p)        shared secret g^ab mod p, left-padded (SP 800-56A, 5.7.1.1)
     th        th               32            transcript hash: SHA-256 over both hello frames
@@ -21,8 +21,7 @@
     n         number           12            number of a record, and its GCM nonce (SP 800-38D, 8.2.1)
               in_reply_to      32            in each record: what was signed of the last record received
 
-The two columns are `handshake` in bob_server.py and in alice_client.py. Here stands what both use: steps 1 to
-3, frames and hellos, records, the channel, evidence, and keys on disk. Up to the banner, bytes go in and
+The two columns are `handshake` in bob_server.py and in alice_client.py. Up to the banner, bytes go in and
 bytes come out, and nothing prints or asks; below it is what both need for a person. Whatever a peer sends
 becomes a value that passed every check, or an exception.
 """
@@ -32,12 +31,11 @@ from __future__ import annotations
 import sys
 
 if sys.version_info < (3, 9):
-    raise ImportError(
-        f"Python 3.9 or newer is needed, not {sys.version.split()[0]}; is there a python3.12, say?"
-    )
+    sys.exit(f"Cannot start: Python 3.9 or newer is needed, not {sys.version.split()[0]}")
 
 import argparse
 import base64
+import bisect
 import contextlib
 import enum
 import errno
@@ -67,7 +65,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Callable, NamedTuple, NoReturn, TextIO
 
-PYTHON = r".venv\Scripts\python" if sys.platform == "win32" else "python3"  # in what is to be copied
+if sys.platform == "win32":
+    import _winapi
+    import msvcrt
+
+    PYTHON, VENV = r".venv\Scripts\python", "py -m venv .venv"
+else:
+    import fcntl
+    import termios
+
+    PYTHON, VENV = "python3", "python3 -m venv .venv && . .venv/bin/activate"
 
 try:
     from Crypto import IncorrectPassphraseError, PassphraseRequiredError
@@ -79,38 +86,23 @@ try:
     from Crypto.PublicKey import RSA
     from Crypto.PublicKey.RSA import RsaKey as RsaKey
     from Crypto.Signature import pss
-    from Crypto.Util.asn1 import DerBitString, DerObject, DerSequence
+    from Crypto.Util.asn1 import DerSequence
     from Crypto.Util.Padding import pad, unpad
     from Crypto.Util.RFC1751 import key_to_english
 except ImportError as missing:
-    install = "python3 -m venv .venv && . .venv/bin/activate && python3 -m pip install -r requirements.txt"
-    if sys.platform == "win32":
-        install = f"py -m venv .venv\n  {PYTHON} -m pip install -r requirements.txt"
-    raise ImportError(
-        f"{missing}. Is the virtual environment active? In {Path(__file__).resolve().parent}:\n  {install}"
-    ) from None
-
-if sys.platform == "win32":
-    import _winapi
-    import msvcrt
-else:
-    import fcntl
-    import termios
+    install = f"  {VENV}\n  {PYTHON} -m pip install -r requirements.txt"
+    sys.exit(f"Cannot start: {missing}. Run this, in {Path(__file__).resolve().parent}:\n{install}")
 
 if Integer.__name__ != "IntegerNat":
-    raise ImportError(
-        "pycryptodome has no constant-time arithmetic here; unset PYCRYPTODOME_INTEGER or install it anew"
-    )
+    sys.exit("Cannot start: pycryptodome has no constant-time arithmetic; unset PYCRYPTODOME_INTEGER")
 
 VERSION = b"secure-chat/1"
 PORT = 65432
 
 # Sizes in bytes, unless the name says bits. Each limit is checked before anything is allocated or computed.
 NONCE_BYTES = 32
-GROUP_BITS = range(2048, 4096 + 1)
-RSA_BITS = range(2048, 4096 + 1)
+GROUP_BITS = RSA_BITS = range(2048, 4096 + 1)
 RSA_EXPONENT = 65537
-RSA_DER_LIMIT = 1024
 NEW_RSA_BITS = 3072
 HELLO_LIMIT = 8 * 1024
 READY_LIMIT = 4 * 1024
@@ -120,11 +112,12 @@ GCM_NONCE, GCM_TAG = 12, 16
 RECORD_LIMIT = GCM_NONCE + (TEXT_LIMIT // PADDING + 1) * PADDING + GCM_TAG + RSA_BITS[-1] // 8
 FILE_LIMIT = 1024 * 1024  # of a file in a home folder
 
+TESTED = b"Diffie-Hellman parameters that secure-chat has tested:\n"  # before them, in a file of ours
+NOTHING = bytes(32)  # what Alice's READY replies to: she has received no record yet
 PATIENCE = 30.0  # seconds: for the whole handshake; without progress in a frame; without a byte going out
 GOODBYE_SECONDS = 2.0  # for a CLOSE to reach the other side before we hang up
 
-# A record is sent at once, in one segment where it fits. A dead line is noticed after 30 s: while idle, by
-# keep-alive (in seconds); while sending, by the time-out (in milliseconds).
+# What is sent leaves at once. A dead line is noticed after 30 s: idle (seconds), or sending (milliseconds).
 TCP_OPTIONS = {
     "TCP_NODELAY": 1,
     "TCP_KEEPIDLE": 15,
@@ -135,6 +128,7 @@ TCP_OPTIONS = {
 }
 
 UNPARSABLE = (ValueError, IndexError, TypeError, ArithmeticError)  # what the library raises for damaged keys
+log = logging.getLogger("secure_chat")
 
 
 class ChatError(Exception):
@@ -143,29 +137,21 @@ class ChatError(Exception):
     told, status = "Stopped", 1
 
 
-class ProtocolError(ChatError):
-    """The peer, or somebody in between, broke the protocol. The connection is over."""
-
+class ProtocolError(ChatError):  # by the peer, or somebody in between; the connection is over
     told, status = "Broken off", 3
 
 
 class TrustError(ChatError):
-    """The peer's key is not to be trusted: a person has to decide, by fingerprints.
-
-    `expected` has those that would have been right, each with where it stands.
-    """
+    """The `presented` key is not to be trusted; each that is `expected` stands with where it is pinned."""
 
     told, status = "Refused", 3
 
     def __init__(self, reason: str, presented: str, expected: tuple[tuple[str, str], ...] = ()) -> None:
         super().__init__(reason)
-        self.presented = presented
-        self.expected = expected
+        self.presented, self.expected = presented, expected
 
 
-class ConnectionCut(ChatError):
-    """The connection ended or stalled without a goodbye."""
-
+class ConnectionCut(ChatError):  # the connection ended or stalled without a goodbye
     told = "Cut off"
 
 
@@ -173,9 +159,7 @@ class FileError(ChatError):
     """A file or folder cannot be used as it is, and was left as it was. The text says what to do."""
 
 
-class MessageError(ChatError):
-    """The text cannot be sent. Nothing was sent, and the conversation can go on."""
-
+class MessageError(ChatError):  # this text cannot be sent, but the conversation can go on
     told = "Not sent"
 
 
@@ -183,9 +167,6 @@ def require(condition: bool, reason: str) -> None:
     """Raise ProtocolError(reason) unless `condition` holds."""
     if not condition:
         raise ProtocolError(reason)
-
-
-log = logging.getLogger("secure_chat")
 
 
 def trace(step: str, **values: bytes | int) -> None:
@@ -209,14 +190,9 @@ class Role(enum.Enum):
         return f"{self.value}->{self.peer.value}".encode()
 
     @property
-    def symbol(self) -> str:
-        """The name of this role's public value, A or B."""
-        return self.value[0].upper()
-
-    @property
     def tag(self) -> bytes:
         """The byte that marks this role's records in a transcript."""
-        return self.symbol.encode()
+        return self.name[0].encode()
 
 
 # ------------------------------------------------------------------------- step 1: Diffie-Hellman
@@ -228,8 +204,8 @@ def modexp(base: int, exponent: bytes, modulus: int) -> bytes:
     The time depends on the lengths alone: the exponent is bytes, and the library's Integer is constant-time
     (or this module cannot be imported). No other function sees a secret Diffie-Hellman exponent.
     """
-    result = pow(Integer(base), Integer.from_bytes(exponent), Integer(modulus))
-    return result.to_bytes(byte_length(modulus))
+    power = pow(Integer(base), Integer.from_bytes(exponent), Integer(modulus))
+    return power.to_bytes(len(to_bytes(modulus)))
 
 
 def is_power_one(base: int, exponent: int, modulus: int) -> bool:
@@ -237,16 +213,9 @@ def is_power_one(base: int, exponent: int, modulus: int) -> bool:
     return pow(Integer(base), Integer(exponent, public=True), Integer(modulus)) == 1
 
 
-def byte_length(number: int) -> int:
-    return (number.bit_length() + 7) // 8
-
-
 def to_bytes(number: int) -> bytes:
     """Return the shortest unsigned big-endian encoding; 0 has none (b"")."""
-    return number.to_bytes(byte_length(number), "big")
-
-
-TESTED = b"Diffie-Hellman parameters that secure-chat has tested:\n"  # before them, in a file of ours
+    return number.to_bytes((number.bit_length() + 7) // 8, "big")
 
 
 class Group(NamedTuple):
@@ -256,10 +225,8 @@ class Group(NamedTuple):
     g: int
 
     def contains(self, y: int) -> bool:
-        """Whether y is in the subgroup of order q and not 1 (SP 800-56A, 5.6.2.3.1). All are public.
-
-        The subgroup consists of the squares, which the Jacobi symbol tells six times faster than y^q = 1.
-        """
+        """Whether y, which is public, is in the subgroup of order q and not 1 (SP 800-56A, 5.6.2.3.1)."""
+        # The subgroup consists of the squares. This tells them six times faster than y^q = 1.
         return 2 <= y <= self.p - 2 and Integer.jacobi_symbol(y, self.p) == 1
 
     def export(self) -> bytes:
@@ -270,15 +237,13 @@ class Group(NamedTuple):
     @classmethod
     def load(cls, data: bytes) -> Group:
         """Read PKCS#3 PEM, unchecked (a private value length in it is ignored). Raises ValueError."""
-        block = re.search(rb"-----BEGIN DH PARAMETERS-----.*?-----END DH PARAMETERS-----", data, re.DOTALL)
-        if block is None:
-            raise ValueError("these are not DH PARAMETERS")
+        blocks = re.findall(rb"-----BEGIN DH PARAMETERS-----.*?-----END DH PARAMETERS-----", data, re.DOTALL)
         try:
-            der = PEM.decode(block[0].decode("ascii"))[0]
+            der = PEM.decode(blocks[0].decode("ascii"))[0]
             sequence = DerSequence().decode(der, strict=True, nr_elements=(2, 3), only_ints_expected=True)
+            return cls(sequence[0], sequence[1])
         except UNPARSABLE:
-            raise ValueError("this is not DER") from None
-        return cls(sequence[0], sequence[1])
+            raise ValueError("these are not DH PARAMETERS") from None
 
 
 def check_group(group: Group, rounds: int = 64) -> None:
@@ -310,14 +275,11 @@ def generate_group(bits: int = 2048, progress: Callable[[], None] = lambda: None
     (p = 7 mod 8). Four million k are sieved of small factors of p and q. What is left is tested, one thread
     per core (the library's arithmetic releases the interpreter lock); `progress` is called after each test.
     """
-    run = 1 << 22
-    small_primes = _small_primes(run)
     pool = ThreadPoolExecutor(max_workers=os.cpu_count())
     try:
         while True:
             start = (secrets.randbits(bits) | 1 << (bits - 1)) // 24
-            candidates = (12 * (start + i) - 1 for i in _survivors(start, run, small_primes))
-            survivors = [q for q in candidates if q.bit_length() == bits - 1]
+            survivors = [q for q in _survivors(start, 1 << 22) if q.bit_length() == bits - 1]
             # First Fermat's test, 2^(q-1) = 1 mod q: nearly no composite q passes it.
             tests = pool.map(lambda q: is_power_one(2, q - 1, q), survivors)
             for q, passed in zip(survivors, tests):
@@ -328,23 +290,16 @@ def generate_group(bits: int = 2048, progress: Callable[[], None] = lambda: None
         pool.shutdown(cancel_futures=True)
 
 
-def _small_primes(bound: int) -> list[int]:
-    """Return the primes from 5 up to, not including, `bound` (sieve of Eratosthenes)."""
-    is_prime = bytearray([1]) * bound
-    for n in range(2, math.isqrt(bound) + 1):
-        if is_prime[n]:
-            is_prime[n * n :: n] = bytes(len(range(n * n, bound, n)))
-    return [n for n in range(5, bound) if is_prime[n]]
-
-
-def _survivors(start: int, run: int, small_primes: list[int]) -> Iterator[int]:
-    """Yield each i < run for which neither 12(start + i) - 1 nor 24(start + i) - 1 has a small factor."""
-    alive = bytearray([1]) * run
-    for r in small_primes:
-        for n in (12, 24):  # r divides nk - 1 where k is the inverse of n
-            first = (pow(n, -1, r) - start) % r
-            alive[first::r] = bytes(len(range(first, run, r)))
-    return itertools.compress(range(run), alive)
+def _survivors(start: int, run: int) -> Iterator[int]:
+    """Yield q = 12k - 1 for each k of a run from `start`, unless a prime below `run` divides q or 2q + 1."""
+    is_prime, alive = bytearray([1]) * run, bytearray([1]) * run
+    for r in range(2, run):
+        if is_prime[r]:  # no smaller prime has struck it (sieve of Eratosthenes)
+            is_prime[r * r :: r] = bytes(len(range(r * r, run, r)))
+            for n in (12, 24) if r > 3 else ():  # r divides nk - 1 where k is the inverse of n
+                first = (pow(n, -1, r) - start) % r
+                alive[first::r] = bytes(len(range(first, run, r)))
+    return (12 * (start + i) - 1 for i in itertools.compress(range(run), alive))
 
 
 # --------------------------------------------------------------------- step 2: SHA-256 and AES-GCM
@@ -377,38 +332,24 @@ def sign(key: RsaKey, message: SHA256.SHA256Hash) -> bytes:
 
 def verify(key: RsaKey, message: SHA256.SHA256Hash, signature: bytes) -> bool:
     """Whether `signature` was made with `key` over this hashed message (RFC 8017, 8.1.2)."""
-    try:
+    with contextlib.suppress(ValueError):
         pss.new(key, salt_bytes=32).verify(message, signature)
-    except ValueError:
-        return False
-    return True
-
-
-# DER of AlgorithmIdentifier { rsaEncryption, NULL }: the first part of a public key.
-_RSA_ENCRYPTION = bytes.fromhex("300d06092a864886f70d0101010500")
-
-
-def public_der(key: RsaKey) -> bytes:
-    """Return the public half in its one canonical encoding, DER SubjectPublicKeyInfo (RFC 8017, A.1)."""
-    # The library's own export of it takes ten times as long, a fifteenth of a whole handshake.
-    numbers = [DerObject(0x02, n.to_bytes(n.bit_length() // 8 + 1, "big")).encode() for n in (key.n, key.e)]
-    return DerSequence([_RSA_ENCRYPTION, DerBitString(DerSequence(numbers).encode()).encode()]).encode()
+        return True
+    return False
 
 
 def load_public_key(der: bytes) -> RsaKey:
-    """Parse and check a peer's RSA public key. Raises ProtocolError.
-
-    (The library needs 25 s to parse a key of 131 KB. It refuses an n that is even or a multiple of e.)
-    """
-    require(len(der) <= RSA_DER_LIMIT, "the RSA key is larger than 1 KiB")
-    require(_RSA_ENCRYPTION in der[:19], "the key is not an RSA SubjectPublicKeyInfo")
+    """Parse and check a peer's RSA key, a SubjectPublicKeyInfo (RFC 8017, A.1). Raises ProtocolError."""
+    require(len(der) <= 1024, "the RSA key is larger than 1 KiB")  # 131 KB took 25 s to parse
+    rsa_encryption = bytes.fromhex("300d06092a864886f70d0101010500")  # with NULL: its AlgorithmIdentifier
+    require(rsa_encryption in der[:19], "the key is not an RSA SubjectPublicKeyInfo")
     try:
-        key = RSA.import_key(der)
+        key = RSA.import_key(der)  # which refuses an n that is even, or a multiple of e
     except UNPARSABLE:
         raise ProtocolError("the RSA key cannot be parsed") from None
     require(key.size_in_bits() in RSA_BITS, f"the RSA key has {key.size_in_bits()} bits, not 2048 to 4096")
     require(key.e == RSA_EXPONENT, "the RSA key's public exponent is not 65537")
-    require(public_der(key) == der, "the RSA key is not in its canonical encoding")
+    require(key.export_key("DER") == der, "the RSA key is not in its canonical encoding")
     return key
 
 
@@ -453,8 +394,7 @@ class FrameSocket:
             raise ConnectionCut("this machine was too slow for the handshake; connect again")
         unsent = memoryview(b"".join(map(frame, payloads)))
         while unsent:
-            with self._network(PATIENCE):
-                unsent = unsent[self.socket.send(unsent) :]
+            unsent = unsent[self._bounded(PATIENCE, self.socket.send, unsent) :]
 
     def receive(self, limit: int) -> bytes:
         """Return the payload of the next frame, at most `limit` bytes long. Raises ProtocolError."""
@@ -467,8 +407,7 @@ class FrameSocket:
         received = bytearray(count)
         missing = memoryview(received)
         while missing:
-            with self._network(PATIENCE if begun else None):
-                got = self.socket.recv_into(missing)
+            got = self._bounded(PATIENCE if begun else None, self.socket.recv_into, missing)
             if got == 0:
                 where = "in the middle of a message" if begun else "without a goodbye"
                 raise ConnectionCut(f"the connection ended {where}")
@@ -481,33 +420,28 @@ class FrameSocket:
             poll = select.poll()
             poll.register(self.socket, select.POLLRDHUP)
             return bool(poll.poll(1000 * seconds))
-        with self._network():
+        with contextlib.suppress(OSError):
             return self.socket.recv(1, socket.MSG_PEEK) == b""
+        return True  # it was reset
 
     def hang_up(self, wait: float = 0.0) -> None:
-        """Tell the peer that nothing follows, read on for `wait` seconds until it hangs up too, and close.
-
-        (To close with unread bytes resets the connection, which destroys what the peer has not read yet.)
-        """
+        """Tell the peer that nothing follows, read on for `wait` seconds until it hangs up too, and close."""
         self.deadline = time.monotonic() + wait
         with contextlib.suppress(OSError, ConnectionCut):
             self.socket.shutdown(socket.SHUT_WR)
-            while wait:
-                with self._network():
-                    if not self.socket.recv(65536):
-                        break
+            while wait and self._bounded(None, self.socket.recv, 65536):
+                pass  # to close with unread bytes would reset the connection, and destroy what is on its way
         self.socket.close()
 
-    @contextlib.contextmanager
-    def _network(self, limit: float | None = None) -> Iterator[None]:
-        """Bound what is done with the socket by the deadline, and by a limit in seconds; translate errors."""
+    def _bounded(self, limit: float | None, act: Callable[..., Any], *arguments: Any) -> Any:
+        """Do this with the socket, bounded by `limit` in seconds and by the deadline; translate errors."""
         if self.deadline is not None:
             limit = min(limit or math.inf, self.deadline - time.monotonic())
         try:
             if limit is not None and limit <= 0:
                 raise socket.timeout
             self.socket.settimeout(limit)
-            yield
+            return act(*arguments)
         except socket.timeout:
             raise ConnectionCut("the other side did not answer in time") from None
         except OSError as error:
@@ -521,114 +455,91 @@ def encode_fields(*fields: bytes) -> bytes:
 
 def decode_fields(data: bytes) -> list[bytes]:
     """Undo `encode_fields`. Raises ProtocolError if the last field is cut short."""
-    fields, at = [], 0
-    while at < len(data):
-        end = at + 2 + int.from_bytes(data[at : at + 2], "big")
+    fields = []
+    while data:
+        end = 2 + int.from_bytes(data[:2], "big")
         require(end <= len(data), "a field of the hello is cut short")
-        fields.append(data[at + 2 : end])
-        at = end
+        fields.append(data[2:end])
+        data = data[end:]
     return fields
 
 
 class Hello(NamedTuple):
-    """The first message of each side. Only Bob's carries the group."""
+    """The first message of each side. Bob's brings the group; in Alice's, it is the one of his."""
 
-    group: Group | None
+    sender: Role
+    group: Group
     nonce: bytes
     public_value: bytes
     rsa: bytes
 
     def encode(self) -> bytes:
-        group = (to_bytes(self.group.p), to_bytes(self.group.g)) if self.group else ()
+        group = map(to_bytes, self.group) if self.sender is Role.BOB else ()
         return encode_fields(VERSION, self.nonce, *group, self.public_value, self.rsa)
 
     @classmethod
-    def decode(cls, sender: Role, data: bytes) -> Hello:
-        """Undo `encode`. Sizes and encodings are checked here, values in `settle`. Raises ProtocolError."""
+    def decode(cls, data: bytes, group: Group | None = None) -> Hello:
+        """Undo `encode`: Bob's hello, or Alice's to his `group`. Checks forms alone. Raises ProtocolError."""
         fields = decode_fields(data)
         require(fields[:1] == [VERSION], "the other side does not speak secure-chat/1")
-        require(len(fields) == (6 if sender is Role.BOB else 4), "the hello has too many or too few fields")
+        require(len(fields) == (4 if group else 6), "the hello has too many or too few fields")
         _, nonce, *integers, public_value, rsa = fields
         require(len(nonce) == NONCE_BYTES, "the nonce is not 32 bytes long")
         require(all(len(n) <= GROUP_BITS[-1] // 8 for n in integers), "p or g is over 4096 bits long")
         require(all(n[:1] != b"\0" for n in integers), "p or g is not in its minimal encoding")
-        group = Group(*(int.from_bytes(n, "big") for n in integers)) if integers else None
-        return cls(group, nonce, public_value, rsa)
+        sender = Role.ALICE if group else Role.BOB
+        group = group or Group(*(int.from_bytes(n, "big") for n in integers))
+        hello = cls(sender, group, nonce, public_value, rsa)
+        hello.trace("came")
+        return hello
 
-    def trace(self, sender: Role, what: str) -> None:
-        group = self.group._asdict() if self.group else {}
-        names = f"nonce_{sender.symbol}", sender.symbol, f"RSA_{sender.value}"
-        values = dict(zip(names, (self.nonce, self.public_value, self.rsa)))
-        shown = {"version": VERSION, **group, **values}
-        log.info(f"hello_{sender.value} {what}", extra={"values": shown}, stacklevel=2)
-
-
-class Settled(NamedTuple):
-    """What both hellos settle, the same on both sides, once every check of them has passed."""
-
-    group: Group
-    keys: dict[Role, RsaKey]
-    values: dict[Role, int]  # A and B
-    nonce_b: bytes
-    th: bytes  # transcript hash: SHA-256 over both hello frames
+    def trace(self, what: str) -> None:
+        """Log it as a step of the calling function."""
+        name, symbol = self.sender.value, self.sender.name[0]
+        shown = {"version": VERSION, **(self.group._asdict() if self.sender is Role.BOB else {})}
+        shown |= {f"nonce_{symbol}": self.nonce, symbol: self.public_value, f"RSA_{name}": self.rsa}
+        log.info(f"hello_{name} {what}", extra={"values": shown}, stacklevel=2)
 
 
-def settle(hello_bob: bytes, hello_alice: bytes, tested: Group) -> Settled:
-    """Make every check of both hellos, as both sides and the reader of a transcript do.
+def settle(bob: Hello, alice: Hello) -> tuple[dict[Role, RsaKey], bytes]:
+    """Check the keys and public values of both hellos, whose group has passed `check_group`.
 
-    `tested` is the group of Bob's hello, after it has passed `check_group`. That a peer holds the private
-    half of its key is shown only by the first record that opens. Raises ProtocolError.
+    Return both keys, and th, the transcript hash: SHA-256 over both hello frames, 32 bytes. That a peer holds
+    the private half of its key is shown only by the first record that opens. Raises ProtocolError.
     """
-    bob, alice = Hello.decode(Role.BOB, hello_bob), Hello.decode(Role.ALICE, hello_alice)
-    if bob.group != tested:
-        raise ValueError("this is not the group that was tested")
     keys: dict[Role, RsaKey] = {}
-    values: dict[Role, int] = {}
-    for role, hello in ((Role.BOB, bob), (Role.ALICE, alice)):
-        keys[role] = load_public_key(hello.rsa)
-        require(len(hello.public_value) == byte_length(tested.p), "the public value is not as long as p")
-        values[role] = int.from_bytes(hello.public_value, "big")
-        require(tested.contains(values[role]), "the public value is not in the subgroup of order q")
+    for hello in (bob, alice):
+        keys[hello.sender] = load_public_key(hello.rsa)
+        require(len(hello.public_value) == len(to_bytes(bob.group.p)), "the public value is not as long as p")
+        y = int.from_bytes(hello.public_value, "big")
+        require(bob.group.contains(y), "the public value is not in the subgroup of order q")
     require(bob.rsa != alice.rsa, "both sides present the same key: a reflection")
-    th = SHA256.new(frame(hello_bob) + frame(hello_alice)).digest()
+    th = SHA256.new(frame(bob.encode()) + frame(alice.encode())).digest()
     trace("Both hellos have passed every check. th is SHA-256 over both frames", th=th)
-    return Settled(tested, keys, values, bob.nonce, th)
+    return keys, th
 
 
-class Offer(NamedTuple):
-    """One side's half of the key exchange: its hello, and the private exponent that belongs to it."""
+def make_hello(role: Role, identity: RsaKey, group: Group) -> tuple[Hello, bytes, bytes]:
+    """Return a hello for one session, the private exponent, and r, to which Bob's nonce commits (Alice: b"").
 
-    role: Role
-    hello: bytes  # encoded
-    exponent: bytes
-    r: bytes  # what Bob's nonce commits to; Alice has none
+    The exponent has 256 bits for a 2048-bit group, over twice its strength. (0, which SP 800-56A, 5.6.1.1
+    excludes, has a chance of 2^-256, and the peer would refuse g^0 = 1.)
+    """
+    exponent = secrets.token_bytes(len(to_bytes(group.p)) // 8)
+    drawn = secrets.token_bytes(NONCE_BYTES)
+    r, nonce = (drawn, commit(drawn)) if role is Role.BOB else (b"", drawn)
+    rsa = identity.public_key().export_key("DER")
+    hello = Hello(role, group, nonce, modexp(group.g, exponent, group.p), rsa)
+    hello.trace(f"is made. Not shown: the exponent {role.value[0]}, {8 * len(exponent)} random bits")
+    return hello, exponent, r
 
-    def __repr__(self) -> str:
-        return f"Offer({self.hello.hex()})"  # and no secret
 
-    @classmethod
-    def make(cls, role: Role, identity: RsaKey, group: Group) -> Offer:
-        """Make an offer for one session, with a nonce and a private exponent of its own.
-
-        The exponent has 256 bits for a 2048-bit group, over twice its strength. (0, which SP 800-56A, 5.6.1.1
-        excludes, has a chance of 2^-256, and the peer would refuse g^0 = 1.)
-        """
-        exponent = secrets.token_bytes(byte_length(group.p) // 8)
-        drawn = secrets.token_bytes(NONCE_BYTES)
-        r, nonce = (drawn, commit(drawn)) if role is Role.BOB else (b"", drawn)
-        public_value = modexp(group.g, exponent, group.p)
-        hello = Hello(group if role is Role.BOB else None, nonce, public_value, public_der(identity))
-        secret = role.symbol.lower()
-        hello.trace(role, f"is made. Not shown: the exponent {secret}, {8 * len(exponent)} random bits")
-        return cls(role, hello.encode(), exponent, r)
-
-    def shared_secret(self, settled: Settled) -> bytes:
-        """Return Z = g^ab, as long as p (SP 800-56A, 5.7.1.1). The peer's value has passed its checks."""
-        z = modexp(settled.values[self.role.peer], self.exponent, settled.group.p)
-        power = f"{self.role.peer.symbol}^{self.role.symbol.lower()}"
-        what = "and the key K and the commitment C of each direction, which are SHA-256 over Z and th"
-        trace(f"Z = {power} mod p, {len(z)} bytes, {what}. Not shown: whoever has Z can read everything")
-        return z
+def shared_secret(exponent: bytes, theirs: Hello) -> bytes:
+    """Return Z = g^ab, as long as p (SP 800-56A, 5.7.1.1). The other side's hello has passed `settle`."""
+    z = modexp(int.from_bytes(theirs.public_value, "big"), exponent, theirs.group.p)
+    power = f"{theirs.sender.name[0]}^{theirs.sender.peer.value[0]} mod p"
+    trace(f"Z = {power}. Of Z and th, K and C are made. Not shown: whoever has Z can read everything")
+    return z
 
 
 def commit(r: bytes) -> bytes:
@@ -642,10 +553,10 @@ def check_commitment(nonce_b: bytes, r: bytes) -> None:
 
 
 def make_words(th: bytes, r: bytes) -> list[str]:
-    """Return six words (RFC 1751), of the first 8 bytes of a hash over th and r.
+    """Return six words (RFC 1751): Bob reads the first three out, Alice the last three.
 
-    Bob reads the first three out, Alice the last three. Somebody in between has chosen both hellos before Bob
-    opens r: one try in each handshake, 2^-33 for his three words, 2^-31 for hers, which hold two parity bits.
+    Somebody in between has chosen both hellos before Bob opens r: one try in each handshake, 2^-33 for his
+    words, 2^-31 for hers, which hold two parity bits.
     """
     return key_to_english(SHA256.new(VERSION + b" words " + th + r).digest()[:8]).lower().split()
 
@@ -661,7 +572,7 @@ class RecordType(enum.IntEnum):
     CLOSE = 2
 
 
-NOTHING = bytes(32)  # what Alice's READY replies to: she has received no record yet
+Use = Callable[[bytes], None]  # of a record: to send it, or to keep it
 
 
 class Message(NamedTuple):
@@ -670,12 +581,8 @@ class Message(NamedTuple):
     type: RecordType
     body: bytes
     in_reply_to: bytes
+    text: str = ""  # the body of a TEXT
     crossed: bool = False  # of a CLOSE: its sender had not received our latest record yet
-
-    @property
-    def text(self) -> str:
-        """The body of a TEXT."""
-        return self.body.decode()
 
 
 class Direction:
@@ -690,7 +597,7 @@ class Direction:
         self.sender = sender
         self.signer = signer
         self._key, commitment = derive_keys(z, sender.label, th)
-        self._context = SHA256.new(VERSION + b" signature " + sender.label + th + commitment)
+        self._context = VERSION + b" signature " + sender.label + th + commitment
         self.number = 0
         self.closed = False
         self.latest = self.before = NOTHING
@@ -700,7 +607,7 @@ class Direction:
         return self.number - other.number == (0 if self.sender is Role.ALICE else -1)
 
     def _begin(self) -> bytes:
-        """Close the direction while a record is worked on; return its nonce (SP 800-38D, 8.2.1)."""
+        """Close the direction until a record has succeeded; return its nonce (SP 800-38D, 8.2.1)."""
         if self.closed:
             raise ValueError("this direction is closed")
         self.closed = True
@@ -708,62 +615,51 @@ class Direction:
 
     def _hash(self, encrypted: bytes) -> SHA256.SHA256Hash:
         """Hash what is signed: label, direction, th and C, then nonce || ciphertext || tag."""
-        message = self._context.copy()
-        message.update(encrypted)
-        return message
+        return SHA256.new(self._context + encrypted)
 
     def _count(self, signed: bytes) -> None:
         """Count a record: one that passed every check, or one of our own from when its sending begins."""
         self.latest, self.before = signed, self.latest
         self.number += 1
 
-    def _trace(self, record_type: RecordType, what: str, **values: bytes) -> None:
-        name = f"Record {self.number}, {self.sender.label.decode()}, {record_type.name}"
-        if record_type is RecordType.READY and self.sender is Role.BOB:
+    def _trace(self, kind: RecordType, what: str, **values: bytes) -> None:
+        if kind is RecordType.READY and self.sender is Role.BOB:
             values.pop("plaintext", None)
             what += ". Not shown here: r, of which the words are made"
-        log.info(f"{name}: {what}", extra={"values": values}, stacklevel=2)
+        step = f"Record {self.number}, {self.sender.label.decode()}, {kind.name}: {what}"
+        log.info(step, extra={"values": values}, stacklevel=2)
 
 
 class Sealer(Direction):
     """Makes records: nonce[12] || ciphertext || tag[16] || signature. `signer` is a private key."""
 
-    def seal(
-        self,
-        record_type: RecordType,
-        body: bytes,
-        other: Direction,
-        send: Callable[[bytes], None] = lambda _: None,
-    ) -> bytes:
+    def seal(self, kind: RecordType, body: bytes, other: Direction, send: Use = lambda _: None) -> bytes:
         """Make the next record, in reply to the latest of the `other` direction, and `send` it.
 
         The direction stays closed if `send` fails or is interrupted: part of the record may be on its way.
         Raises ValueError out of turn, in a direction that is closed, and for a CLOSE that would name nothing.
         """
-        closing = record_type is RecordType.CLOSE
+        closing = kind is RecordType.CLOSE
         if not (other.latest != NOTHING if closing else self.has_the_turn(other)):
             raise ValueError("it is the other side's turn")
         nonce = self._begin()
-        plaintext = pad(bytes([record_type]) + other.latest + body, PADDING, style="iso7816")
+        plaintext = pad(bytes([kind]) + other.latest + body, PADDING, style="iso7816")
         ciphertext, tag = encrypt(self._key, nonce, plaintext)
-        encrypted = {"nonce": nonce, "ciphertext": ciphertext, "tag": tag}
-        self._trace(record_type, "is encrypted", plaintext=plaintext, **encrypted)
-        signed = self._hash(nonce + ciphertext + tag)
+        self._trace(kind, "is encrypted", plaintext=plaintext, nonce=nonce, ciphertext=ciphertext, tag=tag)
+        encrypted = nonce + ciphertext + tag
+        signed = self._hash(encrypted)
         signature = sign(self.signer, signed)
-        self._trace(record_type, "is signed, and sent", hash=signed.digest(), signature=signature)
-        record = nonce + ciphertext + tag + signature
+        self._trace(kind, "is signed, and sent", hash=signed.digest(), signature=signature)
         self._count(signed.digest())
-        send(record)
+        send(encrypted + signature)
         self.closed = closing
-        return record
+        return encrypted + signature
 
 
 class Opener(Direction):
     """Opens records: verifies, then decrypts, then looks inside. `signer` is the sender's public key."""
 
-    def open(
-        self, record: bytes, other: Direction, keep: Callable[[bytes], None] = lambda _: None
-    ) -> Message:
+    def open(self, record: bytes, other: Direction, keep: Use = lambda _: None) -> Message:
         """Return what the next record says in reply to the `other` direction, and `keep` the record.
 
         Only a CLOSE may come out of turn. One that comes in turn may have crossed our latest record on the
@@ -787,12 +683,8 @@ class Opener(Direction):
         message = self._parse(plaintext)
         closing, in_turn = message.type is RecordType.CLOSE, self.has_the_turn(other)
         require(closing or in_turn, "the other side spoke out of turn")
-        crossed = message.in_reply_to != other.latest
-        may_cross = closing and in_turn and other.before != NOTHING
-        require(
-            not crossed or (may_cross and message.in_reply_to == other.before),
-            "the record replies to another record than the last one",
-        )
+        may_name = {other.latest, other.before} - {NOTHING} if closing and in_turn else {other.latest}
+        require(message.in_reply_to in may_name, "the record replies to another record than the last one")
         what = "came. Its number is the next one, and the signature of this hash is valid"
         self._trace(message.type, what, nonce=nonce, hash=signed.digest(), signature=signature)
         what = "is decrypted: its tag is valid, and so are padding, type, text, turn and in_reply_to"
@@ -800,7 +692,7 @@ class Opener(Direction):
         keep(record)
         self._count(signed.digest())
         self.closed = closing
-        return message._replace(crossed=crossed)
+        return message._replace(crossed=message.in_reply_to != other.latest)
 
     def _parse(self, plaintext: bytes) -> Message:
         try:
@@ -809,20 +701,16 @@ class Opener(Direction):
             raise ProtocolError("the record's padding is not valid") from None
         require(len(content) > len(NOTHING), "the record is too short")
         require(content[0] in list(RecordType), "the record is of no known type")
-        record_type, in_reply_to, body = RecordType(content[0]), content[1:33], content[33:]
-        ready, bob = record_type is RecordType.READY, self.sender is Role.BOB
-        busy = record_type is RecordType.CLOSE and bob  # Bob may say it in the place of READY
-        require(ready == (self.number == 0) or busy, "READY is record 0, and no other")
-        wrong_length = "the record's body has a wrong length"
-        if record_type is not RecordType.TEXT:
-            require(len(body) == (NONCE_BYTES if ready and bob else 0), wrong_length)
-        else:
-            require(len(body) <= TEXT_LIMIT, wrong_length)
-            try:
-                body.decode()
-            except UnicodeDecodeError:
-                raise ProtocolError("the record's text is not valid UTF-8") from None
-        return Message(record_type, body, in_reply_to)
+        kind, body, bob = RecordType(content[0]), content[33:], self.sender is Role.BOB
+        busy = kind is RecordType.CLOSE and bob  # Bob may say it in the place of READY
+        require((kind is RecordType.READY) == (self.number == 0) or busy, "READY is record 0, and no other")
+        lengths = {RecordType.READY: [NONCE_BYTES if bob else 0], RecordType.TEXT: range(TEXT_LIMIT + 1)}
+        require(len(body) in lengths.get(kind, [0]), "the record's body has a wrong length")
+        try:
+            text = body.decode() if kind is RecordType.TEXT else ""
+        except UnicodeDecodeError:
+            raise ProtocolError("the record's text is not valid UTF-8") from None
+        return Message(kind, body, content[1:33], text)
 
 
 # ------------------------------------------------------------------------------------------ channel
@@ -956,25 +844,22 @@ def verify_transcript(file: BinaryIO) -> Iterator[tuple[Opener, Message]]:
     """
     entries = _entries(file)
     hello_bob, hello_alice, z = (next(entries)[1] for _ in range(3))
-    bob = Hello.decode(Role.BOB, hello_bob)
-    assert bob.group is not None  # Bob's hello has one
-    bob.trace(Role.BOB, "was sent by Bob")
+    bob = Hello.decode(hello_bob)
     check_group(bob.group)
-    Hello.decode(Role.ALICE, hello_alice).trace(Role.ALICE, "was sent by Alice")
-    settled = settle(hello_bob, hello_alice, bob.group)
-    require(len(z) == byte_length(bob.group.p), "Z is not as long as p")
+    keys, th = settle(bob, Hello.decode(hello_alice, bob.group))
+    require(len(z) == len(to_bytes(bob.group.p)), "Z is not as long as p")
     trace("Z = g^ab, the shared secret, as the file has it", Z=z)
     for role in Role:
-        key, commitment = derive_keys(z, role.label, settled.th)
+        key, commitment = derive_keys(z, role.label, th)
         trace(f"The key K, and C, of {role.label.decode()}: SHA-256 over Z and th", K=key, C=commitment)
-    openers = {role: Opener(role, settled.keys[role], z, settled.th) for role in Role}
+    openers = {role: Opener(role, keys[role], z, th) for role in Role}
     for number, (tag, record) in enumerate(entries):
         sender = Role.BOB if tag == Role.BOB.tag else Role.ALICE
         message = openers[sender].open(record, openers[sender.peer])
         require(message.type is RecordType.READY or number > 1, BEGINNING)
         if message.type is RecordType.READY and sender is Role.BOB:
-            check_commitment(settled.nonce_b, message.body)
-            words = " ".join(make_words(settled.th, message.body))
+            check_commitment(bob.nonce, message.body)
+            words = " ".join(make_words(th, message.body))
             trace(f"The words, of th and r: {words}", r=message.body)
         yield openers[sender], message
         if message.type is RecordType.CLOSE:
@@ -1275,38 +1160,31 @@ def printable(text: str) -> str:
 
 
 def screen_lines(text: str, columns: int | None = None) -> list[str]:
-    """Return the printable lines of a text; if `columns` is given, broken after a space where possible."""
+    """Return the printable lines of a text; if `columns` is given, in rows that are no wider.
+
+    A row ends after a space where possible, and never inside a letter, emoji or flag that fits in a row.
+    """
     lines = [printable(line) for line in text.split("\n")]
     if columns is None:
         return lines
     rows = []
     for line in lines:
-        line, at, end = line.expandtabs(), 0, -1
-        while end < len(line):
-            end = _row_end(line, at, max(columns, 2))
-            rows.append(line[at:end])
+        at, plain = 0, line.isascii() and "\t" not in line
+        # How many columns each character has before it.
+        taken = range(len(line) + 1) if plain else [0, *itertools.accumulate(map(_width, line))]
+        while at < len(line) - 1 and taken[-1] - taken[at] > columns:
+            full = end = max(bisect.bisect(taken, taken[at] + columns) - 1, at + 1)
+            while end > at and (taken[end] == taken[end + 1] or re.match(_ONE, line[end - 1 : end + 1])):
+                end -= 1
+            end = line.rfind(" ", at, end) + 1 or (end if end > at else full)
+            rows.append(line[at:end].expandtabs())
             at = end
+        rows.append(line[at:].expandtabs())
     return rows
 
 
-def _row_end(line: str, at: int, columns: int) -> int:
-    """Return where a row that begins with `at` ends."""
-    full, taken = at + columns, 0
-    if not line[at : full + 1].isascii():
-        for full in range(at, len(line)):
-            taken += _width(line[full])
-            if taken > columns:
-                break
-        else:
-            full = len(line)
-    if full >= len(line):
-        return len(line)
-    end = full
-    while end > at and _belong_together(line[end - 1], line[end]):
-        end -= 1
-    return line.rfind(" ", at, end) + 1 or (end if end > at else full)
-
-
+# Two characters of one emoji (joined; in its colours, or a skin's) or of a flag.
+_ONE = "\u200d[^\0-\x7f]|.[\ufe0f\U0001f3fb-\U0001f3ff]|[\U0001f1e6-\U0001f1ff]{2}"
 # Two columns in Unicode 16 or in the C library, though not in the tables of each Python.
 _WIDE = "[\u2630-\u2637\u268a-\u268f\u3248-\u324f\u4dc0-\u4dff\U0001d300-\U0001d356\U0001d360-\U0001d376]"
 
@@ -1314,22 +1192,14 @@ _WIDE = "[\u2630-\u2637\u268a-\u268f\u3248-\u324f\u4dc0-\u4dff\U0001d300-\U0001d
 @functools.lru_cache(maxsize=4096)
 def _width(character: str) -> int:
     """Return how many columns a character takes at the most."""
+    if character == "\t":
+        return 8
     category, wide = unicodedata.category(character), unicodedata.east_asian_width(character)
     joins = character in "\u200c\u200d" or "\U000e0000" <= character <= "\U000e007f"
     if category in ("Mn", "Me") or joins:  # but U+FE0F makes an emoji of what it follows
         return int(character == "\ufe0f")
     ambiguous = wide == "A" and locale.setlocale(locale.LC_CTYPE)[:2] in ("zh", "ja", "ko")
     return 2 if wide in ("W", "F") or category == "Cn" or ambiguous or re.match(_WIDE, character) else 1
-
-
-def _belong_together(before: str, after: str) -> bool:
-    """Whether a row may not end between two characters: they make one letter, emoji or flag."""
-    return not after.isascii() and (
-        before == "\u200d"
-        or unicodedata.category(after) in ("Mn", "Me", "Cf")
-        or "\U0001f3fb" <= after <= "\U0001f3ff"  # a skin colour
-        or ("\U0001f1e6" <= before <= "\U0001f1ff" and "\U0001f1e6" <= after <= "\U0001f1ff")
-    )
 
 
 def is_terminal(stream: TextIO) -> bool:
@@ -1340,16 +1210,18 @@ def is_terminal(stream: TextIO) -> bool:
 
 def columns(stream: TextIO) -> int | None:
     """Return the width of a terminal, None of anything else."""
-    with contextlib.suppress(OSError):
-        if is_terminal(stream):
-            return os.get_terminal_size(stream.fileno()).columns or 80
-    return None
+    try:
+        return os.get_terminal_size(stream.fileno()).columns or 80
+    except OSError:
+        return None
 
 
 if sys.platform == "win32":
 
-    def has_input() -> bool:
-        """Whether something can be read from standard input, where `select` cannot tell."""
+    def can_be_read(source: TextIO | socket.socket) -> bool:
+        """What `select` tells elsewhere; here it knows sockets alone."""
+        if isinstance(source, socket.socket):
+            return bool(select.select([source], [], [], 0)[0])
         if is_terminal(sys.stdin):
             return msvcrt.kbhit()
         try:
@@ -1358,29 +1230,15 @@ if sys.platform == "win32":
             return True
 
 
-def marked(mark: str, text: str, stream: TextIO) -> str:
-    """Put a mark before the peer's text and a bar before each further row: none passes for the program's."""
-    text = text.encode(stream.encoding, "backslashreplace").decode(stream.encoding)  # as it will be printed
-    width = columns(stream)
-    if width is None and stat.S_ISFIFO(os.fstat(stream.fileno()).st_mode) and is_terminal(sys.stdin):
-        width = columns(sys.stderr)  # as with `| tee`
-    return mark + f"\n{'|':>{len(mark) - 1}} ".join(screen_lines(text, width and width - len(mark)))
-
-
 # -------------------------------------------------------------------------------------- console
 
 # Another module of that name (of PyPy, or for Windows) is not taken for readline.
 HAS_READLINE, PASTE_ON, PASTE_OFF = False, "", ""
 CAN_DRAW = os.environ.get("TERM", "dumb") != "dumb"
 if sys.platform != "win32" and sys.implementation.name == "cpython":
-    # readline edits bytes, not letters, in a locale that is not installed or knows ASCII alone.
-    try:
-        knows_letters = locale.setlocale(locale.LC_CTYPE, "") not in ("C", "POSIX")
-    except locale.Error:
-        knows_letters = False
     with contextlib.suppress(ImportError, locale.Error):
-        if not knows_letters:
-            os.environ["LC_ALL"] = "C.UTF-8"
+        if locale.setlocale(locale.LC_CTYPE) in ("C", "POSIX"):  # also if the one asked for is not installed
+            os.environ["LC_ALL"] = "C.UTF-8"  # or readline edits bytes, not letters
             locale.setlocale(locale.LC_CTYPE, "")
         import readline
 
@@ -1393,7 +1251,7 @@ if sys.platform != "win32" and sys.implementation.name == "cpython":
 QUIET = 0.3  # seconds without a key, after which what was typed ahead is over
 TERMINAL_LINE = 4095  # bytes that a terminal without readline hands over at most: the rest may be lost
 QUEUE_LIMIT = 100  # lines of other threads that wait for the screen
-LEAVING_SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP", "SIGQUIT")
+HANDLED_SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP", "SIGQUIT", "SIGCONT")
 END = "Ctrl-Z and Enter" if sys.platform == "win32" else "Ctrl-D"
 HELP = f"""\
 Type a line and press Enter to send it, when it is your turn.
@@ -1436,18 +1294,16 @@ class Console:
 
     def write(self, text: str, stream: TextIO) -> None:
         """Write in one go, in the place of a prompt or of progress. Raises OSError."""
-        if self._row:
-            self.screen.write(f"\r{' ' * len(self._row)}\r")
-            self.screen.flush()
-            self._row = ""
+        self.show_row("")
         stream.write(text)
         stream.flush()
 
     def show_row(self, text: str) -> None:
         """Show a row that whatever is written next takes the place of, on a terminal only."""
-        row = text[: (columns(self.screen) or 80) - 1]
-        if is_terminal(self.screen) and row != self._row:
-            self.write("", self.screen)
+        row = text[: (columns(self.screen) or 1) - 1]
+        if row != self._row:
+            self.screen.write(f"\r{' ' * len(self._row)}\r")
+            self.screen.flush()
             self._row = row  # before it can be seen: so it is erased
             self.screen.write(row)
             self.screen.flush()
@@ -1469,17 +1325,23 @@ class Console:
         self.write("".join(rows), sys.stderr)
 
     def show(self, name: str, text: str) -> None:
-        """Show a message of the peer's. At a terminal, a check mark says that it was verified."""
-        mark = f"{name}: "
-        if is_terminal(sys.stdout):
-            mark = f"{name} \N{CHECK MARK} " if "utf" in sys.stdout.encoding.lower() else f"{name} + "
-        rows = marked(mark, text, sys.stdout)
-        if is_terminal(sys.stdout) and CAN_DRAW and "NO_COLOR" not in os.environ:
-            rows = f"\x1b[32m{mark}\x1b[0m" + rows[len(mark) :]
-        self.write(rows + "\n", sys.stdout)
+        """Show a message of the peer's. At a terminal, a check mark says that it was verified.
 
-    def prompt(self, question: str, connection: socket.socket | None = None) -> str | None:
-        """Return the line that a person types, or None as soon as the connection has something first.
+        A bar stands before each further row, so none passes for one of the program's.
+        """
+        mark, form, width = f"{name}: ", "{}", columns(sys.stdout)
+        if width:
+            mark = f"{name} \N{CHECK MARK} " if "utf" in sys.stdout.encoding.lower() else f"{name} + "
+            form = "\x1b[32m{}\x1b[0m" if CAN_DRAW and "NO_COLOR" not in os.environ else "{}"
+        elif stat.S_ISFIFO(os.fstat(sys.stdout.fileno()).st_mode) and is_terminal(sys.stdin):
+            width = columns(sys.stderr)  # as with `| tee`
+        text = text.encode(sys.stdout.encoding, "backslashreplace").decode(sys.stdout.encoding)  # as printed
+        rows = screen_lines(text, width and max(width - len(mark), 2))
+        bar = f"\n{'|':>{len(mark) - 1}} "
+        self.write(form.format(mark) + bar.join(rows) + "\n", sys.stdout)
+
+    def prompt(self, question: str, *connections: socket.socket) -> str | None:
+        """Return the line that a person types, or None as soon as a connection has something first.
 
         The first key is waited for, and left unread for input(), which does all the editing. (Without
         readline, such a key would be lost: only input() waits.) Raises EOFError, and MessageError.
@@ -1491,28 +1353,24 @@ class Console:
             try:
                 self.screen.write(PASTE_ON)
                 self.screen.flush()
-                key, _ = self._wait(keys=True, connection=connection)
+                ready = self._wait(sys.stdin, *connections)
             finally:
                 self.write(PASTE_OFF, self.screen)
-            if not key:
+            if sys.stdin not in ready:
                 return None
             self._row, self._editing = question, True
         self.set_quiet(False)
         try:
-            line = input(question) if edits else sys.stdin.readline()
-            if not (line or edits):
-                raise EOFError
+            line = input(question if edits else "")
         except EOFError:
             self.screen.write("\n")  # keep what stands in this row
             raise
         except SystemError:  # of CPython, if a second handler runs in input() after one has raised
-            if self.leaving:
-                raise KeyboardInterrupt from None
-            raise
+            raise KeyboardInterrupt from None
         finally:
             self._editing, self._row = False, ""
             self.set_quiet(True)
-        if len(os.fsencode(line)) > TERMINAL_LINE and not edits:
+        if len(os.fsencode(line)) >= TERMINAL_LINE and not edits:
             raise MessageError("the line is too long for this terminal, and its end may be lost; use a pipe")
         return line.rstrip("\n")  # a paste may end with one, too
 
@@ -1523,7 +1381,7 @@ class Console:
         the person leaves, and MessageError for a line that cannot be sent.
         """
         if not self.has_prompt:
-            return self._line_from_pipe(channel.frames.socket)
+            return self._line_from_pipe(channel)
         while True:
             self.drop_typed()
             line = self.prompt(f"{self.me}: ", channel.frames.socket)
@@ -1538,22 +1396,18 @@ class Console:
 
     def wait_for_peer(self, connection: socket.socket) -> None:
         """Wait, in the other side's turn, until the connection has something. What is typed is not kept."""
-        waiting, told = f"({self.peer}'s turn; Ctrl-C leaves)", False
-        if self.has_prompt:
-            self.set_quiet(True)
-            self.show_row(waiting)
-        while not self._wait(self.has_prompt, connection)[1]:
+        keys = [sys.stdin] if self.has_prompt else []
+        self.set_quiet(self.has_prompt)
+        self.show_row(f"({self.peer}'s turn; Ctrl-C leaves)")
+        while connection not in self._wait(connection, *keys):
             self.drop_typed(0.0)
-            if not told:
-                self.notice(f"It is {self.peer}'s turn; what you type now is not kept.")
-                self.show_row(waiting)
-                told = True
-        self.write("", self.screen)
+            self.show_row(f"(It is {self.peer}'s turn; this is not kept)")
+        self.show_row("")
 
     def drop_typed(self, quiet: float = QUIET) -> None:
         """Drop what was typed until now, and until no key has come for `quiet` seconds. Raises EOFError."""
         self.set_quiet(True)
-        while self._wait(keys=True, seconds=quiet)[0]:
+        while self._wait(sys.stdin, seconds=quiet):
             if sys.platform == "win32":
                 msvcrt.getwch()
             elif not os.read(sys.stdin.fileno(), 65536):
@@ -1561,48 +1415,38 @@ class Console:
 
     def set_quiet(self, quiet: bool) -> None:
         """Let the terminal hand over single keys and show none, or put it back as it was found."""
-        if quiet != self._quiet:
+        if sys.platform != "win32" and self._as_found and quiet != self._quiet:
             self._quiet = True  # until it is done: a second signal puts the terminal back
-            self._set_terminal(quiet)
-            self._quiet = quiet
-
-    def _set_terminal(self, quiet: bool) -> None:
-        if sys.platform != "win32" and self._as_found:
             mode = [*self._as_found[:6], [*self._as_found[6]]]
             if quiet:
                 mode[3] &= ~(termios.ICANON | termios.ECHO)
                 mode[6][termios.VMIN], mode[6][termios.VTIME] = 1, 0
             with contextlib.suppress(termios.error):  # the terminal is gone
                 termios.tcsetattr(sys.stdin, termios.TCSANOW, mode)
+        self._quiet = quiet
 
-    def _wait(
-        self, keys: bool, connection: socket.socket | None = None, seconds: float | None = None
-    ) -> tuple[bool, bool]:
-        """Wait for a key, or for the connection; return which of them is there."""
+    def _wait(self, *sources: TextIO | socket.socket, seconds: float | None = None) -> list[Any]:
+        """Return which of these can be read, as soon as there is one, or after so many seconds."""
         if self.leaving:  # a signal whose exception was lost
             raise KeyboardInterrupt
-        watched: list[socket.socket | TextIO] = [connection] if connection else []
         if sys.platform == "win32":
             end = math.inf if seconds is None else time.monotonic() + seconds
-            while True:
-                arrived = bool(watched and select.select(watched, [], [], 0)[0])
-                key = keys and has_input()
-                if key or arrived or time.monotonic() >= end:
-                    return key, arrived
+            while not any(map(can_be_read, sources)) and time.monotonic() < end:
                 time.sleep(SLICE)
-        ready = select.select([*watched, sys.stdin] if keys else watched, [], [], seconds)[0]
-        return sys.stdin in ready, connection in ready
+            return [source for source in sources if can_be_read(source)]
+        return select.select(sources, [], [], seconds)[0]
 
-    def _line_from_pipe(self, connection: socket.socket) -> str | None:
+    def _line_from_pipe(self, channel: Channel) -> str | None:
         """Return the next line of standard input, whole whatever interrupts the reading. Raises EOFError."""
+        connection = channel.frames.socket
         while b"\n" not in self.typed:
-            if self._wait(keys=True, connection=connection)[1]:
+            if connection in self._wait(sys.stdin, connection):
                 return None
             data = os.read(sys.stdin.fileno(), 65536)
             if not (data or self.typed):
                 raise EOFError
             self.typed += data or b"\n"  # the last line may have no end
-        if self._wait(keys=False, connection=connection, seconds=0)[1]:
+        if channel.has_something:
             return None
         line, _, self.typed = self.typed.partition(b"\n")
         return line.removesuffix(b"\r").decode(sys.stdin.encoding, "surrogateescape")
@@ -1628,9 +1472,10 @@ class Console:
     def on_continue(self, *_: object) -> None:
         """After Ctrl-Z and fg: the terminal as it was, and the prompt again."""
         if sys.platform != "win32" and self._row and self.has_prompt:
-            editing = self._editing and HAS_READLINE
-            self._set_terminal(self._quiet or editing)  # readline takes single keys too
-            typed = readline.get_line_buffer() if editing else ""
+            quiet, self._quiet = self._quiet, False
+            self.set_quiet(quiet or self._editing)  # readline takes single keys too
+            self._quiet = quiet
+            typed = readline.get_line_buffer() if self._editing else ""
             row = f"\r{self._row}{typed}".encode(self.screen.encoding, "backslashreplace")
             with contextlib.suppress(OSError):
                 os.write(self.screen.fileno(), row)  # the stream itself may be writing
@@ -1647,55 +1492,47 @@ class Console:
             raise KeyboardInterrupt
 
 
-class StepHandler(logging.Handler):
-    """Shows the steps of the protocol: values shortened, or whole. It has no lock to wait for."""
+def show_step(console: Console, whole: bool, record: logging.LogRecord) -> bool:
+    """Show a step of the protocol, with its values shortened or whole. A filter of `log`: it has no lock."""
+    rows = [f"{record.getMessage()}. [{record.filename}: {record.funcName}]"]
+    for name, value in getattr(record, "values", {}).items():
+        data = to_bytes(value) if isinstance(value, int) else value
+        parts = {name: data}
+        if name == "plaintext":
+            end = data.rindex(b"\x80")
+            parts = {"type": data[:1], "in_reply_to": data[1:33], "body": data[33:end], "padding": data[end:]}
+        for part, shown in parts.items():
+            first, *more = value_rows(part, shown, whole)
+            rows += [f"  {part:11}  {first}", *(f"{'':15}{row}" for row in more)]
+    if not console.leaving:  # a stopped screen must not hold up the goodbye
+        console.notice("\n".join(rows))
+    return False
 
-    def __init__(self, console: Console, whole: bool) -> None:
-        super().__init__()
-        self._console = console
-        self._whole = whole
 
-    def handle(self, record: logging.LogRecord) -> bool:
-        rows = [f"{record.getMessage()}. [{record.filename}: {record.funcName}]"]
-        for name, value in getattr(record, "values", {}).items():
-            data = to_bytes(value) if isinstance(value, int) else bytes(value)
-            parts = {name: data}
-            if name == "plaintext":
-                end = data.rindex(b"\x80")
-                body, padding = data[33:end], data[end:]
-                parts = {"type": data[:1], "in_reply_to": data[1:33], "body": body, "padding": padding}
-            for part, shown in parts.items():
-                first, *more = self._rows(part, shown)
-                rows += [f"  {part:11}  {first}", *(f"{'':15}{row}" for row in more)]
-        if not self._console.leaving:  # a stopped screen must not hold up the goodbye
-            self._console.notice("\n".join(rows))
-        return True
-
-    def _rows(self, name: str, data: bytes) -> list[str]:
-        """Return hexadecimal rows of an even width; a text below its bytes, a run of zeros counted."""
-        width = (max(columns(sys.stderr) or 100, 40) - 15) // 16 * 16
-        shown = data.rstrip(b"\0")
-        zeros = len(data) - len(shown)
-        if zeros <= 8:
-            shown, zeros = data, 0
-        whole = self._whole or 2 * len(shown) <= width
-        rows = textwrap.wrap(shown.hex() if whole else shown.hex()[: width - 16], width)
-        if not whole:
-            rows[-1] += f"... ({len(data)} bytes)"
-        if shown and name in ("version", "body", "words"):
-            texts = screen_lines(shown.decode(), width - 2)
-            rows += [f'"{text}"' for text in (texts if whole else texts[:1])]
-        return rows + [f"{zeros} zero bytes"] * bool(zeros) or ["(empty)"]
+def value_rows(name: str, data: bytes, whole: bool) -> list[str]:
+    """Return hexadecimal rows of an even width; a text below its bytes, a run of zeros counted."""
+    width = (max(columns(sys.stderr) or 100, 40) - 15) // 16 * 8  # in bytes
+    shown = data.rstrip(b"\0") if data.endswith(bytes(9)) else data
+    rows = [shown[at : at + width].hex() for at in range(0, len(shown), width)]
+    is_text = shown and name in ("version", "body", "words")
+    texts = screen_lines(shown.decode(), 2 * width - 2) if is_text else []
+    if len(rows) > 1 and not whole:
+        rows, texts = [f"{shown[: width - 8].hex()}... ({len(data)} bytes)"], texts[:1]
+    rows += [f'"{text}"' for text in texts]
+    return rows + [f"{len(data) - len(shown)} zero bytes"] * (data != shown) or ["(empty)"]
 
 
 # ---------------------------------------------------- a conversation, from the question to the goodbye
 
 
-@contextlib.contextmanager
-def hanging_up(console: Console, channel: Channel) -> Iterator[None]:
-    """Hang up at the end, after a goodbye unless the line is broken; put the terminal back."""
+def talk(console: Console, channel: Channel, peer: PinnedPeer) -> int:
+    """Meet, converse, and return the exit status; hang up in any case, after a goodbye if the line holds.
+
+    Raises TrustError or NoConversation if no conversation began; later, ConnectionCut and ProtocolError.
+    """
     try:
-        yield
+        meet(console, channel, peer)
+        return converse(console, channel)
     except (ProtocolError, ConnectionCut):
         raise
     except BaseException as reason:
@@ -1707,9 +1544,9 @@ def hanging_up(console: Console, channel: Channel) -> Iterator[None]:
         channel.frames.hang_up()
         console.set_quiet(False)
         if channel.transcript.path:
-            script = "bob_server.py" if channel.sealer.sender is Role.BOB else "alice_client.py"
-            path = quoted(channel.transcript.path)
-            console.notice(f"To check what was said:\n  {PYTHON} {script} --verify {path}")
+            command = f"{PYTHON} {quoted(Path(sys.argv[0]))} --verify {quoted(channel.transcript.path)}"
+            told = "Whoever has this file can read the conversation. To check who said what:"
+            console.notice(f"{told}\n  {command}")
 
 
 def meet(console: Console, channel: Channel, peer: PinnedPeer) -> None:
@@ -1726,15 +1563,9 @@ def meet(console: Console, channel: Channel, peer: PinnedPeer) -> None:
         ask_for_words(console, channel)
     trace("The words are made of th and r", words=" ".join(channel.words).encode())
     if not trust.known:
-        try:
-            peer.pin(channel.opener.signer)
-        except TrustError as error:
-            raise FileError(f"{error}: another program has pinned one while you were asked") from None
+        peer.pin(channel.opener.signer)
         console.notice("The key is pinned.")
     channel.transcript.begin(channel.sealer.sender)
-    if channel.transcript.path:
-        told = "Whoever has this file can read the conversation, and check who said what:"
-        console.notice(f"{told}\n  {channel.transcript.path}")
     first = "You speak first." if channel.my_turn else f"{name} speaks first."
     deciding = "" if trust.known else f" {name} may still be deciding about your key."
     commands = " /help lists what you can type." if console.has_prompt else ""
@@ -1747,44 +1578,35 @@ def ask_for_words(console: Console, channel: Channel) -> None:
     What was typed before the question is no answer. No record is opened while it stands, but for a goodbye
     that Alice is told of.
     """
-    name, wrong = console.peer, [""]
-    watched: socket.socket | None = channel.frames.socket
+    name, watched = console.peer, [channel.frames.socket]
     console.drop_typed()
     while True:
-        answer = console.prompt(f"Type the words that {name} reads, or no: ", watched)
+        answer = console.prompt(f"Type the words that {name} reads, or no: ", *watched)
         if answer is None:
             if channel.my_turn:
                 channel.receive()  # a goodbye, or else an error
             if channel.over or channel.frames.has_ended(1.0):  # a goodbye is followed by the end at once
                 raise NoConversation(f"{name} was gone before you answered; nothing is pinned")
-            watched = None  # what it is waits until the question is answered
+            watched = []  # what it is waits until the question is answered
             console.notice(f"{name} has said something, or has left. You see it after your answer.")
             continue
         words = re.findall(r"[a-z]+", answer.lower())
         if words == channel.other_words:
             return
         if words == ["no"]:
-            advice = (
-                f"To be asked nothing the next time, let {name} read you the fingerprint on {name}'s own "
-                "screen, and start with --peer and that one. If it is not the one above, somebody was in "
-                "between"
-            )
-            raise TrustError(f"you did not accept {name}'s key; nothing is pinned. {advice}", "")
+            reason = f"you did not accept {name}'s key; nothing is pinned"
+            raise TrustError(reason, fingerprint(channel.opener.signer))
         if words == ["quit"]:
             raise KeyboardInterrupt
+        told = (
+            "These words do not belong to this connection. A word was misheard, or somebody is in between. "
+            f"Let {name} read them once more. If they are the same again, answer no."
+        )
         if words in (channel.own_words, ["words"]):
             told = f"Those are your words, to read to {name}:  {' '.join(channel.own_words)}"
         elif len(words) != 3:
             told = "These are not three words."
-        elif words == wrong:
-            told = "The same wrong words again. Somebody may be in between: answer no."
-        else:
-            told = (
-                "These words do not belong to this connection. A word was misheard, or somebody is in "
-                f"between. Let {name} read them once more."
-            )
         console.notice(told)
-        wrong = words
 
 
 def converse(console: Console, channel: Channel) -> int:
@@ -1838,12 +1660,9 @@ def speak(console: Console, channel: Channel) -> None:
 
 
 ADVICE = """\
-Nothing was signed, and no message was sent. Ask {name}, in person or by telephone, to read the fingerprint \
-on {name}'s own screen. If it is the one that was presented, start again with it:
-  --peer SHA256:...
-That key then takes the place of a pinned one; to keep both, add a line to known_peers instead. If {name} \
-reads another one, somebody is in between: do not connect. ({name} may need yours: your program has shown it \
-at its start.)"""
+If this was {name}, let {name} read you the fingerprint on {name}'s own screen, in person or by telephone \
+(yours is shown at the start), and start again with --peer and that one: it takes the place of a pinned key \
+(to keep both, add a line to known_peers). If it is another one, somebody is in between."""
 
 
 def explain(error: ChatError | MemoryError | OSError, name: str) -> str:
@@ -1872,7 +1691,7 @@ def a_fingerprint(text: str) -> str:
 
 
 def a_number(text: str, allowed: range) -> int:
-    if not re.fullmatch("[0-9]{1,5}", text) or int(text) not in allowed:
+    if text not in map(str, allowed):
         raise argparse.ArgumentTypeError(f"this is no number from {allowed[0]} to {allowed[-1]}")
     return int(text)
 
@@ -1884,15 +1703,9 @@ def a_path(text: str) -> Path:
         raise argparse.ArgumentTypeError(f"cannot tell which folder {text} is; give its full path") from None
 
 
-def common_options(role: Role, description: str) -> argparse.ArgumentParser:
+def common_options(role: Role, usage: str, description: str) -> argparse.ArgumentParser:
     """Return a parser for the options that both programs have."""
-    program, host = f"  {PYTHON} %(prog)s", "" if role is Role.BOB else " 192.0.2.7"
-    parser = argparse.ArgumentParser(
-        usage="%(prog)s [options]" + ("" if role is Role.BOB else " [HOST]"),
-        description=description,
-        epilog=f"examples:\n{program}\n{program}{host} --peer SHA256:...\n{program} --verify FILE",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = argparse.ArgumentParser(usage=f"%(prog)s {usage}", description=description)
     parser.set_defaults(role=role)
     option, peer = parser.add_argument, role.peer.value.title()
     home = os.environ.get("SECURE_CHAT_HOME") or "~/.secure-chat"
@@ -1937,13 +1750,13 @@ def ask_passphrase(prompt: str) -> str:
 
 VERDICT = """\
 
-The transcript is sound. Whoever has the key shown for a sender signed these messages, in this \
-conversation, in this order, and each in reply to what stands before it.
-It does not show when this was said, who kept the file, or whose a key is: ask the owners for fingerprints.
-A message proves little until the other side has answered it. More may have been said than is in the file: \
-whoever kept it, or stole that side's key, can have left out what came after the other side's last record \
-here, and messages of their own that the other side had not received. A goodbye of their own proves nothing.
-Whoever has both keys can have made all of it."""
+The transcript is sound. Whoever has the key shown for a sender signed these messages, in this conversation \
+and order, each in reply to what stands before it.
+It does not show when this was said, who kept the file, or whose a key is: compare the fingerprints with \
+their owners. A message proves little until the other side has answered it. More may have been said than is \
+in the file: whoever kept it, or stole that side's key, can have left out what came after the other side's \
+last record, and messages of their own that the other side had not received. A goodbye of their own proves \
+nothing. Whoever has both keys can have made all of it."""
 
 
 def verify_file(console: Console, options: argparse.Namespace) -> int:
@@ -1995,20 +1808,17 @@ def run_program(parser: argparse.ArgumentParser, run: Callable[..., int]) -> NoR
     console = Console(parser.get_default("role"))
     sys.unraisablehook = lambda _: None  # Ctrl-C in a finalizer: `leaving` is set all the same
     try:
-        for number in (getattr(signal, name) for name in LEAVING_SIGNALS if hasattr(signal, name)):
-            if signal.getsignal(number) is not signal.SIG_IGN:  # nohup
-                signal.signal(number, console.on_signal)
-        if hasattr(signal, "SIGCONT"):
-            signal.signal(signal.SIGCONT, console.on_continue)
-        for argument in sys.argv[1:]:
-            if re.match(r"[\u2010-\u2015\u2212]|.*\s--", argument):
-                parser.error(f"{printable(argument)}: a messenger changed a dash or a space; type it with --")
+        for number in signal.Signals:
+            handler = console.on_continue if number.name == "SIGCONT" else console.on_signal
+            if number.name in HANDLED_SIGNALS and signal.getsignal(number) is not signal.SIG_IGN:  # nohup
+                signal.signal(number, handler)
+        # Messengers make one dash of two.
+        arguments = [re.sub(r"^[\u2010-\u2015\u2212]", "--", argument) for argument in sys.argv[1:]]
         try:
-            options = parser.parse_args()
-            log.addHandler(StepHandler(console, whole=options.verbose > 1))
+            options = parser.parse_args(arguments)
+            log.addFilter(functools.partial(show_step, console, options.verbose > 1))
             log.setLevel(logging.INFO if options.verbose else logging.WARNING)
             status = (verify_file if options.verify else run)(console, options)
-            sys.stdout.flush()
         except (ChatError, MemoryError, OSError) as error:
             status = error.status if isinstance(error, ChatError) else 1
             with contextlib.suppress(OSError):
@@ -2017,10 +1827,9 @@ def run_program(parser: argparse.ArgumentParser, run: Callable[..., int]) -> NoR
         status = 130
     finally:
         console.set_quiet(False)
-        for stream in (sys.stdout, sys.stderr):
-            with contextlib.suppress(OSError):
-                if not console.leaving:  # a stopped screen must not hold up the end
-                    stream.flush()
-                    continue
-            os.dup2(os.open(os.devnull, os.O_RDWR), stream.fileno())  # Python flushes once more, at its end
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError):
+            if not console.leaving:  # a stopped screen must not hold up the end
+                stream.flush()
+        os.dup2(os.open(os.devnull, os.O_RDWR), stream.fileno())  # Python flushes once more, at its end
     sys.exit(status or int(console.lost_a_line or b"\n" in console.typed))

@@ -164,7 +164,7 @@ def shake_hands(bob_store: KeyStore, alice_store: KeyStore, keys: Keys, folder: 
         )
     )
     peer = PinnedPeer(alice_store, "[bob]:65432")
-    alice = alice_client.handshake(FrameSocket(near), keys.alice, alice_store, peer, Transcript(folder))
+    alice = alice_client.handshake(FrameSocket(near), keys.alice, peer, Transcript(folder))
     channel = bob.result()
     assert isinstance(channel, Channel)
     if folder:
@@ -495,7 +495,7 @@ def stranger(tmp_path: Path) -> Iterator[Stranger]:
             stack.enter_context(connected)
             store = store_with_group(tmp_path / "stranger")
             peer = PinnedPeer(store, f"[127.0.0.1]:{port}")
-            channel = alice_client.handshake(FrameSocket(connected), key, store, peer, Transcript())
+            channel = alice_client.handshake(FrameSocket(connected), key, peer, Transcript())
             channel.frames.deadline = time.monotonic() + DEADLINE
             return channel
 

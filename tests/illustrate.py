@@ -24,10 +24,7 @@ from typing import Any
 TESTS = Path(__file__).resolve().parent
 sys.path.insert(0, str(TESTS.parent))
 
-try:
-    import crypto_utils as chat
-except ImportError as problem:
-    sys.exit(f"Cannot start: {problem}. The README says how to install what is needed.")
+import crypto_utils as chat
 
 SCRIPTS = ("protocol.js", "lesson.js", "page.js")
 LIMIT = 64 * 1024 * 1024  # of a transcript: a browser has to hold all of it

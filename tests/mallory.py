@@ -85,17 +85,12 @@ if COPY:
     atexit.register(shutil.rmtree, COPY, ignore_errors=True)
 sys.path.insert(0, str(COPY or ROOT))
 
-try:
-    from Crypto.PublicKey import RSA
-
-    import crypto_utils as chat
-except ImportError as problem:
-    sys.exit(f"Cannot start: {problem}. The README says how to install what is needed.")
+import crypto_utils as chat
 
 if TYPE_CHECKING:
     from conftest import Keys
 
-Role, ProtocolError = chat.Role, chat.ProtocolError
+Role, ProtocolError, RSA = chat.Role, chat.ProtocolError, chat.RSA
 BOB, ALICE = Role.BOB, Role.ALICE
 
 # ---------------------------------------------------------------------------------------- the wire
@@ -302,9 +297,9 @@ class PresentBobsKey(Conversation):
 
 def transcript_hash(hello_bob: bytes, hello_alice: bytes) -> bytes:
     """Return th as the programs compute it that she attacks."""
-    group = chat.Hello.decode(BOB, hello_bob).group
-    assert group is not None  # Bob's hello has one
-    return chat.settle(hello_bob, hello_alice, group).th
+    bob = chat.Hello.decode(hello_bob)
+    _, th = chat.settle(bob, chat.Hello.decode(hello_alice, bob.group))
+    return th
 
 
 def read(tell: Tell, message: chat.Message, sender: chat.Role) -> None:
@@ -332,7 +327,7 @@ class Zeros(Conversation):
         return data
 
     def _prepare(self, hello_alice: bytes, changed: bytes) -> None:
-        hello_bob = chat.Hello.decode(BOB, self.seen[BOB][HELLO][4:])
+        hello_bob = chat.Hello.decode(self.seen[BOB][HELLO][4:])
         z = bytes(len(hello_bob.public_value))
         hers = hello_with(B, z)(self.seen[BOB][HELLO])[4:], hello_alice[4:]  # the hellos that Alice knows
         his = self.seen[BOB][HELLO][4:], changed[4:]
@@ -373,28 +368,31 @@ class Between(Conversation):
         raise NotImplementedError
 
     def _to_alice(self, hello: bytes) -> bytes:
-        self._bob = chat.Hello.decode(BOB, hello)
-        assert self._bob.group is not None  # Bob's hello has one
-        self._his_group, self._her_group = self._bob.group, self.group or self._bob.group
+        self._bob = chat.Hello.decode(hello)
+        self._her_group = self.group or self._bob.group
         self._exponent, self._r = secrets.token_bytes(32), secrets.token_bytes(32)
         value = chat.modexp(self._her_group.g, self._exponent, self._her_group.p)
-        rsa = chat.public_der(self.own) if self.own else self._bob.rsa
+        rsa = self.own.public_key().export_key("DER") if self.own else self._bob.rsa
         self.tell(self.offer)
-        self._hello_to_alice = chat.Hello(self._her_group, chat.commit(self._r), value, rsa).encode()
-        return self._hello_to_alice
+        self._hello_to_alice = self._bob._replace(
+            group=self._her_group, nonce=chat.commit(self._r), public_value=value, rsa=rsa
+        )
+        return self._hello_to_alice.encode()
 
     def _to_bob(self, hello: bytes) -> bytes:
-        alice, g, p = chat.Hello.decode(ALICE, hello), self._his_group.g, self._his_group.p
+        p, g = self._bob.group
+        alice = chat.Hello.decode(hello, self._bob.group)
         y = int.from_bytes(alice.public_value, "big")
         z_alice = chat.modexp(y, self._exponent, self._her_group.p)
         if self.group:
-            b = int.from_bytes(chat.Hello.decode(BOB, self._hello_to_alice).public_value, "big")
+            b = int.from_bytes(self._hello_to_alice.public_value, "big")
             z_alice = pow(b, self.find_exponent(y), self._her_group.p).to_bytes(len(z_alice), "big")
         exponent = secrets.token_bytes(32)
         z_bob = chat.modexp(int.from_bytes(self._bob.public_value, "big"), exponent, p)
-        rsa = chat.public_der(self.own) if self.own else alice.rsa
-        to_bob = chat.Hello(None, secrets.token_bytes(32), chat.modexp(g, exponent, p), rsa).encode()
-        th_alice = transcript_hash(self._hello_to_alice, hello)
+        rsa = self.own.public_key().export_key("DER") if self.own else alice.rsa
+        value = chat.modexp(g, exponent, p)
+        to_bob = alice._replace(nonce=secrets.token_bytes(32), public_value=value, rsa=rsa).encode()
+        th_alice = transcript_hash(self._hello_to_alice.encode(), hello)
         th_bob = transcript_hash(self.seen[BOB][HELLO][4:], to_bob)
         signer = self.own or own_key()
         self._to = {
@@ -907,20 +905,17 @@ class Screen:
         rows: list[tuple[str, str]] = []
         if number == HELLO:
             try:
-                hello = chat.Hello.decode(sender, payload)
+                hello = chat.Hello.decode(payload, None if sender is BOB else chat.Group(23, 2))  # any group
                 key = chat.fingerprint(chat.load_public_key(hello.rsa))
             except ProtocolError as error:
                 self.say(f"This is not secure-chat/1: {error}.", " " * 11)
                 return
-            numbers = [("p", hello.group.p), ("g", hello.group.g)] if hello.group else []
-            rows = [(f"nonce_{sender.symbol}", short(hello.nonce))]
+            numbers = hello.group._asdict().items() if sender is BOB else ()
+            symbol, secret = sender.name[0], sender.value[0]
+            rows = [(f"nonce_{symbol}", short(hello.nonce))]
             rows += [(name, short(chat.to_bytes(value))) for name, value in numbers]
-            rows += [(sender.symbol, short(hello.public_value)), (f"RSA_{sender.value}", key)]
-            secret = "b" if sender is BOB else "a"
-            unseen = (
-                f"the exponent {secret} of {sender.symbol} = g^{secret} mod p; so I have neither Z = g^ab "
-                "nor any key"
-            )
+            rows += [(symbol, short(hello.public_value)), (f"RSA_{sender.value}", key)]
+            unseen = f"the exponent {secret} of {symbol} = g^{secret} mod p; so I have neither Z nor any key"
         elif len(payload) < chat.GCM_NONCE:
             return
         else:
@@ -1190,16 +1185,12 @@ def exchange(
         store, name = store_with_group(homes / role.value), "alice" if role is BOB else "[bob]:65432"
         try:
             peer = chat.PinnedPeer(store, name, bob_pins if role is BOB else alice_pins)
-            channel: chat.Channel | None
             if role is BOB:
                 channel = bob_server.handshake(
                     frames, bob_key or keys.bob, group or GROUP, peer, threading.Lock(), chat.Transcript()
                 )
             else:
-                channel = alice_client.handshake(
-                    frames, alice_key or keys.alice, store, peer, chat.Transcript()
-                )
-            assert channel is not None
+                channel = alice_client.handshake(frames, alice_key or keys.alice, peer, chat.Transcript())
             if not channel.trust.known:
                 peer.pin(channel.opener.signer)
             outcome.channel = channel

@@ -226,11 +226,11 @@ def test_the_bases_of_miller_rabin_are_drawn_from_the_whole_range(monkeypatch: p
 
 @pytest.mark.parametrize("start", [0, 1, 1000, 3**200])
 def test_the_sieve_strikes_what_has_a_small_factor_and_nothing_else(start: int) -> None:
-    primes = [n for n in range(5, 200) if all(n % d for d in range(2, n))]
-    assert list(chat._small_primes(200)) == primes
-    run = range(start, start + 3000)
-    naive = [k - start for k in run if all((12 * k - 1) % r and (24 * k - 1) % r for r in primes)]
-    assert list(chat._survivors(start, len(run), primes)) == naive
+    run = range(start, start + 1000)
+    small_primes = [n for n in range(2, 1000) if all(n % d for d in range(2, n))]
+    numbers = (12 * k - 1 for k in run)
+    naive = [q for q in numbers if all(q % r and (2 * q + 1) % r for r in small_primes)]
+    assert list(chat._survivors(start, len(run))) == naive
 
 
 def test_the_search_for_p_begins_anywhere(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -241,7 +241,6 @@ def test_the_search_for_p_begins_anywhere(monkeypatch: pytest.MonkeyPatch) -> No
         starts.append(start)
         raise InterruptedError
 
-    monkeypatch.setattr(chat, "_small_primes", lambda _: [])
     monkeypatch.setattr(chat, "_survivors", stop)
     for _ in range(100):
         with pytest.raises(InterruptedError):
@@ -253,13 +252,12 @@ def test_the_search_for_p_begins_anywhere(monkeypatch: pytest.MonkeyPatch) -> No
 @pytest.mark.exhaustive
 def test_a_search_without_luck_goes_on_from_another_start(monkeypatch: pytest.MonkeyPatch) -> None:
     starts: list[int] = []
-    small_primes, survivors = chat._small_primes, chat._survivors
+    survivors = chat._survivors
 
-    def none_at_first(start: int, *rest: Any) -> Any:
+    def none_at_first(start: int, _: int) -> Any:
         starts.append(start)
-        return survivors(start, *rest) if len(starts) > 1 else iter(())
+        return survivors(start, 10_000) if len(starts) > 1 else iter(())
 
-    monkeypatch.setattr(chat, "_small_primes", lambda _: small_primes(1000))
     monkeypatch.setattr(chat, "_survivors", none_at_first)
     assert chat.is_safe_prime(chat.generate_group(64).p)
     assert len(set(starts)) == 2
@@ -293,32 +291,31 @@ def dh_pem(*members: int | bytes, tail: bytes = b"", kind: str = "DH PARAMETERS"
 
 
 _PEM = GROUP.export().partition(b"\n")[2]
-_NONE, _NOT_DER = "these are not DH PARAMETERS", "this is not DER"
 
 
 @pytest.mark.parametrize(
-    ("pem", "reason"),
+    "pem",
     [
-        (b"", _NONE),
-        (DerSequence([GROUP.p, 2]).encode(), _NONE),
-        (dh_pem(GROUP.p, 2, kind="X9.42 DH PARAMETERS"), _NONE),
-        (_PEM[:-2], _NONE),
-        (_PEM.replace(b"MII", b"MI"), _NOT_DER),
-        (dh_pem(GROUP.p), _NOT_DER),
-        (dh_pem(GROUP.p, 2, 256, 0), _NOT_DER),
-        (dh_pem(-GROUP.p, 2), _NOT_DER),
-        (dh_pem(GROUP.p, -2), _NOT_DER),
-        (dh_pem(GROUP.p, b"\2\2\0\2"), _NOT_DER),  # a leading zero
-        (dh_pem(GROUP.p, 2, tail=b"\0"), _NOT_DER),
-        (dh_pem(GROUP.p, b"\2\2\2"), _NOT_DER),  # it ends too soon
-        (PEM.encode(b"\4\1\2", "DH PARAMETERS").encode(), _NOT_DER),
-        (PEM.encode(b"0\x80", "DH PARAMETERS").encode(), _NOT_DER),  # an indefinite length
-        (_PEM.replace(b"MII", b"Proc-Type: 4,ENCRYPTED\nMII"), _NOT_DER),
-        (_PEM.replace(b"MII", b"M\xffII"), _NOT_DER),
+        b"",
+        DerSequence([GROUP.p, 2]).encode(),
+        dh_pem(GROUP.p, 2, kind="X9.42 DH PARAMETERS"),
+        _PEM[:-2],
+        _PEM.replace(b"MII", b"MI"),
+        dh_pem(GROUP.p),
+        dh_pem(GROUP.p, 2, 256, 0),
+        dh_pem(-GROUP.p, 2),
+        dh_pem(GROUP.p, -2),
+        dh_pem(GROUP.p, b"\2\2\0\2"),  # a leading zero
+        dh_pem(GROUP.p, 2, tail=b"\0"),
+        dh_pem(GROUP.p, b"\2\2\2"),  # it ends too soon
+        PEM.encode(b"\4\1\2", "DH PARAMETERS").encode(),
+        PEM.encode(b"0\x80", "DH PARAMETERS").encode(),  # an indefinite length
+        _PEM.replace(b"MII", b"Proc-Type: 4,ENCRYPTED\nMII"),
+        _PEM.replace(b"MII", b"M\xffII"),
     ],
 )
-def test_group_load_refuses(pem: bytes, reason: str) -> None:
-    with pytest.raises(ValueError, match=f"^{reason}$"):
+def test_group_load_refuses(pem: bytes) -> None:
+    with pytest.raises(ValueError, match=r"^these are not DH PARAMETERS$"):
         Group.load(pem)
 
 
@@ -335,8 +332,8 @@ def test_a_private_exponent_is_random_bytes_as_many_as_the_group_needs(
     keys: Keys, name: str, length: int
 ) -> None:
     with mock.patch("secrets.token_bytes", lambda n: b"\xa5" * n):
-        offer = chat.Offer.make(chat.Role.ALICE, keys.alice, RFC_GROUPS[name])
-    assert offer.exponent == b"\xa5" * length
+        _, exponent, _ = chat.make_hello(chat.Role.ALICE, keys.alice, RFC_GROUPS[name])
+    assert exponent == b"\xa5" * length
 
 
 # ------------------------------------------------------------------------------------------------ modexp
@@ -366,8 +363,8 @@ def test_without_constant_time_arithmetic_there_is_no_module() -> None:
     command = [sys.executable, "bob_server.py", "--help"]
     done = subprocess.run(command, cwd=ROOT, env=native, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (1, "")
-    told = "Cannot start: pycryptodome has no constant-time arithmetic here; unset PYCRYPTODOME_INTEGER or"
-    assert done.stderr.startswith(told)
+    told = "Cannot start: pycryptodome has no constant-time arithmetic; unset PYCRYPTODOME_INTEGER\n"
+    assert done.stderr == told
 
 
 def test_nothing_but_modexp_uses_pow_with_a_secret() -> None:

@@ -44,7 +44,12 @@ from crypto_utils import KeyStore, Role
 Terminals = Callable[..., "tuple[Program, Program]"]
 QUESTION = r"Type the words that \w+ reads, or no:"
 HIS_TURN = r"\(Bob's turn; Ctrl-C leaves\)"
-WITHOUT_READLINE = patched("chat.HAS_READLINE = False")
+WITHOUT_READLINE = (
+    PYTHON,
+    "-c",
+    "import os, runpy, sys; del sys.argv[0]; sys.modules['readline'] = None\n"
+    "sys.path.insert(0, os.path.dirname(sys.argv[0])); runpy.run_path(sys.argv[0], run_name='__main__')",
+)
 TEE = ("bash", "-c", f'{PYTHON} "$0" "$@" | tee')
 EDITOR = subprocess.run(
     [PYTHON, "-c", "import readline; print(readline.__doc__)"], capture_output=True, text=True, check=False
@@ -130,8 +135,7 @@ def test_what_is_typed_in_the_other_sides_turn_is_told_once_and_not_kept(
     server.expect("Bob: ")
     client.expect(HIS_TURN)
     client.write("too early\r")
-    client.expect(r"It is Bob's turn; what\s+you\s+type\s+now\s+is\s+not\s+kept")
-    client.expect(HIS_TURN)
+    client.expect(r"\(It is Bob's turn; this is not kept\)")
     client.write("again\rand /quit\r\x04")  # no command either, and no end
     server.write("reply\r")
     client.shows(r"^Bob.* reply\nAlice:\Z")
@@ -139,7 +143,7 @@ def test_what_is_typed_in_the_other_sides_turn_is_told_once_and_not_kept(
     server.shows(r"^Alice.* an answer\nBob:\Z")
     assert "early" not in client.stdout
     assert client.stdout.count("not kept") == 1
-    assert "turn; Ctrl-C" not in screen(client)  # each row of that kind is erased
+    assert "turn; " not in screen(client)  # each row of that kind is erased
 
 
 @pytest.mark.parametrize("when", ["script.connect", "chat.Console.show"])
@@ -503,7 +507,7 @@ def test_what_the_programs_say_is_broken_at_words_from_40_columns_on(
     server.write(f"{words[client]}\r")
     server.expect(WAITING)
     server.write("too early\r")
-    server.expect("not\\s+kept")
+    server.expect("not kept")
     client.write("/help\r")
     client.expect("space\\s+before")
     client.expect("Alice: ")

@@ -82,7 +82,7 @@ class Person:
     def drop_typed(self) -> None:
         pass
 
-    def prompt(self, question: str, connection: socket.socket) -> str | None:
+    def prompt(self, question: str, *connections: socket.socket) -> str | None:
         return self._answers.pop(0)
 
     def notice(self, text: str) -> None:
@@ -121,15 +121,14 @@ def test_who_types_other_words_is_told_so_and_never_a_right_one(ends: Ends) -> N
     right, own = ends.alice.own_words, ends.bob.own_words
     wrong = ["zeta" if word != "zeta" else "yoga" for word in right]
     other = [*right[:2], wrong[2]]
-    misheard = "These words do not belong to this connection. A word was misheard, or somebody is in between."
-    again = "The same wrong words again. Somebody may be in between: answer no."
+    misheard = (
+        "These words do not belong to this connection. A word was misheard, or somebody is in between. "
+        "Let Alice read them once more. If they are the same again, answer no."
+    )
     usage = "These are not three words."
     asked = [
-        (other, f"{misheard} Let Alice read them once more."),
-        (other, again),
-        ([wrong[0], *right[1:]], f"{misheard} Let Alice read them once more."),  # another mishearing
-        ([right[0], wrong[1], right[2]], f"{misheard} Let Alice read them once more."),
-        (right[::-1], f"{misheard} Let Alice read them once more."),
+        *((words, misheard) for words in (other, [wrong[0], *right[1:]], [right[0], wrong[1], right[2]])),
+        (right[::-1], misheard),
         (own, f"Those are your words, to read to Alice:  {' '.join(own)}"),
         (["/WORDS"], f"Those are your words, to read to Alice:  {' '.join(own)}"),
         *(([answer], usage) for answer in ("", "yes", "YES", "y", "/help", "SHA256:abc", "1 2 3")),
@@ -141,7 +140,7 @@ def test_who_types_other_words_is_told_so_and_never_a_right_one(ends: Ends) -> N
     chat.ask_for_words(person, ends.bob)
     assert person.told == [told for _, told in asked]
     told = re.findall("[a-z]+", " ".join(person.told))
-    assert not set(told) & (set(right) - set(own) - set(re.findall("[a-z]+", misheard + again + usage)))
+    assert not set(told) & (set(right) - set(own) - set(re.findall("[a-z]+", misheard + usage)))
 
 
 def test_typing_the_other_half_of_the_words_pins_and_the_next_time_nobody_is_asked(
@@ -204,7 +203,8 @@ def test_alice_says_no(strangers: Strangers, homes: Path, no: str, refuses: bool
     client.write(no)
     if refuses:
         client.expect("you did not accept Bob's key; nothing is pinned")
-        client.expect(r"on\s+Bob's\s+own\s+screen,\s+and\s+start\s+with\s+--peer\s+and\s+that\s+one")
+        client.expect(r"on\s+Bob's\s+own\s+screen")
+        client.expect(r"start\s+again\s+with\s+--peer\s+and\s+that\s+one")
     assert client.wait() == (3 if refuses else 130)
     assert re.search(r"[\r\n](\x1b\[\?2004[hl]\r?)*\Z", client.stdout)  # at the start of a row
     server.expect("Alice was gone before you answered; nothing is\\s+pinned")
@@ -311,13 +311,13 @@ def test_a_stranger_who_is_gone_at_once_is_never_pinned(
     server, port = bob(**WITHOUT_COLOURS)
     for _ in range(6):
         frames = FrameSocket(socket.create_connection(("127.0.0.1", int(port)), timeout=DEADLINE))
-        hello = frames.receive(chat.HELLO_LIMIT)
-        offer = chat.Offer.make(Role.ALICE, keys.mallory, GROUP)
-        settled = chat.settle(hello, offer.hello, GROUP)
-        z = offer.shared_secret(settled)
-        opener = chat.Opener(Role.BOB, settled.keys[Role.BOB], z, settled.th)
-        ready = chat.Sealer(Role.ALICE, keys.mallory, z, settled.th).seal(RecordType.READY, b"", opener)
-        frames.send(offer.hello, ready)
+        hello = chat.Hello.decode(frames.receive(chat.HELLO_LIMIT))
+        hers, exponent, _ = chat.make_hello(Role.ALICE, keys.mallory, GROUP)
+        _, th = chat.settle(hello, hers)
+        z = chat.shared_secret(exponent, hello)
+        opener = chat.Opener(Role.BOB, keys.bob, z, th)
+        ready = chat.Sealer(Role.ALICE, keys.mallory, z, th).seal(RecordType.READY, b"", opener)
+        frames.send(hers.encode(), ready)
         reset(frames.socket)
         server.expect("Cut off|Alice was gone before you answered")
     stranger(port, keys.mallory)
@@ -385,7 +385,7 @@ def test_a_key_that_was_pinned_while_one_was_asked_is_not_replaced(
     other.pin(keys.mallory)
     before = other.pins()
     server.write(f"{words_of(client)}\r")
-    server.expect("another program has pinned one")
+    server.expect("the key of alice is not the pinned one")
     assert other.pins() == before
     with pytest.raises(TrustError, match="is not the pinned one"):
         other.check(keys.alice)

@@ -30,8 +30,8 @@ import crypto_utils as chat
 from crypto_utils import (
     FrameSocket,
     Group,
+    Hello,
     KeyStore,
-    Offer,
     Opener,
     PinnedPeer,
     RecordType,
@@ -126,22 +126,23 @@ class Session:
         self.case = case
         self.group = Group(int(case["p"], 16), int(case["g"], 16))
         self.identity = {role: private_key(case[role.value]["private_key"]) for role in Role}
-        self.offers: dict[Role, Offer] = {}
+        self.hellos: dict[Role, Hello] = {}
+        self.exponents: dict[Role, bytes] = {}
         for role, key in self.identity.items():
             random = drawn(
                 case[role.value]["exponent"], case["r"] if role is Role.BOB else case["alice"]["nonce"]
             )
             with mock.patch("secrets.token_bytes", random):
-                self.offers[role] = Offer.make(role, key, self.group)
+                self.hellos[role], self.exponents[role], _ = chat.make_hello(role, key, self.group)
         self.sealers: dict[Role, Sealer] = {}
         self.openers: dict[Role, Opener] = {}  # by who receives
-        settled = chat.settle(*(offer.hello for offer in self.offers.values()), self.group)
-        for role, offer in self.offers.items():
-            key, z = settled.keys[role.peer], offer.shared_secret(settled)
-            assert (z.hex(), settled.th.hex()) == (case["z"], case["th"])
-            assert chat.public_der(key).hex() == case[role.peer.value]["public_key"]
-            self.sealers[role] = Sealer(role, self.identity[role], z, settled.th)
-            self.openers[role] = Opener(role.peer, key, z, settled.th)
+        keys, th = chat.settle(*self.hellos.values())
+        for role, exponent in self.exponents.items():
+            key, z = keys[role.peer], chat.shared_secret(exponent, self.hellos[role.peer])
+            assert (z.hex(), th.hex()) == (case["z"], case["th"])
+            assert key.public_key().export_key("DER").hex() == case[role.peer.value]["public_key"]
+            self.sealers[role] = Sealer(role, self.identity[role], z, th)
+            self.openers[role] = Opener(role.peer, key, z, th)
 
     def exchange(self, records: int | None = None) -> None:
         """Seal and open the first so many records, or all of them, each as it is in the file."""
@@ -184,11 +185,10 @@ def test_crypto_utils_makes_the_same_and_opens_it_on_both_sides(name: str) -> No
     case = CASES[name]
     session = Session(case)
     chat.check_group(session.group)
-    for role, offer in session.offers.items():
+    for role, hello in session.hellos.items():
         side = case[role.value]
-        assert (offer.hello.hex(), offer.exponent.hex()) == (side["hello"], side["exponent"])
-        hello = chat.Hello.decode(role, offer.hello)
-        assert hello.group == (session.group if role is Role.BOB else None)
+        assert (hello.encode().hex(), session.exponents[role].hex()) == (side["hello"], side["exponent"])
+        assert chat.Hello.decode(hello.encode(), None if role is Role.BOB else session.group) == hello
         values = (hello.nonce.hex(), hello.public_value.hex(), hello.rsa.hex())
         assert values == (side["nonce"], side["public_value"], side["public_key"])
     assert chat.commit(unhex(case["r"])).hex() == case["bob"]["nonce"]
@@ -225,7 +225,7 @@ def test_crypto_utils_refuses_the_hello_for_that_reason(name: str, stores: dict[
                 bob_server.handshake(FrameSocket(near), identity, group, peer, Lock(), Transcript())
             else:
                 peer = PinnedPeer(store, "[bob]:65432")
-                alice_client.handshake(FrameSocket(near), identity, store, peer, Transcript())
+                alice_client.handshake(FrameSocket(near), identity, peer, Transcript())
     assert str(refused.value) == refusal["message"]
 
 

@@ -335,10 +335,9 @@ def test_each_side_tells_its_steps_in_the_order_in_which_they_are_done(kept: Kep
 def test_quotes_stand_around_texts_only() -> None:
     """Not around a value of a hello that nobody has checked, though it may look like a text."""
     told: list[str] = []
-    handler = chat.StepHandler(SimpleNamespace(leaving=False, notice=told.append), whole=True)
     record = logging.LogRecord("", logging.INFO, "", 0, "", (), None)
     record.values = {"nonce_B": b"The key is pinned", "plaintext": b"\1" + bytes(32) + b"one\ntwo\x80\0"}
-    handler.handle(record)
+    chat.show_step(SimpleNamespace(leaving=False, notice=told.append), True, record)
     assert re.findall(r'"(.*)"', told[0]) == ["one", "two"]
 
 
