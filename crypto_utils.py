@@ -794,8 +794,8 @@ class Transcript:
 
     An entry is a frame that begins with a tag: the hello of Bob (`b`) or Alice (`a`), Z (`z`), a record of
     his (`B`) or hers (`A`). Every signature covers C, and C commits to the key that Z makes, so nobody can
-    claim another text for a record. Entries are held in memory until the conversation begins. Without a
-    folder, nothing is kept at all. Whatever cannot be written raises FileError.
+    claim another text for a record. All is in memory until the conversation begins; without a folder, nothing
+    is kept at all. Whatever cannot be written raises FileError.
     """
 
     def __init__(self, folder: Path | None = None) -> None:
@@ -1756,12 +1756,12 @@ nothing. Whoever has both keys can have made all of it."""
 
 def verify_file(console: Console, options: argparse.Namespace) -> int:
     """Show what a transcript proves. Raises what is wrong with it."""
-    shown: set[Role] = set()
+    proven = "Nothing is proven"
     try:
         for opener, message in read_transcript(options.verify):
             name, key = opener.sender.value.title(), fingerprint(opener.signer)
-            if opener.sender not in shown:
-                shown.add(opener.sender)
+            if message.type is RecordType.READY:  # the first of each
+                proven = "Nothing is proven but what stands above"
                 console.notice(f"{name} is {owner(key, console.peer, options)}:\n  {key}")
                 if name == console.peer and options.peer not in (None, key):
                     raise TrustError(f"{name}'s key is not the one asked for, {options.peer}", "")
@@ -1770,7 +1770,6 @@ def verify_file(console: Console, options: argparse.Namespace) -> int:
             else:
                 console.notice(f"{name} left{' before the last message had arrived' * message.crossed}.")
     except ProtocolError as error:
-        proven = "Nothing is proven but what stands above" if shown else "Nothing is proven"
         raise ProtocolError(f"{error}.\n{proven}") from None
     console.notice(VERDICT)
     return 0
