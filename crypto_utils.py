@@ -1395,10 +1395,7 @@ class Console:
             self.screen.flush()
 
     def notice(self, text: str) -> None:
-        """Tell the person something that is not part of the conversation: on standard error, at words.
-
-        Lines that are indented stay whole: fingerprints, paths and commands. Raises OSError.
-        """
+        """Tell the person something, broken at words; indented lines stay whole. Raises OSError."""
         if threading.current_thread() is not threading.main_thread():
             if self.queue.qsize() < QUEUE_LIMIT:
                 self.queue.put(text)
@@ -1411,10 +1408,7 @@ class Console:
         self.write("".join(rows), sys.stderr)
 
     def show(self, name: str, text: str) -> None:
-        """Show a message of the peer's. At a terminal, a check mark says that it was verified.
-
-        A bar stands before each further row, so none passes for one of the program's.
-        """
+        """Show a message of the peer's. At a terminal, a check mark says that it was verified."""
         mark, form, width = f"{name}: ", "{}", columns(sys.stdout)
         if width:
             mark = f"{name} \N{CHECK MARK} " if "utf" in sys.stdout.encoding.lower() else f"{name} + "
@@ -1423,14 +1417,14 @@ class Console:
             width = columns(sys.stderr)  # as with `| tee`
         text = text.encode(sys.stdout.encoding, "backslashreplace").decode(sys.stdout.encoding)  # as printed
         rows = screen_lines(text, width and max(width - len(mark), 2))
-        bar = f"\n{'|':>{len(mark) - 1}} "
+        bar = f"\n{'|':>{len(mark) - 1}} "  # no row passes for one of the program's
         self.write(form.format(mark) + bar.join(rows) + "\n", sys.stdout)
 
     def prompt(self, question: str, *connections: socket.socket) -> str | None:
         """Return the line that a person types, or None as soon as a connection has something first.
 
         The first key is waited for, and left unread for input(), which does all the editing. (Without
-        readline, such a key would be lost: only input() waits.) Raises EOFError, and MessageError.
+        readline, such a key would be lost: only input() waits.) The end of the input is a KeyboardInterrupt.
         """
         edits = self.screen is sys.stdout and (HAS_READLINE or os.name == "nt")
         self.set_quiet(edits)
@@ -1448,10 +1442,8 @@ class Console:
         self.set_quiet(False)
         try:
             line = input(question if edits else "")
-        except EOFError:
+        except (EOFError, SystemError):  # this one if a second handler runs in input() after one has raised
             self.screen.write("\n")  # keep what stands in this row
-            raise
-        except SystemError:  # of CPython, if a second handler runs in input() after one has raised
             raise KeyboardInterrupt from None
         finally:
             self._editing, self._row = False, ""
@@ -1463,8 +1455,7 @@ class Console:
     def next_line(self, channel: Channel) -> str | None:
         """Return what the person says, in their own turn, or None if the connection has something first.
 
-        What was typed before is dropped: it was no answer to what the screen shows now. Raises EOFError when
-        the person leaves, and MessageError for a line that cannot be sent.
+        What was typed before is dropped: it was no answer to what the screen shows now.
         """
         if not self.has_prompt:
             return self._line_from_pipe(channel)
@@ -1475,7 +1466,7 @@ class Console:
                 return line
             command = line.strip().lower()
             if command == "/quit":
-                raise EOFError
+                raise KeyboardInterrupt
             told = f"Not sent: {command} is no command; /help lists them. To send it, put a space before it."
             known = {"/help": HELP, "/words": f"Your words: {' '.join(channel.own_words)}"}
             self.notice(known.get(command, told))
@@ -1491,13 +1482,13 @@ class Console:
         self.show_row("")
 
     def drop_typed(self, quiet: float = QUIET) -> None:
-        """Drop what was typed until now, and until no key has come for `quiet` seconds. Raises EOFError."""
+        """Drop what was typed until now, and until no key has come for `quiet` seconds."""
         self.set_quiet(True)
         while self._wait(sys.stdin, seconds=quiet):
             if sys.platform == "win32":
                 msvcrt.getwch()
             elif not os.read(sys.stdin.fileno(), 65536):
-                raise EOFError
+                raise KeyboardInterrupt
 
     def set_quiet(self, quiet: bool) -> None:
         """Let the terminal hand over single keys and show none, or put it back as it was found."""
@@ -1523,19 +1514,17 @@ class Console:
         return select.select(sources, [], [], seconds)[0]
 
     def _line_from_pipe(self, channel: Channel) -> str | None:
-        """Return the next line of standard input, whole whatever interrupts the reading. Raises EOFError."""
-        connection = channel.frames.socket
-        while b"\n" not in self.typed:
-            if connection in self._wait(sys.stdin, connection):
-                return None
-            data = os.read(sys.stdin.fileno(), 65536)
-            if not (data or self.typed):
-                raise EOFError
-            self.typed += data or b"\n"  # the last line may have no end
-        if channel.has_something:
-            return None
-        line, _, self.typed = self.typed.partition(b"\n")
-        return line.removesuffix(b"\r").decode(sys.stdin.encoding, "surrogateescape")
+        """Return the next line of standard input, whole whatever interrupts the reading."""
+        while not channel.has_something:
+            if b"\n" in self.typed:
+                line, _, self.typed = self.typed.partition(b"\n")
+                return line.removesuffix(b"\r").decode(sys.stdin.encoding, "surrogateescape")
+            if sys.stdin in self._wait(sys.stdin, channel.frames.socket):
+                data = os.read(sys.stdin.fileno(), 65536)
+                if not (data or self.typed):
+                    raise KeyboardInterrupt
+                self.typed += data or b"\n"  # the last line may have no end
+        return None
 
     def on_signal(self, number: int, _: object) -> None:
         """Leave at the first signal; at the second, put the terminal back and end at once."""
@@ -1547,10 +1536,8 @@ class Console:
         # A row is erased, but not where the terminal has shown ^C, or something was typed.
         end = f"\r{' ' * len(row)}\r" if self._quiet else "\n"
         with contextlib.suppress(OSError, ValueError):
-            # Not on a stopped screen; on Windows, no ^C is shown, and nothing can be asked.
-            if is_terminal(self.screen) and (
-                row if sys.platform == "win32" else select.select([], [self.screen], [], 0)[1]
-            ):
+            # Not on a stopped screen, which Windows cannot tell.
+            if is_terminal(self.screen) and (os.name == "nt" or select.select([], [self.screen], [], 0)[1]):
                 os.write(self.screen.fileno(), end.encode())
         if not self._holds_signals:
             raise KeyboardInterrupt
@@ -1568,14 +1555,12 @@ class Console:
 
     @contextlib.contextmanager
     def to_its_end(self) -> Iterator[None]:
-        """Let no signal interrupt what is done: no record is left half sent without a second one."""
+        """Let no signal interrupt what is done, but the next wait: no record is left half sent."""
         self._holds_signals = True
         try:
             yield
         finally:
             self._holds_signals = False
-        if self.leaving:
-            raise KeyboardInterrupt
 
 
 def show_step(console: Console, whole: bool, record: logging.LogRecord) -> bool:
@@ -1622,7 +1607,7 @@ def talk(console: Console, channel: Channel, peer: PinnedPeer) -> int:
     except (ProtocolError, ConnectionCut):
         raise
     except BaseException as reason:
-        if not channel.close() and isinstance(reason, (PersonLeft, KeyboardInterrupt, EOFError)):
+        if not channel.close() and isinstance(reason, (PersonLeft, KeyboardInterrupt)):
             told = f"the goodbye could not be sent; {console.peer} sees that the line was cut"
             raise ChatError(told) from None
         raise
@@ -1661,8 +1646,7 @@ def meet(console: Console, channel: Channel, peer: PinnedPeer) -> None:
 def ask_for_words(console: Console, channel: Channel) -> None:
     """Ask for the words that the other side reads out, until they are typed. Raises TrustError for a no.
 
-    What was typed before the question is no answer. No record is opened while it stands, but for a goodbye
-    that Alice is told of.
+    What was typed before the question is no answer. While it stands, Alice may be told of a goodbye.
     """
     name, watched = console.peer, [channel.frames.socket]
     console.drop_typed()
@@ -1696,10 +1680,7 @@ def ask_for_words(console: Console, channel: Channel) -> None:
 
 
 def converse(console: Console, channel: Channel) -> int:
-    """Talk until the peer leaves; return the exit status, 1 if no text had arrived on either side.
-
-    Raises PersonLeft when the person leaves.
-    """
+    """Talk until somebody leaves; return the exit status, 1 if no text had arrived. Raises PersonLeft."""
     name, message = console.peer, None
     try:
         while message is None or message.type is RecordType.TEXT:
@@ -1716,7 +1697,7 @@ def converse(console: Console, channel: Channel) -> int:
     except ConnectionCut as cut:
         lost = ". Your last message may not have arrived" if channel.texts and not channel.my_turn else ""
         raise ConnectionCut(f"{cut}{lost}") from None
-    except (KeyboardInterrupt, EOFError):
+    except KeyboardInterrupt:
         raise PersonLeft from None
     if channel.texts > message.crossed:
         console.notice(f"{name} left{' before your last message had arrived' * message.crossed}.")
@@ -1924,7 +1905,7 @@ def run_program(parser: argparse.ArgumentParser, run: Callable[..., int]) -> NoR
             status = error.status if isinstance(error, ChatError) else 1
             with contextlib.suppress(OSError):
                 console.notice(explain(error, console.peer))
-    except (KeyboardInterrupt, EOFError):
+    except KeyboardInterrupt:
         status = 130
     finally:
         console.set_quiet(False)
