@@ -1376,7 +1376,7 @@ class Console:
         self._holds_signals = False
         self._quiet = False  # whether the terminal hands over single keys, and shows none
         if sys.platform != "win32":
-            self._as_found = termios.tcgetattr(sys.stdin) if is_terminal(sys.stdin) else None
+            self._flags = termios.tcgetattr(sys.stdin)[3] if is_terminal(sys.stdin) else None  # as found
 
     def write(self, text: str, stream: TextIO) -> None:
         """Write in one go, in the place of a prompt or of progress. Raises OSError."""
@@ -1400,12 +1400,10 @@ class Console:
             if self.queue.qsize() < QUEUE_LIMIT:
                 self.queue.put(text)
             return
-        width, rows = columns(sys.stderr), []
-        for line in map(printable, text.split("\n")):
-            if width is not None and not line.startswith("  "):
-                line = textwrap.fill(line, max(width, 20), break_long_words=False, break_on_hyphens=False)
-            rows.append(line + "\n")
-        self.write("".join(rows), sys.stderr)
+        width = columns(sys.stderr) or sys.maxsize
+        fill = textwrap.TextWrapper(width, break_long_words=False, break_on_hyphens=False).fill
+        rows = [line if line.startswith("  ") else fill(line) for line in map(printable, text.split("\n"))]
+        self.write("\n".join(rows) + "\n", sys.stderr)
 
     def show(self, name: str, text: str) -> None:
         """Show a message of the peer's. At a terminal, a check mark says that it was verified."""
@@ -1492,13 +1490,11 @@ class Console:
 
     def set_quiet(self, quiet: bool) -> None:
         """Let the terminal hand over single keys and show none, or put it back as it was found."""
-        if sys.platform != "win32" and self._as_found and quiet != self._quiet:
+        if sys.platform != "win32" and self._flags is not None and quiet != self._quiet:
             self._quiet = True  # until it is done: a second signal puts the terminal back
-            mode = [*self._as_found[:6], [*self._as_found[6]]]
-            if quiet:
-                mode[3] &= ~(termios.ICANON | termios.ECHO)
-                mode[6][termios.VMIN], mode[6][termios.VTIME] = 1, 0
             with contextlib.suppress(termios.error):  # the terminal is gone
+                mode = termios.tcgetattr(sys.stdin)
+                mode[3] = self._flags & ~(termios.ICANON | termios.ECHO) if quiet else self._flags
                 termios.tcsetattr(sys.stdin, termios.TCSANOW, mode)
         self._quiet = quiet
 
@@ -1549,9 +1545,8 @@ class Console:
             self.set_quiet(quiet or self._editing)  # readline takes single keys too
             self._quiet = quiet
             typed = readline.get_line_buffer() if self._editing else ""
-            row = f"\r{self._row}{typed}".encode(self.screen.encoding, "backslashreplace")
-            with contextlib.suppress(OSError):
-                os.write(self.screen.fileno(), row)  # the stream itself may be writing
+            with contextlib.suppress(OSError):  # not through the stream, which may be writing
+                os.write(self.screen.fileno(), os.fsencode(f"\r{self._row}{typed}"))
 
     @contextlib.contextmanager
     def to_its_end(self) -> Iterator[None]:
@@ -1726,12 +1721,6 @@ def speak(console: Console, channel: Channel) -> None:
     console.lost_a_line = not console.has_prompt
 
 
-ADVICE = """\
-If this was {name}, let {name} read you the fingerprint on {name}'s own screen, in person or by telephone \
-(yours is shown at the start), and start again with --peer and that one: it takes the place of a pinned key \
-(to keep both, add a line to known_peers). If it is another one, somebody is in between."""
-
-
 def explain(error: ChatError | MemoryError | OSError, name: str) -> str:
     """Return how a failure is told; for a key of `name` that is not trusted, with what a person can do."""
     if isinstance(error, MemoryError):
@@ -1743,7 +1732,12 @@ def explain(error: ChatError | MemoryError | OSError, name: str) -> str:
         text += "."
     if isinstance(error, TrustError) and error.presented:
         text += "".join(f"\n  {known}\n    ({where})" for known, where in error.expected)
-        text += f"\nThe key that was presented:\n  {error.presented}\n{ADVICE.format(name=name)}"
+        text += (
+            f"\nThe key that was presented:\n  {error.presented}\nLet {name} read you the fingerprint on "
+            f"{name}'s own screen, in person or by telephone (yours is shown at the start). If it is this "
+            "one, start again with --peer and that one: it takes the place of a pinned key (to keep both, "
+            "add a line to known_peers). If not, somebody is in between."
+        )
     return text
 
 

@@ -207,7 +207,11 @@ NO_ADDRESS = " is no address like 192.0.2.7, 192.0.2.7:65432, [2001:db8::7]:6543
 NO_GROUP = "Stopped: {homes}/bob/dh_parameters.pem holds no usable Diffie-Hellman parameters ("
 NO_TRANSCRIPT = "Broken off: this is no transcript of secure-chat.\nNothing is proven."
 ELSEWHERE = "; name a folder on another disk with --home."
-ADVICE = chat.ADVICE.format(name="Bob")
+ADVICE = (
+    "Let Bob read you the fingerprint on Bob's own screen, in person or by telephone (yours is shown at the "
+    "start). If it is this one, start again with --peer and that one: it takes the place of a pinned key (to "
+    "keep both, add a line to known_peers). If not, somebody is in between."
+)
 OF_ALICE = (
     ". It showed {alice}. If Alice reads you that one, from her own screen, restart with --peer and it: it "
     "takes the place of a pinned key (to keep both, add a line to known_peers). Yours is shown at the start."
