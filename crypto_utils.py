@@ -1285,7 +1285,7 @@ class Console:
         self._holds_signals = False
         self._quiet = False  # whether the terminal hands over single keys, and shows none
         if sys.platform != "win32":
-            self._as_found = termios.tcgetattr(sys.stdin) if is_terminal(sys.stdin) else None
+            self._flags = termios.tcgetattr(sys.stdin)[3] if is_terminal(sys.stdin) else None  # as found
 
     def write(self, text: str, stream: TextIO) -> None:
         """Write in one go, in the place of a prompt or of progress. Raises OSError."""
@@ -1304,26 +1304,18 @@ class Console:
             self.screen.flush()
 
     def notice(self, text: str) -> None:
-        """Tell the person something that is not part of the conversation: on standard error, at words.
-
-        Lines that are indented stay whole: fingerprints, paths and commands. Raises OSError.
-        """
+        """Tell the person something, broken at words; indented lines stay whole. Raises OSError."""
         if threading.current_thread() is not threading.main_thread():
             if self.queue.qsize() < QUEUE_LIMIT:
                 self.queue.put(text)
             return
-        width, rows = columns(sys.stderr), []
-        for line in map(printable, text.split("\n")):
-            if width is not None and not line.startswith("  "):
-                line = textwrap.fill(line, max(width, 20), break_long_words=False, break_on_hyphens=False)
-            rows.append(line + "\n")
-        self.write("".join(rows), sys.stderr)
+        width = columns(sys.stderr) or sys.maxsize
+        fill = textwrap.TextWrapper(width, break_long_words=False, break_on_hyphens=False).fill
+        rows = [line if line.startswith("  ") else fill(line) for line in map(printable, text.split("\n"))]
+        self.write("\n".join(rows) + "\n", sys.stderr)
 
     def show(self, name: str, text: str) -> None:
-        """Show a message of the peer's. At a terminal, a check mark says that it was verified.
-
-        A bar stands before each further row, so none passes for one of the program's.
-        """
+        """Show a message of the peer's. At a terminal, a check mark says that it was verified."""
         mark, form, width = f"{name}: ", "{}", columns(sys.stdout)
         if width:
             mark = f"{name} \N{CHECK MARK} " if "utf" in sys.stdout.encoding.lower() else f"{name} + "
@@ -1332,14 +1324,14 @@ class Console:
             width = columns(sys.stderr)  # as with `| tee`
         text = text.encode(sys.stdout.encoding, "backslashreplace").decode(sys.stdout.encoding)  # as printed
         rows = screen_lines(text, width and max(width - len(mark), 2))
-        bar = f"\n{'|':>{len(mark) - 1}} "
+        bar = f"\n{'|':>{len(mark) - 1}} "  # no row passes for one of the program's
         self.write(form.format(mark) + bar.join(rows) + "\n", sys.stdout)
 
     def prompt(self, question: str, *connections: socket.socket) -> str | None:
         """Return the line that a person types, or None as soon as a connection has something first.
 
         The first key is waited for, and left unread for input(), which does all the editing. (Without
-        readline, such a key would be lost: only input() waits.) Raises EOFError, and MessageError.
+        readline, such a key would be lost: only input() waits.) The end of the input is a KeyboardInterrupt.
         """
         edits = self.screen is sys.stdout and (HAS_READLINE or os.name == "nt")
         self.set_quiet(edits)
@@ -1357,10 +1349,8 @@ class Console:
         self.set_quiet(False)
         try:
             line = input(question if edits else "")
-        except EOFError:
+        except (EOFError, SystemError):  # this one if a second handler runs in input() after one has raised
             self.screen.write("\n")  # keep what stands in this row
-            raise
-        except SystemError:  # of CPython, if a second handler runs in input() after one has raised
             raise KeyboardInterrupt from None
         finally:
             self._editing, self._row = False, ""
@@ -1372,8 +1362,7 @@ class Console:
     def next_line(self, channel: Channel) -> str | None:
         """Return what the person says, in their own turn, or None if the connection has something first.
 
-        What was typed before is dropped: it was no answer to what the screen shows now. Raises EOFError when
-        the person leaves, and MessageError for a line that cannot be sent.
+        What was typed before is dropped: it was no answer to what the screen shows now.
         """
         if not self.has_prompt:
             return self._line_from_pipe(channel)
@@ -1384,7 +1373,7 @@ class Console:
                 return line
             command = line.strip().lower()
             if command == "/quit":
-                raise EOFError
+                raise KeyboardInterrupt
             told = f"Not sent: {command} is no command; /help lists them. To send it, put a space before it."
             known = {"/help": HELP, "/words": f"Your words: {' '.join(channel.own_words)}"}
             self.notice(known.get(command, told))
@@ -1400,23 +1389,21 @@ class Console:
         self.show_row("")
 
     def drop_typed(self, quiet: float = QUIET) -> None:
-        """Drop what was typed until now, and until no key has come for `quiet` seconds. Raises EOFError."""
+        """Drop what was typed until now, and until no key has come for `quiet` seconds."""
         self.set_quiet(True)
         while self._wait(sys.stdin, seconds=quiet):
             if sys.platform == "win32":
                 msvcrt.getwch()
             elif not os.read(sys.stdin.fileno(), 65536):
-                raise EOFError
+                raise KeyboardInterrupt
 
     def set_quiet(self, quiet: bool) -> None:
         """Let the terminal hand over single keys and show none, or put it back as it was found."""
-        if sys.platform != "win32" and self._as_found and quiet != self._quiet:
+        if sys.platform != "win32" and self._flags is not None and quiet != self._quiet:
             self._quiet = True  # until it is done: a second signal puts the terminal back
-            mode = [*self._as_found[:6], [*self._as_found[6]]]
-            if quiet:
-                mode[3] &= ~(termios.ICANON | termios.ECHO)
-                mode[6][termios.VMIN], mode[6][termios.VTIME] = 1, 0
             with contextlib.suppress(termios.error):  # the terminal is gone
+                mode = termios.tcgetattr(sys.stdin)
+                mode[3] = self._flags & ~(termios.ICANON | termios.ECHO) if quiet else self._flags
                 termios.tcsetattr(sys.stdin, termios.TCSANOW, mode)
         self._quiet = quiet
 
@@ -1432,19 +1419,17 @@ class Console:
         return select.select(sources, [], [], seconds)[0]
 
     def _line_from_pipe(self, channel: Channel) -> str | None:
-        """Return the next line of standard input, whole whatever interrupts the reading. Raises EOFError."""
-        connection = channel.frames.socket
-        while b"\n" not in self.typed:
-            if connection in self._wait(sys.stdin, connection):
-                return None
-            data = os.read(sys.stdin.fileno(), 65536)
-            if not (data or self.typed):
-                raise EOFError
-            self.typed += data or b"\n"  # the last line may have no end
-        if channel.has_something:
-            return None
-        line, _, self.typed = self.typed.partition(b"\n")
-        return line.removesuffix(b"\r").decode(sys.stdin.encoding, "surrogateescape")
+        """Return the next line of standard input, whole whatever interrupts the reading."""
+        while not channel.has_something:
+            if b"\n" in self.typed:
+                line, _, self.typed = self.typed.partition(b"\n")
+                return line.removesuffix(b"\r").decode(sys.stdin.encoding, "surrogateescape")
+            if sys.stdin in self._wait(sys.stdin, channel.frames.socket):
+                data = os.read(sys.stdin.fileno(), 65536)
+                if not (data or self.typed):
+                    raise KeyboardInterrupt
+                self.typed += data or b"\n"  # the last line may have no end
+        return None
 
     def on_signal(self, number: int, _: object) -> None:
         """Leave at the first signal; at the second, put the terminal back and end at once."""
@@ -1456,10 +1441,8 @@ class Console:
         # A row is erased, but not where the terminal has shown ^C, or something was typed.
         end = f"\r{' ' * len(row)}\r" if self._quiet else "\n"
         with contextlib.suppress(OSError, ValueError):
-            # Not on a stopped screen; on Windows, no ^C is shown, and nothing can be asked.
-            if is_terminal(self.screen) and (
-                row if sys.platform == "win32" else select.select([], [self.screen], [], 0)[1]
-            ):
+            # Not on a stopped screen, which Windows cannot tell.
+            if is_terminal(self.screen) and (os.name == "nt" or select.select([], [self.screen], [], 0)[1]):
                 os.write(self.screen.fileno(), end.encode())
         if not self._holds_signals:
             raise KeyboardInterrupt
@@ -1471,20 +1454,17 @@ class Console:
             self.set_quiet(quiet or self._editing)  # readline takes single keys too
             self._quiet = quiet
             typed = readline.get_line_buffer() if self._editing else ""
-            row = f"\r{self._row}{typed}".encode(self.screen.encoding, "backslashreplace")
-            with contextlib.suppress(OSError):
-                os.write(self.screen.fileno(), row)  # the stream itself may be writing
+            with contextlib.suppress(OSError):  # not through the stream, which may be writing
+                os.write(self.screen.fileno(), os.fsencode(f"\r{self._row}{typed}"))
 
     @contextlib.contextmanager
     def to_its_end(self) -> Iterator[None]:
-        """Let no signal interrupt what is done: no record is left half sent without a second one."""
+        """Let no signal interrupt what is done, but the next wait: no record is left half sent."""
         self._holds_signals = True
         try:
             yield
         finally:
             self._holds_signals = False
-        if self.leaving:
-            raise KeyboardInterrupt
 
 
 def show_step(console: Console, whole: bool, record: logging.LogRecord) -> bool:
@@ -1531,7 +1511,7 @@ def talk(console: Console, channel: Channel, peer: PinnedPeer) -> int:
     except (ProtocolError, ConnectionCut):
         raise
     except BaseException as reason:
-        if not channel.close() and isinstance(reason, (PersonLeft, KeyboardInterrupt, EOFError)):
+        if not channel.close() and isinstance(reason, (PersonLeft, KeyboardInterrupt)):
             told = f"the goodbye could not be sent; {console.peer} sees that the line was cut"
             raise ChatError(told) from None
         raise
@@ -1570,8 +1550,7 @@ def meet(console: Console, channel: Channel, peer: PinnedPeer) -> None:
 def ask_for_words(console: Console, channel: Channel) -> None:
     """Ask for the words that the other side reads out, until they are typed. Raises TrustError for a no.
 
-    What was typed before the question is no answer. No record is opened while it stands, but for a goodbye
-    that Alice is told of.
+    What was typed before the question is no answer. While it stands, Alice may be told of a goodbye.
     """
     name, watched = console.peer, [channel.frames.socket]
     console.drop_typed()
@@ -1605,10 +1584,7 @@ def ask_for_words(console: Console, channel: Channel) -> None:
 
 
 def converse(console: Console, channel: Channel) -> int:
-    """Talk until the peer leaves; return the exit status, 1 if no text had arrived on either side.
-
-    Raises PersonLeft when the person leaves.
-    """
+    """Talk until somebody leaves; return the exit status, 1 if no text had arrived. Raises PersonLeft."""
     name, message = console.peer, None
     try:
         while message is None or message.type is RecordType.TEXT:
@@ -1625,7 +1601,7 @@ def converse(console: Console, channel: Channel) -> int:
     except ConnectionCut as cut:
         lost = ". Your last message may not have arrived" if channel.texts and not channel.my_turn else ""
         raise ConnectionCut(f"{cut}{lost}") from None
-    except (KeyboardInterrupt, EOFError):
+    except KeyboardInterrupt:
         raise PersonLeft from None
     if channel.texts > message.crossed:
         console.notice(f"{name} left{' before your last message had arrived' * message.crossed}.")
@@ -1654,12 +1630,6 @@ def speak(console: Console, channel: Channel) -> None:
     console.lost_a_line = not console.has_prompt
 
 
-ADVICE = """\
-If this was {name}, let {name} read you the fingerprint on {name}'s own screen, in person or by telephone \
-(yours is shown at the start), and start again with --peer and that one: it takes the place of a pinned key \
-(to keep both, add a line to known_peers). If it is another one, somebody is in between."""
-
-
 def explain(error: ChatError | MemoryError | OSError, name: str) -> str:
     """Return how a failure is told; for a key of `name` that is not trusted, with what a person can do."""
     if isinstance(error, MemoryError):
@@ -1671,7 +1641,12 @@ def explain(error: ChatError | MemoryError | OSError, name: str) -> str:
         text += "."
     if isinstance(error, TrustError) and error.presented:
         text += "".join(f"\n  {known}\n    ({where})" for known, where in error.expected)
-        text += f"\nThe key that was presented:\n  {error.presented}\n{ADVICE.format(name=name)}"
+        text += (
+            f"\nThe key that was presented:\n  {error.presented}\nLet {name} read you the fingerprint on "
+            f"{name}'s own screen, in person or by telephone (yours is shown at the start). If it is this "
+            "one, start again with --peer and that one: it takes the place of a pinned key (to keep both, "
+            "add a line to known_peers). If not, somebody is in between."
+        )
     return text
 
 
@@ -1818,7 +1793,7 @@ def run_program(parser: argparse.ArgumentParser, run: Callable[..., int]) -> NoR
             status = error.status if isinstance(error, ChatError) else 1
             with contextlib.suppress(OSError):
                 console.notice(explain(error, console.peer))
-    except (KeyboardInterrupt, EOFError):
+    except KeyboardInterrupt:
         status = 130
     finally:
         console.set_quiet(False)

@@ -205,8 +205,12 @@ NO_BOB = ". Is bob_server.py there, and does Bob accept your key?"
 NO_ADDRESS = " is no address like 192.0.2.7, 192.0.2.7:65432, [2001:db8::7]:65432."
 NO_GROUP = "Stopped: {homes}/bob/dh_parameters.pem holds no usable Diffie-Hellman parameters ("
 NO_TRANSCRIPT = "Broken off: this is no transcript of secure-chat.\nNothing is proven."
-ADVICE = chat.ADVICE.format(name="Bob")
-OF_ALICE = f"The key that was presented: {{alice}} {' '.join(chat.ADVICE.format(name='Alice').split())}"
+ADVICE = (
+    "Let Bob read you the fingerprint on Bob's own screen, in person or by telephone (yours is shown at the "
+    "start). If it is this one, start again with --peer and that one: it takes the place of a pinned key (to "
+    "keep both, add a line to known_peers). If not, somebody is in between."
+)
+OF_ALICE = f"The key that was presented: {{alice}} {ADVICE.replace('Bob', 'Alice')}"
 
 # What is done, the exit status, and the end of what is told: all of it, to the letter.
 ERRORS: dict[str, tuple[Cause, int, str]] = {
