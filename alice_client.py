@@ -77,7 +77,8 @@ def parse_address(text: str, port: int) -> tuple[str, int]:
         host, _, number = text.rpartition(":")
     host = host.strip("[]")
     if host.isdigit() or not re.fullmatch(r"[\w.:%-]+", host) or number not in map(str, range(65536)):
-        raise chat.UsageError(f"{text} is no address like 192.0.2.7, 192.0.2.7:65432, [2001:db8::7]:65432")
+        examples = "192.0.2.7, 192.0.2.7:65432, [2001:db8::7]:65432 (without alice@)"
+        raise chat.UsageError(f"{text} is no address like {examples}")
     return host, int(number)
 
 

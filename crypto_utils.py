@@ -1782,8 +1782,9 @@ def run_program(parser: argparse.ArgumentParser, run: Callable[..., int]) -> NoR
             handler = console.on_continue if number.name == "SIGCONT" else console.on_signal
             if number.name in HANDLED_SIGNALS and signal.getsignal(number) is not signal.SIG_IGN:  # nohup
                 signal.signal(number, handler)
-        # Messengers make one dash of two.
-        arguments = [re.sub(r"^[\u2010-\u2015\u2212]", "--", argument) for argument in sys.argv[1:]]
+        # Messengers make one dash of two, and spaces that do not part two words for a shell.
+        words = (word for argument in sys.argv[1:] for word in argument.split("\u00a0"))
+        arguments = [re.sub(r"^[\u2010-\u2015\u2212]", "--", word) for word in words]
         try:
             options = parser.parse_args(arguments)
             log.addFilter(functools.partial(show_step, console, options.verbose > 1))

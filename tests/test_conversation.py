@@ -215,12 +215,13 @@ def test_a_mistake_in_usage_is_told_before_a_key_is_made(start: Start, tmp_path:
     assert not (tmp_path / "fresh").exists()
 
 
-@pytest.mark.parametrize("dash", ["\u2014", *exhaustive("\u2013", "\u2212")])
-def test_a_command_in_which_a_messenger_has_changed_a_dash_is_understood(
+@pytest.mark.parametrize("dash", ["\u2014", *exhaustive("\u2013", "\u2212", "--")])
+def test_a_command_in_which_a_messenger_has_changed_dashes_or_spaces_is_understood(
     start: Start, keys: Keys, dash: str
 ) -> None:
-    client = start("alice_client.py", "192.0.2.2", f"{dash}peer", chat.fingerprint(keys.alice))
-    fails(client, 2, "^Usage: this is your own fingerprint")
+    own = chat.fingerprint(keys.alice)
+    for command in (["192.0.2.2", f"{dash}peer", own], [f"192.0.2.2\u00a0{dash}peer\u00a0{own}"]):
+        fails(start("alice_client.py", *command), 2, "^Usage: this is your own fingerprint")
 
 
 def test_the_address_is_asked_for_once(start: Start) -> None:

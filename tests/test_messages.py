@@ -202,7 +202,7 @@ USAGE = {
 }
 TO_ALICE = "Stopped: cannot connect to 127.0.0.1 port {port}: "
 NO_BOB = ". Is bob_server.py there, and does Bob accept your key?"
-NO_ADDRESS = " is no address like 192.0.2.7, 192.0.2.7:65432, [2001:db8::7]:65432."
+NO_ADDRESS = " is no address like 192.0.2.7, 192.0.2.7:65432, [2001:db8::7]:65432 (without alice@)"
 NO_GROUP = "Stopped: {homes}/bob/dh_parameters.pem holds no usable Diffie-Hellman parameters ("
 NO_TRANSCRIPT = "Broken off: this is no transcript of secure-chat.\nNothing is proven."
 ADVICE = (
