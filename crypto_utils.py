@@ -1043,7 +1043,7 @@ def _check_owner(path: Path, info: os.stat_result, forbidden: int) -> None:
     if sys.platform != "win32" and (info.st_uid != os.geteuid() or info.st_mode & forbidden):
         rights = f"owner {info.st_uid}, mode {stat.S_IMODE(info.st_mode):04o}"
         told = f"{path} must be yours alone, and is not ({rights}); run:\n  chmod go-rwx {quoted(path)}"
-        raise FileError(f"{told}\nIf that changes nothing, {ELSEWHERE}.")
+        raise FileError(f"{told}\nIf that changes nothing, this disk keeps no permissions: {ELSEWHERE}.")
 
 
 class Trust(NamedTuple):
