@@ -472,10 +472,11 @@ class Hello(NamedTuple):
     nonce: bytes
     public_value: bytes
     rsa: bytes
+    received: bytes = b""  # as it came: so th covers each bit of it
 
     def encode(self) -> bytes:
         group = map(to_bytes, self.group) if self.sender is Role.BOB else ()
-        return encode_fields(VERSION, self.nonce, *group, self.public_value, self.rsa)
+        return self.received or encode_fields(VERSION, self.nonce, *group, self.public_value, self.rsa)
 
     @classmethod
     def decode(cls, data: bytes, group: Group | None = None) -> Hello:
@@ -489,7 +490,7 @@ class Hello(NamedTuple):
         require(all(n[:1] != b"\0" for n in integers), "p or g is not in its minimal encoding")
         sender = Role.ALICE if group else Role.BOB
         group = group or Group(*(int.from_bytes(n, "big") for n in integers))
-        hello = cls(sender, group, nonce, public_value, rsa)
+        hello = cls(sender, group, nonce, public_value, rsa, data)
         hello.trace("came")
         return hello
 

@@ -375,7 +375,7 @@ class Between(Conversation):
         rsa = self.own.public_key().export_key("DER") if self.own else self._bob.rsa
         self.tell(self.offer)
         self._hello_to_alice = self._bob._replace(
-            group=self._her_group, nonce=chat.commit(self._r), public_value=value, rsa=rsa
+            group=self._her_group, nonce=chat.commit(self._r), public_value=value, rsa=rsa, received=b""
         )
         return self._hello_to_alice.encode()
 
@@ -391,7 +391,8 @@ class Between(Conversation):
         z_bob = chat.modexp(int.from_bytes(self._bob.public_value, "big"), exponent, p)
         rsa = self.own.public_key().export_key("DER") if self.own else alice.rsa
         value = chat.modexp(g, exponent, p)
-        to_bob = alice._replace(nonce=secrets.token_bytes(32), public_value=value, rsa=rsa).encode()
+        nonce = secrets.token_bytes(32)
+        to_bob = alice._replace(nonce=nonce, public_value=value, rsa=rsa, received=b"").encode()
         th_alice = transcript_hash(self._hello_to_alice.encode(), hello)
         th_bob = transcript_hash(self.seen[BOB][HELLO][4:], to_bob)
         signer = self.own or own_key()

@@ -314,6 +314,15 @@ def test_public_values_are_checked_before_a_secret_exponent_meets_them(
     assert bases == [GROUP.g] * 6
 
 
+def test_the_transcript_hash_is_over_the_bytes_that_came(keys: Keys, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not over what was understood of them: a check that is missing is no way around it."""
+    alice = offer_of(ALICE, keys).hello
+    came = offer_of(BOB, keys).hello.encode().replace(b"secure-chat/1", b"secure-chat/0")
+    monkeypatch.setattr(chat, "require", lambda *_: None)
+    _, th = chat.settle(Hello.decode(came), alice)
+    assert th == hashlib.sha256(chat.frame(came) + chat.frame(alice.encode())).digest()
+
+
 def test_misbinding_bob_does_not_take_alices_words_for_mallorys(keys: Keys) -> None:
     """Mallory puts her key into Alice's hello, and signs Alice's READY anew, with all she could know.
 

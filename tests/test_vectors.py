@@ -188,7 +188,8 @@ def test_crypto_utils_makes_the_same_and_opens_it_on_both_sides(name: str) -> No
     for role, hello in session.hellos.items():
         side = case[role.value]
         assert (hello.encode().hex(), session.exponents[role].hex()) == (side["hello"], side["exponent"])
-        assert chat.Hello.decode(hello.encode(), None if role is Role.BOB else session.group) == hello
+        decoded = chat.Hello.decode(hello.encode(), None if role is Role.BOB else session.group)
+        assert decoded._replace(received=b"") == hello
         values = (hello.nonce.hex(), hello.public_value.hex(), hello.rsa.hex())
         assert values == (side["nonce"], side["public_value"], side["public_key"])
     assert chat.commit(unhex(case["r"])).hex() == case["bob"]["nonce"]
