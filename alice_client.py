@@ -1,8 +1,5 @@
 #!/usr/bin/env python3
-"""Alice: connects to Bob (bob_server.py) and talks to him.
-
-`handshake` is her column of the picture that opens crypto_utils.py, `run` the whole story.
-"""
+"""Alice connects to Bob, and talks to him: `handshake` is her column of the picture in crypto_utils.py."""
 
 from __future__ import annotations
 
@@ -30,26 +27,25 @@ def handshake(
     Raises ProtocolError, TrustError, ConnectionCut, FileError for known_peers, and NoConversation if Bob is
     busy.
     """
-    hello_bob = frames.receive(chat.HELLO_LIMIT)  # --> hello_bob
-    theirs = chat.Hello.decode(hello_bob)
+    theirs = chat.Hello.decode(frames.receive(chat.HELLO_LIMIT))  # --> hello_bob
     group = bob.store.accept_group(theirs.group)  # before it meets a secret exponent
-    mine = chat.Offer.make(Role.ALICE, identity, group)
-    keys, th = chat.settle(theirs, mine.hello)
+    mine, exponent, _ = chat.make_hello(Role.ALICE, identity, group)
+    keys, th = chat.settle(theirs, mine)
     trust = bob.check(keys[Role.BOB])
-    z = mine.shared_secret(theirs)
+    z = chat.shared_secret(exponent, theirs)
     sealer = chat.Sealer(Role.ALICE, identity, z, th)
     opener = chat.Opener(Role.BOB, keys[Role.BOB], z, th)
-    hello_alice = mine.hello.encode()  # <-- hello_alice and READY
-    hers = sealer.seal(RecordType.READY, b"", opener, lambda ready: frames.send(hello_alice, ready))
+    # <-- hello_alice and READY
+    hers = sealer.seal(RecordType.READY, b"", opener, lambda ready: frames.send(mine.encode(), ready))
     his = frames.receive(chat.READY_LIMIT)  # --> READY, or CLOSE
     message = opener.open(his, sealer)
     if message.type is RecordType.CLOSE:
         whoever = "Bob" if trust.settled else "whoever answered"
         raise chat.NoConversation(f"{whoever} cannot talk now; try again later")
-    chat.check_commitment(theirs.nonce, message.body)
-    for tag, entry in ((b"b", hello_bob), (b"a", hello_alice), (b"z", z), (b"A", hers), (b"B", his)):
+    words = chat.make_words(th, theirs.nonce, message.body)
+    for tag, entry in zip((b"b", b"a", b"z", b"A", b"B"), (theirs.encode(), mine.encode(), z, hers, his)):
         transcript.add(tag, entry)
-    return chat.Channel(frames, sealer, opener, trust, chat.make_words(th, message.body), transcript)
+    return chat.Channel(frames, sealer, opener, trust, words, transcript)
 
 
 def run(console: chat.Console, options: argparse.Namespace) -> int:
@@ -68,12 +64,7 @@ def run(console: chat.Console, options: argparse.Namespace) -> int:
     try:
         channel = handshake(frames, identity, bob, chat.Transcript(options.transcript))
     except chat.ConnectionCut as cut:
-        hint = "Is bob_server.py there, and does Bob accept your key? Your key is"
-        told = f"{cut}, during the handshake. {hint}\n  {chat.fingerprint(identity)}"
-        raise chat.ConnectionCut(told) from None
-    except BaseException:
-        frames.hang_up()
-        raise
+        raise chat.ConnectionCut(f"{cut}. Is bob_server.py there, and does Bob accept your key?") from None
     if sys.platform == "win32":
         signal.signal(signal.SIGINT, console.on_signal)
     return chat.talk(console, channel, bob)
@@ -86,7 +77,8 @@ def parse_address(text: str, port: int) -> tuple[str, int]:
         host, _, number = text.rpartition(":")
     host = host.strip("[]")
     if host.isdigit() or not re.fullmatch(r"[\w.:%-]+", host) or number not in map(str, range(65536)):
-        raise chat.UsageError(f"{text} is no address like 192.0.2.7, 192.0.2.7:65432, [2001:db8::7]:65432")
+        examples = "192.0.2.7, 192.0.2.7:65432, [2001:db8::7]:65432 (without alice@)"
+        raise chat.UsageError(f"{text} is no address like {examples}")
     return host, int(number)
 
 
@@ -106,9 +98,8 @@ def connect(host: str, port: int) -> chat.FrameSocket:
 
 
 def main() -> None:
-    parser = chat.common_options(Role.ALICE, "Connect to Bob, and talk to him.")
-    help_host = "Bob's address or name, also HOST:PORT (default: asks; from a pipe, 127.0.0.1)"
-    parser.add_argument("host", nargs="?", metavar="HOST", help=help_host)
+    parser = chat.common_options(Role.ALICE, "[options] [HOST]", "Connect to Bob, and talk to him.")
+    parser.add_argument("host", nargs="?", metavar="HOST", help="Bob's address, or HOST:PORT (default: asks)")
     chat.run_program(parser, run)
 
 

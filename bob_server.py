@@ -1,8 +1,5 @@
 #!/usr/bin/env python3
-"""Bob: waits for Alice (alice_client.py) and talks to her.
-
-`handshake` is his column of the picture that opens crypto_utils.py, `run` the whole story.
-"""
+"""Bob waits for Alice, and talks to her: `handshake` is his column of the picture in crypto_utils.py."""
 
 from __future__ import annotations
 
@@ -28,9 +25,6 @@ import crypto_utils as chat
 from crypto_utils import RecordType, Role
 
 HANDSHAKES = 64  # at most, side by side
-REFUSED = """\
-It showed {}. If Alice reads you that one, from her own screen, restart with --peer and it: it takes the \
-place of a pinned key (to keep both, add a line to known_peers). Yours is shown at the start"""
 
 
 def handshake(
@@ -46,14 +40,12 @@ def handshake(
     Whoever gets this far takes the one `place`. Raises NoConversation if it is taken, ProtocolError,
     TrustError, ConnectionCut, and FileError for known_peers.
     """
-    mine = chat.Offer.make(Role.BOB, identity, group)
-    hello_bob = mine.hello.encode()
-    frames.send(hello_bob)  # hello_bob -->
-    hello_alice = frames.receive(chat.HELLO_LIMIT)  # <-- hello_alice
-    theirs = chat.Hello.decode(hello_alice, group)
-    keys, th = chat.settle(mine.hello, theirs)
+    mine, exponent, r = chat.make_hello(Role.BOB, identity, group)
+    frames.send(mine.encode())  # hello_bob -->
+    theirs = chat.Hello.decode(frames.receive(chat.HELLO_LIMIT), group)  # <-- hello_alice
+    keys, th = chat.settle(mine, theirs)
     trust = alice.check(keys[Role.ALICE])
-    z = mine.shared_secret(theirs)
+    z = chat.shared_secret(exponent, theirs)
     sealer = chat.Sealer(Role.BOB, identity, z, th)
     opener = chat.Opener(Role.ALICE, keys[Role.ALICE], z, th)
     hers = frames.receive(chat.READY_LIMIT)  # <-- READY
@@ -62,11 +54,10 @@ def handshake(
         sealer.seal(RecordType.CLOSE, b"", opener, frames.send)  # CLOSE -->
         raise chat.NoConversation("you are busy")
     try:
-        his = sealer.seal(RecordType.READY, mine.r, opener, frames.send)  # READY -->
-        for tag, entry in ((b"b", hello_bob), (b"a", hello_alice), (b"z", z), (b"A", hers), (b"B", his)):
+        his = sealer.seal(RecordType.READY, r, opener, frames.send)  # READY -->
+        for tag, entry in zip((b"b", b"a", b"z", b"A", b"B"), (mine.encode(), theirs.encode(), z, hers, his)):
             transcript.add(tag, entry)
-        words = chat.make_words(th, mine.r)
-        return chat.Channel(frames, sealer, opener, trust, words, transcript)
+        return chat.Channel(frames, sealer, opener, trust, chat.make_words(th, mine.nonce, r), transcript)
     except BaseException:
         place.release()
         raise
@@ -142,14 +133,14 @@ class Door:
     def _accept_connections(self) -> None:
         if sys.platform != "win32":  # a signal has to interrupt the main thread, whatever that waits for
             signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
-        handshakes: dict[threading.Thread, socket.socket] = {}  # in the order in which they began
+        handshakes: dict[threading.Thread, socket.socket] = {}  # named after where from; the oldest first
         while True:
             try:
                 connected, (address, *_) = self._listener.accept()
             except OSError:
                 time.sleep(0.05)  # until a descriptor is free, accept() fails at once
                 continue
-            handshakes = {thread: its for thread, its in handshakes.items() if thread.is_alive()}
+            handshakes = {thread: end for thread, end in handshakes.items() if thread.is_alive()}
             if len(handshakes) >= HANDSHAKES:
                 # The oldest of the address that has the most gives way: it finds its line cut.
                 most, _ = Counter(thread.name for thread in handshakes).most_common(1)[0]
@@ -159,25 +150,22 @@ class Door:
                 oldest.join()
             busy = self.place.locked()
             self.called += busy
-            meet = functools.partial(self._meet, connected, address.removeprefix("::ffff:"), busy)
-            thread = threading.Thread(target=meet, name=source(address), daemon=True)
+            thread = threading.Thread(target=self._meet, args=(connected, address, busy), daemon=True)
+            thread.name = source(address)
             try:
                 thread.start()
                 handshakes[thread] = connected
             except RuntimeError:  # no thread is free now
                 connected.close()
 
-    def _meet(self, connected: socket.socket, where: str, busy: bool) -> None:
+    def _meet(self, connected: socket.socket, address: str, busy: bool) -> None:
         """Hold the handshake with one stranger; hand over the channel, or say what came of it."""
-        frames = chat.FrameSocket(connected)
+        frames, where = chat.FrameSocket(connected), address.removeprefix("::ffff:")
         try:
             self._console.queue.put(self._let_in(frames, self.place))
         except (chat.ChatError, MemoryError) as error:
-            told = error
-            if isinstance(error, chat.TrustError):
-                told = chat.TrustError(f"{error}. {REFUSED.format(error.presented)}", "")
-            if not busy:  # who comes during a conversation is only counted
-                self._console.notice(f"{where}: {chat.explain(told, 'Alice')}")
+            if not busy:  # who comes during a conversation is only counted, and others cost one line
+                self._console.notice(" ".join(f"{where}: {chat.explain(error, 'Alice')}".split()))
             frames.hang_up(chat.GOODBYE_SECONDS if isinstance(error, chat.NoConversation) else 0.0)
 
 
@@ -239,12 +227,12 @@ def load_group(console: chat.Console, store: chat.KeyStore, bits: int | None) ->
             group = chat.generate_group(size, progress)
     except RuntimeError:  # from starting a thread
         raise chat.ChatError("this machine allows no further thread") from None
-    store.save_group(group)
+    store.write(store.GROUP, group.export)
     return group
 
 
 def main() -> None:
-    parser = chat.common_options(Role.BOB, "Wait for Alice, and talk to her.")
+    parser = chat.common_options(Role.BOB, "[options]", "Wait for Alice, and talk to her.")
     option, bits = parser.add_argument, functools.partial(chat.a_number, allowed=chat.GROUP_BITS)
     option("--host", metavar="ADDR", help="address to listen on (default: all, IPv4 and IPv6)")
     option("--once", action="store_true", help="end after the first conversation")

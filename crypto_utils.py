@@ -12,7 +12,7 @@
 
     symbol    here             bytes         what it is, and where it is defined
     p, g      Group            256 to 512    safe prime p = 2q + 1; g generates the subgroup of order q
-    a, b      Offer.exponent   len(p) / 8    private exponent, for one session (SP 800-56A, 5.6.1.1)
+    a, b      exponent         len(p) / 8    private exponent, for one session (SP 800-56A, 5.6.1.1)
     A, B      public_value     len(p)        g^a, g^b mod p, left-padded
     Z         z                len(p)        shared secret g^ab mod p, left-padded (SP 800-56A, 5.7.1.1)
     th        th               32            transcript hash: SHA-256 over both hello frames
@@ -21,8 +21,7 @@
     n         number           12            number of a record, and its GCM nonce (SP 800-38D, 8.2.1)
               in_reply_to      32            in each record: what was signed of the last record received
 
-The two columns are `handshake` in bob_server.py and in alice_client.py. Here stands what both use: steps 1 to
-3, frames and hellos, records, the channel, evidence, and keys on disk. Up to the banner, bytes go in and
+The two columns are `handshake` in bob_server.py and in alice_client.py. Up to the banner, bytes go in and
 bytes come out, and nothing prints or asks; below it is what both need for a person. Whatever a peer sends
 becomes a value that passed every check, or an exception.
 """
@@ -102,10 +101,8 @@ PORT = 65432
 
 # Sizes in bytes, unless the name says bits. Each limit is checked before anything is allocated or computed.
 NONCE_BYTES = 32
-GROUP_BITS = range(2048, 4096 + 1)
-RSA_BITS = range(2048, 4096 + 1)
+GROUP_BITS = RSA_BITS = range(2048, 4096 + 1)
 RSA_EXPONENT = 65537
-RSA_DER_LIMIT = 1024
 NEW_RSA_BITS = 3072
 HELLO_LIMIT = 8 * 1024
 READY_LIMIT = 4 * 1024
@@ -115,11 +112,12 @@ GCM_NONCE, GCM_TAG = 12, 16
 RECORD_LIMIT = GCM_NONCE + (TEXT_LIMIT // PADDING + 1) * PADDING + GCM_TAG + RSA_BITS[-1] // 8
 FILE_LIMIT = 1024 * 1024  # of a file in a home folder
 
+TESTED = b"Diffie-Hellman parameters that secure-chat has tested:\n"  # before them, in a file of ours
+NOTHING = bytes(32)  # what Alice's READY replies to: she has received no record yet
 PATIENCE = 30.0  # seconds: for the whole handshake; without progress in a frame; without a byte going out
 GOODBYE_SECONDS = 2.0  # for a CLOSE to reach the other side before we hang up
 
-# A record is sent at once, in one segment where it fits. A dead line is noticed after 30 s: while idle, by
-# keep-alive (in seconds); while sending, by the time-out (in milliseconds).
+# What is sent leaves at once. A dead line is noticed after 30 s: idle (seconds), or sending (milliseconds).
 TCP_OPTIONS = {
     "TCP_NODELAY": 1,
     "TCP_KEEPIDLE": 15,
@@ -130,6 +128,7 @@ TCP_OPTIONS = {
 }
 
 UNPARSABLE = (ValueError, IndexError, TypeError, ArithmeticError)  # what the library raises for damaged keys
+log = logging.getLogger("secure_chat")
 
 
 class ChatError(Exception):
@@ -138,29 +137,21 @@ class ChatError(Exception):
     told, status = "Stopped", 1
 
 
-class ProtocolError(ChatError):
-    """The peer, or somebody in between, broke the protocol. The connection is over."""
-
+class ProtocolError(ChatError):  # by the peer, or somebody in between; the connection is over
     told, status = "Broken off", 3
 
 
 class TrustError(ChatError):
-    """The peer's key is not to be trusted: a person has to decide, by fingerprints.
-
-    `expected` has those that would have been right, each with where it stands.
-    """
+    """The `presented` key is not to be trusted; each that is `expected` stands with where it is pinned."""
 
     told, status = "Refused", 3
 
     def __init__(self, reason: str, presented: str, expected: tuple[tuple[str, str], ...] = ()) -> None:
         super().__init__(reason)
-        self.presented = presented
-        self.expected = expected
+        self.presented, self.expected = presented, expected
 
 
-class ConnectionCut(ChatError):
-    """The connection ended or stalled without a goodbye."""
-
+class ConnectionCut(ChatError):  # the connection ended or stalled without a goodbye
     told = "Cut off"
 
 
@@ -168,9 +159,7 @@ class FileError(ChatError):
     """A file or folder cannot be used as it is, and was left as it was. The text says what to do."""
 
 
-class MessageError(ChatError):
-    """The text cannot be sent. Nothing was sent, and the conversation can go on."""
-
+class MessageError(ChatError):  # this text cannot be sent, but the conversation can go on
     told = "Not sent"
 
 
@@ -178,9 +167,6 @@ def require(condition: bool, reason: str) -> None:
     """Raise ProtocolError(reason) unless `condition` holds."""
     if not condition:
         raise ProtocolError(reason)
-
-
-log = logging.getLogger("secure_chat")
 
 
 def trace(step: str, **values: bytes | int) -> None:
@@ -218,8 +204,8 @@ def modexp(base: int, exponent: bytes, modulus: int) -> bytes:
     The time depends on the lengths alone: the exponent is bytes, and the library's Integer is constant-time
     (or this module cannot be imported). No other function sees a secret Diffie-Hellman exponent.
     """
-    result = pow(Integer(base), Integer.from_bytes(exponent), Integer(modulus))
-    return result.to_bytes(len(to_bytes(modulus)))
+    power = pow(Integer(base), Integer.from_bytes(exponent), Integer(modulus))
+    return power.to_bytes(len(to_bytes(modulus)))
 
 
 def is_power_one(base: int, exponent: int, modulus: int) -> bool:
@@ -232,9 +218,6 @@ def to_bytes(number: int) -> bytes:
     return number.to_bytes((number.bit_length() + 7) // 8, "big")
 
 
-TESTED = b"Diffie-Hellman parameters that secure-chat has tested:\n"  # before them, in a file of ours
-
-
 class Group(NamedTuple):
     """Diffie-Hellman parameters: a safe prime p = 2q + 1, and a generator g of the subgroup of order q."""
 
@@ -242,10 +225,8 @@ class Group(NamedTuple):
     g: int
 
     def contains(self, y: int) -> bool:
-        """Whether y is in the subgroup of order q and not 1 (SP 800-56A, 5.6.2.3.1). All are public.
-
-        The subgroup consists of the squares, which the Jacobi symbol tells six times faster than y^q = 1.
-        """
+        """Whether y, which is public, is in the subgroup of order q and not 1 (SP 800-56A, 5.6.2.3.1)."""
+        # The subgroup consists of the squares. This tells them six times faster than y^q = 1.
         return 2 <= y <= self.p - 2 and Integer.jacobi_symbol(y, self.p) == 1
 
     def export(self) -> bytes:
@@ -351,33 +332,24 @@ def sign(key: RsaKey, message: SHA256.SHA256Hash) -> bytes:
 
 def verify(key: RsaKey, message: SHA256.SHA256Hash, signature: bytes) -> bool:
     """Whether `signature` was made with `key` over this hashed message (RFC 8017, 8.1.2)."""
-    try:
+    with contextlib.suppress(ValueError):
         pss.new(key, salt_bytes=32).verify(message, signature)
-    except ValueError:
-        return False
-    return True
-
-
-def public_der(key: RsaKey) -> bytes:
-    """Return the public half in its one canonical encoding, DER SubjectPublicKeyInfo (RFC 8017, A.1)."""
-    return key.public_key().export_key("DER")
+        return True
+    return False
 
 
 def load_public_key(der: bytes) -> RsaKey:
-    """Parse and check a peer's RSA public key. Raises ProtocolError.
-
-    (The library needs 25 s to parse a key of 131 KB. It refuses an n that is even or a multiple of e.)
-    """
-    require(len(der) <= RSA_DER_LIMIT, "the RSA key is larger than 1 KiB")
+    """Parse and check a peer's RSA key, a SubjectPublicKeyInfo (RFC 8017, A.1). Raises ProtocolError."""
+    require(len(der) <= 1024, "the RSA key is larger than 1 KiB")  # 131 KB took 25 s to parse
     rsa_encryption = bytes.fromhex("300d06092a864886f70d0101010500")  # with NULL: its AlgorithmIdentifier
     require(rsa_encryption in der[:19], "the key is not an RSA SubjectPublicKeyInfo")
     try:
-        key = RSA.import_key(der)
+        key = RSA.import_key(der)  # which refuses an n that is even, or a multiple of e
     except UNPARSABLE:
         raise ProtocolError("the RSA key cannot be parsed") from None
     require(key.size_in_bits() in RSA_BITS, f"the RSA key has {key.size_in_bits()} bits, not 2048 to 4096")
     require(key.e == RSA_EXPONENT, "the RSA key's public exponent is not 65537")
-    require(public_der(key) == der, "the RSA key is not in its canonical encoding")
+    require(key.export_key("DER") == der, "the RSA key is not in its canonical encoding")
     return key
 
 
@@ -427,9 +399,8 @@ class FrameSocket:
     def receive(self, limit: int) -> bytes:
         """Return the payload of the next frame, at most `limit` bytes long. Raises ProtocolError."""
         length = int.from_bytes(self._exactly(4), "big")
-        require(
-            length <= limit, f"a frame of {length} bytes, over the limit of {limit}: is this secure-chat?"
-        )
+        too_long = f"a frame of {length} bytes, over the limit of {limit}: is this secure-chat?"
+        require(length <= limit, too_long)
         return self._exactly(length, begun=True)
 
     def _exactly(self, count: int, begun: bool = False) -> bytes:
@@ -454,15 +425,12 @@ class FrameSocket:
         return True  # it was reset
 
     def hang_up(self, wait: float = 0.0) -> None:
-        """Tell the peer that nothing follows, read on for `wait` seconds until it hangs up too, and close.
-
-        (To close with unread bytes resets the connection, which destroys what the peer has not read yet.)
-        """
+        """Tell the peer that nothing follows, read on for `wait` seconds until it hangs up too, and close."""
         self.deadline = time.monotonic() + wait
         with contextlib.suppress(OSError, ConnectionCut):
             self.socket.shutdown(socket.SHUT_WR)
             while wait and self._bounded(None, self.socket.recv, 65536):
-                pass
+                pass  # to close with unread bytes would reset the connection, and destroy what is on its way
         self.socket.close()
 
     def _bounded(self, limit: float | None, act: Callable[..., Any], *arguments: Any) -> Any:
@@ -487,12 +455,12 @@ def encode_fields(*fields: bytes) -> bytes:
 
 def decode_fields(data: bytes) -> list[bytes]:
     """Undo `encode_fields`. Raises ProtocolError if the last field is cut short."""
-    fields, at = [], 0
-    while at < len(data):
-        end = at + 2 + int.from_bytes(data[at : at + 2], "big")
+    fields = []
+    while data:
+        end = 2 + int.from_bytes(data[:2], "big")
         require(end <= len(data), "a field of the hello is cut short")
-        fields.append(data[at + 2 : end])
-        at = end
+        fields.append(data[2:end])
+        data = data[end:]
     return fields
 
 
@@ -511,10 +479,7 @@ class Hello(NamedTuple):
 
     @classmethod
     def decode(cls, data: bytes, group: Group | None = None) -> Hello:
-        """Undo `encode`: of Bob's hello, or of Alice's to the `group` of his. Raises ProtocolError.
-
-        Sizes and encodings are checked here, p and g in `check_group`, the other values in `settle`.
-        """
+        """Undo `encode`: Bob's hello, or Alice's to his `group`. Checks forms alone. Raises ProtocolError."""
         fields = decode_fields(data)
         require(fields[:1] == [VERSION], "the other side does not speak secure-chat/1")
         require(len(fields) == (4 if group else 6), "the hello has too many or too few fields")
@@ -545,8 +510,7 @@ def settle(bob: Hello, alice: Hello) -> tuple[dict[Role, RsaKey], bytes]:
     keys: dict[Role, RsaKey] = {}
     for hello in (bob, alice):
         keys[hello.sender] = load_public_key(hello.rsa)
-        as_long = len(hello.public_value) == len(to_bytes(bob.group.p))
-        require(as_long, "the public value is not as long as p")
+        require(len(hello.public_value) == len(to_bytes(bob.group.p)), "the public value is not as long as p")
         y = int.from_bytes(hello.public_value, "big")
         require(bob.group.contains(y), "the public value is not in the subgroup of order q")
     require(bob.rsa != alice.rsa, "both sides present the same key: a reflection")
@@ -555,37 +519,27 @@ def settle(bob: Hello, alice: Hello) -> tuple[dict[Role, RsaKey], bytes]:
     return keys, th
 
 
-class Offer(NamedTuple):
-    """One side's half of the key exchange: its hello, and the secrets that belong to it."""
+def make_hello(role: Role, identity: RsaKey, group: Group) -> tuple[Hello, bytes, bytes]:
+    """Return a hello for one session, the private exponent, and r, to which Bob's nonce commits (Alice: b"").
 
-    hello: Hello
-    exponent: bytes
-    r: bytes  # what Bob's nonce commits to; Alice has none
+    The exponent has 256 bits for a 2048-bit group, over twice its strength. (0, which SP 800-56A, 5.6.1.1
+    excludes, has a chance of 2^-256, and the peer would refuse g^0 = 1.)
+    """
+    exponent = secrets.token_bytes(len(to_bytes(group.p)) // 8)
+    drawn = secrets.token_bytes(NONCE_BYTES)
+    r, nonce = (drawn, commit(drawn)) if role is Role.BOB else (b"", drawn)
+    rsa = identity.public_key().export_key("DER")
+    hello = Hello(role, group, nonce, modexp(group.g, exponent, group.p), rsa)
+    hello.trace(f"is made. Not shown: the exponent {role.value[0]}, {8 * len(exponent)} random bits")
+    return hello, exponent, r
 
-    def __repr__(self) -> str:
-        return f"Offer({self.hello})"  # and no secret
 
-    @classmethod
-    def make(cls, role: Role, identity: RsaKey, group: Group) -> Offer:
-        """Make an offer for one session, with a nonce and a private exponent of its own.
-
-        The exponent has 256 bits for a 2048-bit group, over twice its strength. (0, which SP 800-56A, 5.6.1.1
-        excludes, has a chance of 2^-256, and the peer would refuse g^0 = 1.)
-        """
-        exponent = secrets.token_bytes(len(to_bytes(group.p)) // 8)
-        drawn = secrets.token_bytes(NONCE_BYTES)
-        r, nonce = (drawn, commit(drawn)) if role is Role.BOB else (b"", drawn)
-        hello = Hello(role, group, nonce, modexp(group.g, exponent, group.p), public_der(identity))
-        hello.trace(f"is made. Not shown: the exponent {role.value[0]}, {8 * len(exponent)} random bits")
-        return cls(hello, exponent, r)
-
-    def shared_secret(self, theirs: Hello) -> bytes:
-        """Return Z = g^ab, as long as p (SP 800-56A, 5.7.1.1). The other hello has passed `settle`."""
-        z = modexp(int.from_bytes(theirs.public_value, "big"), self.exponent, self.hello.group.p)
-        power = f"{theirs.sender.name[0]}^{self.hello.sender.value[0]}"
-        what = "and the key K and the commitment C of each direction, which are SHA-256 over Z and th"
-        trace(f"Z = {power} mod p, {len(z)} bytes, {what}. Not shown: whoever has Z can read everything")
-        return z
+def shared_secret(exponent: bytes, theirs: Hello) -> bytes:
+    """Return Z = g^ab, as long as p (SP 800-56A, 5.7.1.1). The other side's hello has passed `settle`."""
+    z = modexp(int.from_bytes(theirs.public_value, "big"), exponent, theirs.group.p)
+    power = f"{theirs.sender.name[0]}^{theirs.sender.peer.value[0]} mod p"
+    trace(f"Z = {power}. SHA-256 over Z and th gives K and C. Not shown: whoever has Z can read everything")
+    return z
 
 
 def commit(r: bytes) -> bytes:
@@ -593,17 +547,13 @@ def commit(r: bytes) -> bytes:
     return SHA256.new(VERSION + b" commit " + r).digest()
 
 
-def check_commitment(nonce_b: bytes, r: bytes) -> None:
-    """Raise ProtocolError unless r, the body of Bob's READY, is what he committed to in his hello."""
-    require(commit(r) == nonce_b, "Bob's r does not fit his nonce")
+def make_words(th: bytes, nonce_b: bytes, r: bytes) -> list[str]:
+    """Return six words (RFC 1751) of th and the r in Bob's READY: the first three are his to read out.
 
-
-def make_words(th: bytes, r: bytes) -> list[str]:
-    """Return six words (RFC 1751), of the first 8 bytes of a hash over th and r.
-
-    Bob reads the first three out, Alice the last three. Somebody in between has chosen both hellos before Bob
-    opens r: one try in each handshake, 2^-33 for his three words, 2^-31 for hers, which hold two parity bits.
+    Raises ProtocolError unless his hello commits to r. So whoever is in between chose both hellos before: one
+    try in each handshake, 2^-33 for his words, 2^-31 for hers, which hold two parity bits.
     """
+    require(commit(r) == nonce_b, "Bob's r does not fit his nonce")
     return key_to_english(SHA256.new(VERSION + b" words " + th + r).digest()[:8]).lower().split()
 
 
@@ -618,7 +568,7 @@ class RecordType(enum.IntEnum):
     CLOSE = 2
 
 
-NOTHING = bytes(32)  # what Alice's READY replies to: she has received no record yet
+Use = Callable[[bytes], None]  # of a record: to send it, or to keep it
 
 
 class Message(NamedTuple):
@@ -627,12 +577,8 @@ class Message(NamedTuple):
     type: RecordType
     body: bytes
     in_reply_to: bytes
+    text: str = ""  # the body of a TEXT
     crossed: bool = False  # of a CLOSE: its sender had not received our latest record yet
-
-    @property
-    def text(self) -> str:
-        """The body of a TEXT."""
-        return self.body.decode()
 
 
 class Direction:
@@ -647,7 +593,7 @@ class Direction:
         self.sender = sender
         self.signer = signer
         self._key, commitment = derive_keys(z, sender.label, th)
-        self._context = SHA256.new(VERSION + b" signature " + sender.label + th + commitment)
+        self._context = VERSION + b" signature " + sender.label + th + commitment
         self.number = 0
         self.closed = False
         self.latest = self.before = NOTHING
@@ -665,9 +611,7 @@ class Direction:
 
     def _hash(self, encrypted: bytes) -> SHA256.SHA256Hash:
         """Hash what is signed: label, direction, th and C, then nonce || ciphertext || tag."""
-        message = self._context.copy()
-        message.update(encrypted)
-        return message
+        return SHA256.new(self._context + encrypted)
 
     def _count(self, signed: bytes) -> None:
         """Count a record: one that passed every check, or one of our own from when its sending begins."""
@@ -680,9 +624,6 @@ class Direction:
             what += ". Not shown here: r, of which the words are made"
         step = f"Record {self.number}, {self.sender.label.decode()}, {kind.name}: {what}"
         log.info(step, extra={"values": values}, stacklevel=2)
-
-
-Use = Callable[[bytes], None]  # of a record
 
 
 class Sealer(Direction):
@@ -761,12 +702,11 @@ class Opener(Direction):
         require((kind is RecordType.READY) == (self.number == 0) or busy, "READY is record 0, and no other")
         lengths = {RecordType.READY: [NONCE_BYTES if bob else 0], RecordType.TEXT: range(TEXT_LIMIT + 1)}
         require(len(body) in lengths.get(kind, [0]), "the record's body has a wrong length")
-        if kind is RecordType.TEXT:
-            try:
-                body.decode()
-            except UnicodeDecodeError:
-                raise ProtocolError("the record's text is not valid UTF-8") from None
-        return Message(kind, body, content[1:33])
+        try:
+            text = body.decode() if kind is RecordType.TEXT else ""
+        except UnicodeDecodeError:
+            raise ProtocolError("the record's text is not valid UTF-8") from None
+        return Message(kind, body, content[1:33], text)
 
 
 # ------------------------------------------------------------------------------------------ channel
@@ -798,8 +738,7 @@ class Channel:
     @property
     def texts(self) -> int:
         """How many TEXTs have been sent and received."""
-        ready_and_goodbye = 2 + self.opener.closed
-        return self.sealer.number + self.opener.number - ready_and_goodbye
+        return self.sealer.number + self.opener.number - 2 - self.opener.closed  # both READY, a goodbye
 
     @property
     def has_something(self) -> bool:
@@ -828,10 +767,7 @@ class Channel:
         return message
 
     def close(self, wait: float = GOODBYE_SECONDS) -> bool:
-        """Say goodbye if that is still possible, and hang up, all within two times `wait` seconds.
-
-        Return whether both sides know that it is over.
-        """
+        """Say goodbye if possible, and hang up, within 2 * `wait` seconds; return whether both know of it."""
         self.frames.deadline = time.monotonic() + wait
         with contextlib.suppress(ConnectionCut, ProtocolError):
             while not self.opener.closed and self.has_something and self.frames.has_ended():
@@ -858,8 +794,8 @@ class Transcript:
 
     An entry is a frame that begins with a tag: the hello of Bob (`b`) or Alice (`a`), Z (`z`), a record of
     his (`B`) or hers (`A`). Every signature covers C, and C commits to the key that Z makes, so nobody can
-    claim another text for a record. Entries are held in memory until the conversation begins. Without a
-    folder, nothing is kept at all. Whatever cannot be written raises FileError.
+    claim another text for a record. All is in memory until the conversation begins; without a folder, nothing
+    is kept at all. Whatever cannot be written raises FileError.
     """
 
     def __init__(self, folder: Path | None = None) -> None:
@@ -918,8 +854,7 @@ def verify_transcript(file: BinaryIO) -> Iterator[tuple[Opener, Message]]:
         message = openers[sender].open(record, openers[sender.peer])
         require(message.type is RecordType.READY or number > 1, BEGINNING)
         if message.type is RecordType.READY and sender is Role.BOB:
-            check_commitment(bob.nonce, message.body)
-            words = " ".join(make_words(th, message.body))
+            words = " ".join(make_words(th, bob.nonce, message.body))
             trace(f"The words, of th and r: {words}", r=message.body)
         yield openers[sender], message
         if message.type is RecordType.CLOSE:
@@ -959,22 +894,12 @@ SLICE = 0.05  # seconds between two tries, where Windows does not let us wait
 ELSEWHERE = "name a folder on another disk with --home"
 
 
+@dataclass
 class KeyStore:
-    """One person's own folder. Every method may raise FileError, which says what to do.
+    """One person's own folder. Every method may raise FileError, which says what to do."""
 
-    Files are replaced whole or not at all, and never read through a symbolic link or where another user
-    could have written them.
-    """
-
+    folder: Path
     IDENTITY, GROUP, KNOWN_PEERS = "identity.pem", "dh_parameters.pem", "known_peers"
-
-    def __init__(self, folder: Path) -> None:
-        """Open the folder, made (mode 0700) where it is missing."""
-        self.folder = folder
-        with disk("make", folder, ELSEWHERE):
-            folder.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            folder.mkdir(mode=0o700, exist_ok=True)
-            _check_owner(folder, folder.stat(), 0o022)
 
     def load_identity(self, ask_passphrase: Callable[[str], str]) -> RsaKey | None:
         """Return the private RSA key, or None if there is none yet. A passphrase may be tried three times."""
@@ -1007,24 +932,19 @@ class KeyStore:
     def make_identity(self) -> RsaKey:
         """Make an RSA key of 3072 bits and keep it; return it, or the one another program just made."""
         key = RSA.generate(NEW_RSA_BITS, e=RSA_EXPONENT)
-        with self.locked():
-            made = self.load_identity(lambda _: "")
-            if made is None:
-                self.write(self.IDENTITY, key.export_key("PEM", pkcs=8) + b"\n")
-        return made or key
+        pem = key.export_key("PEM", pkcs=8) + b"\n"
+        self.write(self.IDENTITY, lambda: None if self.load_identity(lambda _: "") else pem)
+        return self.load_identity(lambda _: "") or key
 
     def load_group(self) -> Group | None:
-        """Return the group that is kept here, if any. One that was saved here had passed its tests.
-
-        Another (from `openssl dhparam`) is tested, and saved, with g = 4: that is a square for every p.
-        """
+        """Return the group that is kept here, if any; what `openssl dhparam` made is tested, and kept."""
         pem = self.read(self.GROUP)
         if pem is None:
             return None
         try:
             group = Group.load(pem)
             if pem != group.export():
-                return self.accept_group(group._replace(g=4))
+                return self.accept_group(group._replace(g=4))  # g may be no square; 4 is one, whatever p is
             check_group(group, rounds=0)
         except (ValueError, ProtocolError) as error:
             reason = f"holds no usable Diffie-Hellman parameters ({error}); move it away"
@@ -1036,49 +956,47 @@ class KeyStore:
         if self.read(self.GROUP) != group.export():
             check_group(group)
             with contextlib.suppress(FileError):  # then it is tested again the next time
-                self.save_group(group)
+                self.write(self.GROUP, group.export)
         return group
-
-    def save_group(self, group: Group) -> None:
-        """Keep a group that has passed its tests."""
-        with self.locked():
-            self.write(self.GROUP, group.export())
 
     def read(self, name: str, forbidden: int = 0o022) -> bytes | None:
         """Return a file's bytes, None if there is none. By default, nobody else may be able to write it."""
         path, missing = self.folder / name, contextlib.suppress(FileNotFoundError)
-        with disk("read", path, "move it away"), missing, open_regular(path) as file:
-            info = os.fstat(file.fileno())
-            _check_owner(path, info, forbidden)
-            if info.st_size > FILE_LIMIT:
-                raise FileError(f"{path} is larger than {FILE_LIMIT} bytes; move it away")
-            return file.read(FILE_LIMIT)
+        with disk("read", path, "move it away, or name another --home"), missing:
+            _check_owner(self.folder, self.folder.stat(), 0o022)
+            with open_regular(path) as file:
+                info = os.fstat(file.fileno())
+                _check_owner(path, info, forbidden)
+                if info.st_size > FILE_LIMIT:
+                    raise FileError(f"{path} is larger than {FILE_LIMIT} bytes; move it away")
+                return file.read(FILE_LIMIT)
         return None
 
-    def write(self, name: str, data: bytes) -> None:
-        """Replace a file (mode 0600): whatever happens, the old or the new one is there. Needs the lock."""
-        path = self.folder / name
-        temporary = self.folder / f".{name}.new"
-        with disk("write", path, ELSEWHERE):
-            try:
-                with open(temporary, "wb", opener=_open_private) as file:
-                    file.write(data)
-                    file.flush()
-                    os.fsync(file.fileno())
-                _insist(lambda: temporary.replace(path))
-            finally:
-                temporary.unlink(missing_ok=True)
+    def write(self, name: str, make: Callable[[], bytes | None]) -> None:
+        """Replace a file (mode 0600), whole or not at all, by what `make` returns, unless that is None.
 
-    @contextlib.contextmanager
-    def locked(self) -> Iterator[None]:
-        """Keep every other program that uses this folder out while something is read and then written."""
-        path = self.folder / ".lock"
-        with disk("lock", path, ELSEWHERE), open(path, "ab", opener=_open_private) as file:
-            if sys.platform == "win32":
-                _insist(lambda: msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1))
-            else:
-                fcntl.flock(file, fcntl.LOCK_EX)
-            yield
+        From before `make` looks at the old one, every other program that uses this folder is kept out.
+        """
+        path, temporary = self.folder / name, self.folder / f".{name}.new"
+        with disk("write", path, ELSEWHERE):
+            self.folder.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self.folder.mkdir(mode=0o700, exist_ok=True)
+            with open(self.folder / ".lock", "ab", opener=_open_private) as lock:
+                if sys.platform == "win32":
+                    _insist(lambda: msvcrt.locking(lock.fileno(), msvcrt.LK_NBLCK, 1))
+                else:
+                    fcntl.flock(lock, fcntl.LOCK_EX)
+                data = make()
+                if data is None:
+                    return
+                try:
+                    with open(temporary, "wb", opener=_open_private) as file:
+                        file.write(data)
+                        file.flush()
+                        os.fsync(file.fileno())
+                    _insist(lambda: temporary.replace(path))
+                finally:
+                    temporary.unlink(missing_ok=True)
 
 
 def _insist(act: Callable[[], Any]) -> Any:
@@ -1122,16 +1040,10 @@ def quoted(path: Path) -> str:
 
 def _check_owner(path: Path, info: os.stat_result, forbidden: int) -> None:
     """Raise FileError where a file or folder is another user's, or others have `forbidden` rights to it."""
-    if sys.platform == "win32":
-        return
-    if info.st_uid != os.geteuid():
-        raise FileError(f"{path} belongs to another user; name a folder of your own with --home")
-    if info.st_mode & forbidden:
-        raise FileError(
-            f"{path} is open to other users (mode {stat.S_IMODE(info.st_mode):04o}); run:\n"
-            f"  chmod go-rwx {quoted(path)}\n"
-            f"If that changes nothing, this disk keeps no permissions: {ELSEWHERE}."
-        )
+    if sys.platform != "win32" and (info.st_uid != os.geteuid() or info.st_mode & forbidden):
+        rights = f"owner {info.st_uid}, mode {stat.S_IMODE(info.st_mode):04o}"
+        told = f"{path} must be yours alone, and is not ({rights}); run:\n  chmod go-rwx {quoted(path)}"
+        raise FileError(f"{told}\nIf that changes nothing, {ELSEWHERE}.")
 
 
 class Trust(NamedTuple):
@@ -1143,11 +1055,12 @@ class Trust(NamedTuple):
 
 
 class Pin(NamedTuple):
-    """A line of known_peers, and where it stands."""
+    """A line of known_peers, and where it stands. A comment, or a blank line, pins nothing."""
 
-    name: str
-    fingerprint: str
+    line: bytes
     where: str
+    name: str = ""
+    fingerprint: str = ""
 
 
 @dataclass
@@ -1181,41 +1094,37 @@ class PinnedPeer:
         return Trust(presented in dict(pinned), settled, also)
 
     def pin(self, key: RsaKey) -> None:
-        """Remember a key whose owner has proven to hold it, and that a person has accepted.
+        """Remember a key that its owner holds and a person accepted. It is checked again, under the lock."""
 
-        It is checked again, under the lock: another program may have pinned another key since.
-        """
-        with self.store.locked():
-            if not self.check(key).known:
-                # With another pin of that name, only --peer comes here, and takes its place.
-                lines = [line for line in self._lines() if line.lower().split()[:1] != [self.name]]
-                text = "".join(f"{line}\n" for line in [*lines, f"{self.name} {ssh_line(key)}"])
-                self.store.write(KeyStore.KNOWN_PEERS, text.encode(errors="surrogateescape"))
+        def with_the_pin() -> bytes | None:
+            if self.check(key).known:
+                return None
+            # With another pin of that name, only --peer comes here, and takes its place.
+            lines = [pin.line.rstrip(b"\n") for pin in self.pins() if pin.name != self.name]
+            return b"\n".join([*lines, f"{self.name} {ssh_line(key)}\n".encode()])
+
+        self.store.write(KeyStore.KNOWN_PEERS, with_the_pin)
 
     def pins(self) -> list[Pin]:
-        """Return what is pinned. A line that is not understood is refused, not passed over."""
-        form, pattern = "[HOST]:PORT", r"\[[^][,*?\s\udc80-\udcff]+\]:(0|[1-9][0-9]{0,4})"
+        """Return every line of known_peers. One that is not understood is refused, not passed over."""
+        form, pattern = "[HOST]:PORT", r"\[[^][,*?\s\ufffd]+\]:(0|[1-9][0-9]{0,4})"
         if self.name == "alice":
             form = pattern = "alice"
         pins = []
-        for number, line in enumerate(self._lines(), 1):
-            name, *words = line.split()[:3] or ["#"]
-            if name.startswith("#"):
-                continue
+        for number, line in enumerate(io.BytesIO(self.store.read(KeyStore.KNOWN_PEERS) or b""), 1):
             where = f"{self.store.folder / KeyStore.KNOWN_PEERS}, line {number}"
+            name, *words = line.decode("utf-8-sig", "replace").split()[:3] or ["#"]
+            if name.startswith("#"):
+                pins.append(Pin(line, where))
+                continue
             try:
                 key = RSA.import_key(" ".join(words))
                 if not re.fullmatch(pattern, name.lower()) or ssh_line(key) != " ".join(words):
                     raise ValueError
             except UNPARSABLE:
                 raise FileError(f"{where}: not {form} ssh-rsa BASE64; mend or delete the line") from None
-            pins.append(Pin(name.lower(), fingerprint(key), where))
+            pins.append(Pin(line, where, name.lower(), fingerprint(key)))
         return pins
-
-    def _lines(self) -> list[str]:
-        data = self.store.read(KeyStore.KNOWN_PEERS) or b""
-        lines = data.decode("utf-8-sig", "surrogateescape").split("\n")
-        return lines[:-1] if lines[-1] == "" else lines
 
 
 # ==================================================================================================
@@ -1334,7 +1243,7 @@ if sys.platform != "win32" and sys.implementation.name == "cpython":
 QUIET = 0.3  # seconds without a key, after which what was typed ahead is over
 TERMINAL_LINE = 4095  # bytes that a terminal without readline hands over at most: the rest may be lost
 QUEUE_LIMIT = 100  # lines of other threads that wait for the screen
-LEAVING_SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP", "SIGQUIT")
+HANDLED_SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP", "SIGQUIT", "SIGCONT")
 HELP = """\
 Type a line and press Enter to send it, when it is your turn.
   /words   show your three words
@@ -1742,7 +1651,7 @@ def a_fingerprint(text: str) -> str:
 
 
 def a_number(text: str, allowed: range) -> int:
-    if not re.fullmatch("[0-9]{1,5}", text) or int(text) not in allowed:
+    if text not in map(str, allowed):
         raise argparse.ArgumentTypeError(f"this is no number from {allowed[0]} to {allowed[-1]}")
     return int(text)
 
@@ -1754,15 +1663,9 @@ def a_path(text: str) -> Path:
         raise argparse.ArgumentTypeError(f"cannot tell which folder {text} is; give its full path") from None
 
 
-def common_options(role: Role, description: str) -> argparse.ArgumentParser:
+def common_options(role: Role, usage: str, description: str) -> argparse.ArgumentParser:
     """Return a parser for the options that both programs have."""
-    program, host = f"  {PYTHON} %(prog)s", "" if role is Role.BOB else " 192.0.2.7"
-    parser = argparse.ArgumentParser(
-        usage="%(prog)s [options]" + ("" if role is Role.BOB else " [HOST]"),
-        description=description,
-        epilog=f"examples:\n{program}\n{program}{host} --peer SHA256:...\n{program} --verify FILE",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = argparse.ArgumentParser(usage=f"%(prog)s {usage}", description=description)
     parser.set_defaults(role=role)
     option, peer = parser.add_argument, role.peer.value.title()
     home = os.environ.get("SECURE_CHAT_HOME") or "~/.secure-chat"
@@ -1807,24 +1710,23 @@ def ask_passphrase(prompt: str) -> str:
 
 VERDICT = """\
 
-The transcript is sound. Whoever has the key shown for a sender signed these messages, in this \
-conversation, in this order, and each in reply to what stands before it.
+The transcript is sound. Whoever has the key shown for a sender signed these messages, in this conversation \
+and order, each in reply to what stands before it.
 It does not show when this was said, who kept the file, or whose a key is: compare the fingerprints with \
-their owners.
-A message proves little until the other side has answered it. More may have been said than is in the file: \
-whoever kept it, or stole that side's key, can have left out what came after the other side's last record \
-here, and messages of their own that the other side had not received. A goodbye of their own proves nothing.
-Whoever has both keys can have made all of it."""
+their owners. A message proves little until the other side has answered it. More may have been said than is \
+in the file: whoever kept it, or stole that side's key, can have left out what came after the other side's \
+last record, and messages of their own that the other side had not received. A goodbye of their own proves \
+nothing. Whoever has both keys can have made all of it."""
 
 
 def verify_file(console: Console, options: argparse.Namespace) -> int:
     """Show what a transcript proves. Raises what is wrong with it."""
-    shown: set[Role] = set()
+    proven = "Nothing is proven"
     try:
         for opener, message in read_transcript(options.verify):
             name, key = opener.sender.value.title(), fingerprint(opener.signer)
-            if opener.sender not in shown:
-                shown.add(opener.sender)
+            if message.type is RecordType.READY:  # the first of each
+                proven = "Nothing is proven but what stands above"
                 console.notice(f"{name} is {owner(key, console.peer, options)}:\n  {key}")
                 if name == console.peer and options.peer not in (None, key):
                     raise TrustError(f"{name}'s key is not the one asked for, {options.peer}", "")
@@ -1833,7 +1735,6 @@ def verify_file(console: Console, options: argparse.Namespace) -> int:
             else:
                 console.notice(f"{name} left{' before the last message had arrived' * message.crossed}.")
     except ProtocolError as error:
-        proven = "Nothing is proven but what stands above" if shown else "Nothing is proven"
         raise ProtocolError(f"{error}.\n{proven}") from None
     console.notice(VERDICT)
     return 0
@@ -1845,12 +1746,8 @@ def read_transcript(path: Path) -> Iterator[tuple[Opener, Message]]:
 
 
 def owner(key: str, peer: str, options: argparse.Namespace) -> str:
-    """Return whose key that is, by its fingerprint and what is in the home folder, if there is one."""
-    folder = options.home / str(options.role.value)
-    with disk("read", folder):
-        if not folder.is_dir():
-            return "not known here"
-    store = KeyStore(folder)
+    """Return whose key that is, by its fingerprint and what is in the home folder, if it is there."""
+    store = KeyStore(options.home / str(options.role.value))
     with contextlib.suppress(FileError):  # with a passphrase, it is not worth asking for it
         identity = store.load_identity(lambda _: "")
         if identity is not None and fingerprint(identity) == key:
@@ -1871,20 +1768,18 @@ def run_program(parser: argparse.ArgumentParser, run: Callable[..., int]) -> NoR
     console = Console(parser.get_default("role"))
     sys.unraisablehook = lambda _: None  # Ctrl-C in a finalizer: `leaving` is set all the same
     try:
-        for number in (getattr(signal, name) for name in LEAVING_SIGNALS if hasattr(signal, name)):
-            if signal.getsignal(number) is not signal.SIG_IGN:  # nohup
-                signal.signal(number, console.on_signal)
-        if hasattr(signal, "SIGCONT"):
-            signal.signal(signal.SIGCONT, console.on_continue)
-        for argument in sys.argv[1:]:
-            if re.match(r"[\u2010-\u2015\u2212]|.*\s--", argument):
-                parser.error(f"{printable(argument)}: a messenger changed a dash or a space; type it with --")
+        for number in signal.Signals:
+            handler = console.on_continue if number.name == "SIGCONT" else console.on_signal
+            if number.name in HANDLED_SIGNALS and signal.getsignal(number) is not signal.SIG_IGN:  # nohup
+                signal.signal(number, handler)
+        # Messengers make one dash of two, and spaces that do not part two words for a shell.
+        words = (word for argument in sys.argv[1:] for word in argument.split("\u00a0"))
+        arguments = [re.sub(r"^[\u2010-\u2015\u2212]", "--", word) for word in words]
         try:
-            options = parser.parse_args()
+            options = parser.parse_args(arguments)
             log.addFilter(functools.partial(show_step, console, options.verbose > 1))
             log.setLevel(logging.INFO if options.verbose else logging.WARNING)
             status = (verify_file if options.verify else run)(console, options)
-            sys.stdout.flush()
         except (ChatError, MemoryError, OSError) as error:
             status = error.status if isinstance(error, ChatError) else 1
             with contextlib.suppress(OSError):
@@ -1893,10 +1788,9 @@ def run_program(parser: argparse.ArgumentParser, run: Callable[..., int]) -> NoR
         status = 130
     finally:
         console.set_quiet(False)
-        for stream in (sys.stdout, sys.stderr):
-            with contextlib.suppress(OSError):
-                if not console.leaving:  # a stopped screen must not hold up the end
-                    stream.flush()
-                    continue
-            os.dup2(os.open(os.devnull, os.O_RDWR), stream.fileno())  # Python flushes once more, at its end
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError):
+            if not console.leaving:  # a stopped screen must not hold up the end
+                stream.flush()
+        os.dup2(os.open(os.devnull, os.O_RDWR), stream.fileno())  # Python flushes once more, at its end
     sys.exit(status or int(console.lost_a_line or b"\n" in console.typed))

@@ -141,7 +141,7 @@ class People:
         for who in ("bob", "alice"):
             store = chat.KeyStore(self.folder / who)
             store.make_identity()
-            store.save_group(GROUP)
+            store.write(chat.KeyStore.GROUP, GROUP.export)
 
     def program(self, *command: str, code: str = "", terminal: bool = False) -> contextlib.closing[Program]:
         """Run a program, or some code in its place."""

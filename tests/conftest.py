@@ -108,8 +108,8 @@ def homes(tmp_path: Path, keys: Keys) -> Path:
     """Return a SECURE_CHAT_HOME in which both have their keys and know Bob's parameters; nobody is pinned."""
     for name, key in (("bob", keys.bob), ("alice", keys.alice)):
         store = KeyStore(tmp_path / name)
-        store.write(KeyStore.IDENTITY, key.export_key("PEM", pkcs=8))
-        store.save_group(GROUP)
+        store.write(KeyStore.IDENTITY, functools.partial(key.export_key, "PEM", pkcs=8))
+        store.write(KeyStore.GROUP, GROUP.export)
     return tmp_path
 
 
@@ -177,7 +177,7 @@ def store_with_group(folder: Path) -> KeyStore:
     """Return a store that knows GROUP: its prime is not tested again."""
     store = KeyStore(folder)
     if store.read(KeyStore.GROUP) is None:
-        store.save_group(GROUP)
+        store.write(KeyStore.GROUP, GROUP.export)
     return store
 
 

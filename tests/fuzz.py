@@ -37,7 +37,7 @@ OWN = RSA.generate(2048, randfunc=Random(1).randbytes)
 STRANGER = RSA.construct((2**2047 + 2**2046 + 45 * 2**64 + 1, chat.RSA_EXPONENT))
 SMALL = Group(0xFFFFFFFFFFFFDED7, 2)  # the exponentiations of a handshake, in microseconds
 with mock.patch("secrets.token_bytes", Random(2).randbytes):
-    OFFERS = {role: chat.Offer.make(role, OWN, SMALL) for role in Role}
+    HELLOS = {role: chat.make_hello(role, OWN, SMALL)[0] for role in Role}
 Z, TH, R, LATEST = bytes(range(8)), bytes(range(32, 64)), bytes(range(32)), b"latest" * 5 + b"!!"
 
 Target = Callable[[bytes], object]  # returns the value, or None for what is refused
@@ -161,7 +161,7 @@ def hello(data: bytes) -> object:
     assert (peer.encode(), peer.sender) == (data, sender)
     if peer.group != SMALL:  # it has not passed its checks
         return None
-    own = OFFERS[sender.peer].hello
+    own = HELLOS[sender.peer]
     hellos = (peer, own) if sender is Role.BOB else (own, peer)
     settled = value_or(ProtocolError, chat.settle, *hellos)
     if settled is not None:
@@ -170,7 +170,7 @@ def hello(data: bytes) -> object:
         assert 1 < y < SMALL.p - 1
         assert pow(y, (SMALL.p - 1) // 2, SMALL.p) == 1
         keys, _ = settled
-        assert chat.public_der(keys[sender]) == peer.rsa != chat.public_der(OWN)
+        assert keys[sender].public_key().export_key("DER") == peer.rsa != OWN.public_key().export_key("DER")
     return settled
 
 
@@ -178,7 +178,7 @@ def hello(data: bytes) -> object:
 def public_key(data: bytes) -> object:
     key = value_or(ProtocolError, chat.load_public_key, data)
     if key is not None:
-        assert chat.public_der(key) == data
+        assert key.public_key().export_key("DER") == data
         assert (key.e, key.has_private()) == (65537, False)
         assert 2048 <= key.size_in_bits() <= 4096
     return key
@@ -300,7 +300,7 @@ def seeds() -> dict[str, list[bytes]]:
     loose_der = DerSequence([STRANGER.n, b"\2\4\0\1\0\1"]).encode()  # a zero that need not be there
     loose_spki = DerSequence([RSA_ENCRYPTION, DerBitString(loose_der)]).encode()
     alice, bob, large = (
-        Hello(sender, group, bytes(32), value, chat.public_der(STRANGER)).encode()
+        Hello(sender, group, bytes(32), value, STRANGER.public_key().export_key("DER")).encode()
         for sender, group in ((Role.ALICE, SMALL), (Role.BOB, SMALL), (Role.BOB, GROUP))
     )
     texts = [
@@ -314,11 +314,15 @@ def seeds() -> dict[str, list[bytes]]:
         "fields": [chat.encode_fields(b"a", b"", b"b" * 300), bob],
         "hello": [
             *(b"\0" + bob, b"\1" + alice, b"\0" + alice, b"\1" + bob, b"\0" + large),
-            b"\0" + OFFERS[Role.BOB].hello.encode(),
+            b"\0" + HELLOS[Role.BOB].encode(),
             b"\0" + bob.replace(b"\0\x08" + chat.to_bytes(SMALL.p), b"\0\x09\0" + chat.to_bytes(SMALL.p)),
             b"\1" + alice.replace(b"\0\x08" + value, b"\0\1\4"),
         ],
-        "public_key": [chat.public_der(STRANGER), chat.public_der(OWN), loose_spki],
+        "public_key": [
+            STRANGER.public_key().export_key("DER"),
+            OWN.public_key().export_key("DER"),
+            loose_spki,
+        ],
         "plaintext": [
             b"\0\0" + LATEST + R,
             b"\0\2" + LATEST,  # Bob is busy

@@ -59,7 +59,7 @@ WHERE = {
         ("padding", "too short", "type", "ready", "body length", "utf-8"),
         UTILS + "Opener._parse",
     ),
-    "commitment": UTILS + "check_commitment",
+    "commitment": UTILS + "make_words",
     "handshake bob": "bob_server.py: handshake",
     "handshake alice": "alice_client.py: handshake",
 }
@@ -89,7 +89,7 @@ def values_of(data: bytes) -> dict[str, str]:
         body = sha256(message.body).hexdigest()
         values[f"plaintext-{index}"] = f"{message.type.name} {message.in_reply_to.hex()} {body}"
         if role is chat.Role.BOB and message.type is chat.RecordType.READY:
-            values["words"] = " ".join(chat.make_words(th, message.body))
+            values["words"] = " ".join(chat.make_words(th, chat.commit(message.body), message.body))
             values["commitment"] = sha256(b"secure-chat/1 commit " + message.body).hexdigest()
     return values
 

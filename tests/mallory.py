@@ -372,7 +372,7 @@ class Between(Conversation):
         self._her_group = self.group or self._bob.group
         self._exponent, self._r = secrets.token_bytes(32), secrets.token_bytes(32)
         value = chat.modexp(self._her_group.g, self._exponent, self._her_group.p)
-        rsa = chat.public_der(self.own) if self.own else self._bob.rsa
+        rsa = self.own.public_key().export_key("DER") if self.own else self._bob.rsa
         self.tell(self.offer)
         self._hello_to_alice = self._bob._replace(
             group=self._her_group, nonce=chat.commit(self._r), public_value=value, rsa=rsa
@@ -389,7 +389,7 @@ class Between(Conversation):
             z_alice = pow(b, self.find_exponent(y), self._her_group.p).to_bytes(len(z_alice), "big")
         exponent = secrets.token_bytes(32)
         z_bob = chat.modexp(int.from_bytes(self._bob.public_value, "big"), exponent, p)
-        rsa = chat.public_der(self.own) if self.own else alice.rsa
+        rsa = self.own.public_key().export_key("DER") if self.own else alice.rsa
         value = chat.modexp(g, exponent, p)
         to_bob = alice._replace(nonce=secrets.token_bytes(32), public_value=value, rsa=rsa).encode()
         th_alice = transcript_hash(self._hello_to_alice.encode(), hello)

@@ -200,9 +200,9 @@ def test_man_in_the_middle_at_first_contact_is_refused_by_the_fingerprint(
 
 @pytest.mark.parametrize("thief", Role)
 def test_a_stolen_key_does_not_pose_as_the_peer_to_its_owner(keys: Keys, tmp_path: Path, thief: Role) -> None:
-    stolen = hello_with(BOB_RSA, chat.public_der(keys.alice))
+    stolen = hello_with(BOB_RSA, keys.alice.public_key().export_key("DER"))
     if thief is ALICE:
-        stolen = hello_with(ALICE_RSA, chat.public_der(keys.bob))
+        stolen = hello_with(ALICE_RSA, keys.bob.public_key().export_key("DER"))
     result = exchange(keys, tmp_path, only(thief, HELLO, stolen))
     refused(result, thief.peer, "both sides present the same key: a reflection")
 
@@ -211,7 +211,7 @@ def test_a_key_is_pinned_only_after_its_owner_has_proven_to_hold_it(keys: Keys, 
     """Mallory presents Alice's key, which is public, and cannot sign with it."""
 
     def swap(data: bytes) -> bytes:
-        return hello_with(ALICE_RSA, chat.public_der(keys.alice))(data)
+        return hello_with(ALICE_RSA, keys.alice.public_key().export_key("DER"))(data)
 
     result = exchange(keys, tmp_path, only(ALICE, HELLO, swap), alice_key=keys.mallory)
     refused(result, BOB, "the record's signature is not valid")
@@ -292,7 +292,7 @@ def same_session(monkeypatch: pytest.MonkeyPatch) -> None:
 
         return call
 
-    monkeypatch.setattr(chat.Offer, "make", once(chat.Offer.make, lambda role, *_: role))
+    monkeypatch.setattr(chat, "make_hello", once(chat.make_hello, lambda role, *_: role))
     monkeypatch.setattr(chat, "modexp", once(chat.modexp, lambda *numbers: numbers))
     monkeypatch.setattr(chat, "sign", once(chat.sign, lambda key, message: message.digest()))
 

@@ -199,8 +199,9 @@ def test_what_an_address_is(text: str, host: str, port: int) -> None:
 @pytest.mark.parametrize(
     "text",
     [
-        *("host:65536", "host:port", "host:" + 5000 * "9", "a host", "[::1]x", "*", "", "alice@host"),
-        *("65432", ":65432", "host,other", "1:2", "http://host"),
+        *(f"host:{port}" for port in ("65536", "port", 5000 * "9")),
+        *("a host", "host,other", "192.0.2.2\u00a0--peer", "alice@host", "[::1]x", "*", ""),
+        *("65432", ":65432", "1:2", "http://host"),
     ],
 )
 def test_what_is_no_address_is_a_mistake_in_usage(text: str) -> None:
@@ -214,9 +215,13 @@ def test_a_mistake_in_usage_is_told_before_a_key_is_made(start: Start, tmp_path:
     assert not (tmp_path / "fresh").exists()
 
 
-@pytest.mark.parametrize("argument", ["\u2014peer", "192.0.2.2\u00a0--peer"])
-def test_a_command_that_a_messenger_has_changed(start: Start, argument: str) -> None:
-    fails(start("alice_client.py", argument), 2, "a messenger changed a dash or a space; type it with --")
+@pytest.mark.parametrize("dash", ["\u2014", *exhaustive("\u2013", "\u2212", "--")])
+def test_a_command_in_which_a_messenger_has_changed_dashes_or_spaces_is_understood(
+    start: Start, keys: Keys, dash: str
+) -> None:
+    own = chat.fingerprint(keys.alice)
+    for command in (["192.0.2.2", f"{dash}peer", own], [f"192.0.2.2\u00a0{dash}peer\u00a0{own}"]):
+        fails(start("alice_client.py", *command), 2, "^Usage: this is your own fingerprint")
 
 
 def test_the_address_is_asked_for_once(start: Start) -> None:
@@ -246,7 +251,7 @@ def test_a_fingerprint_is_taken_as_people_copy_it(keys: Keys, form: str) -> None
 
 def test_a_passphrase_is_edited_also_after_the_address(start: Start, homes: Path, keys: Keys) -> None:
     locked = keys.alice.export_key("PEM", passphrase="correct horse", pkcs=8)
-    KeyStore(homes / "alice").write(KeyStore.IDENTITY, locked)
+    KeyStore(homes / "alice").write(KeyStore.IDENTITY, lambda: locked)
     client = start("alice_client.py", terminal=True, size=(24, 80), TERM="xterm")
     client.expect("Bob's address .*: ")
     client.write("127.0.0.1:1\r")

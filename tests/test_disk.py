@@ -7,6 +7,7 @@ it was. Whatever happens while one is written, the old or the new content is the
 from __future__ import annotations
 
 import errno
+import functools
 import io
 import os
 import random
@@ -100,6 +101,7 @@ def refusal(path: Path, reason: str) -> AbstractContextManager[object]:
 
 @pytest.fixture
 def store(tmp_path: Path) -> KeyStore:
+    (tmp_path / "home" / "alice").mkdir(mode=0o700, parents=True)
     return KeyStore(tmp_path / "home" / "alice")
 
 
@@ -137,11 +139,11 @@ def test_home_is_private_whatever_the_umask(tmp_path: Path, umask: int) -> None:
     folder = tmp_path / "a" / "b" / "home" / "alice"
     before = os.umask(umask)
     try:
-        KeyStore(folder).write("file", b"")
+        KeyStore(folder).write("file", lambda: b"")
     finally:
         os.umask(before)
     assert (mode_of(folder.parent), mode_of(folder), mode_of(folder / "file")) == (0o700, 0o700, 0o600)
-    KeyStore(folder)  # a second time is no mistake
+    KeyStore(folder).write("file", lambda: b"")  # a second time is no mistake
 
 
 @posix
@@ -153,20 +155,20 @@ def test_home_is_refused_when_others_can_write_to_it(tmp_path: Path, mode: int) 
     folder.mkdir()
     folder.chmod(mode)
     with refusal(
-        folder, re.escape(f"(mode 0{mode:o}); run:\n  chmod go-rwx '{folder}'\n") + "If that .*--home.$"
+        folder, re.escape(f", mode 0{mode:o}); run:\n  chmod go-rwx '{folder}'\n") + "If that .*--home.$"
     ):
-        KeyStore(folder)
+        KeyStore(folder).read("file")
     assert mode_of(folder) == mode
     assert not list(folder.iterdir())
     folder.chmod(mode & ~0o077)
-    KeyStore(folder)
+    assert KeyStore(folder).read("file") is None
 
 
 @root
 def test_home_of_another_user_is_refused(store: KeyStore) -> None:
     os.chown(store.folder, 1, 1)
-    with refusal(store.folder, "belongs to another user; name a folder of your own with --home$"):
-        KeyStore(store.folder)
+    with refusal(store.folder, r"must be yours alone, and is not \(owner 1, mode 0700\)"):
+        store.read("file")
 
 
 @posix
@@ -187,9 +189,8 @@ def test_a_disk_without_locks_or_room_for_one_is_told_with_the_way_out(
         monkeypatch.setattr(chat.fcntl, "flock", no_locks)
     else:
         monkeypatch.setattr(chat, "open", ClosesBadly, raising=False)
-    lock = store.folder / ".lock"
-    with refusal(lock, f"(No locks available|Disk quota exceeded); {WAY_OUT}"), store.locked():
-        pass
+    with refusal(store.folder / "file", f"(No locks available|Disk quota exceeded); {WAY_OUT}"):
+        store.write("file", lambda: None)
 
 
 def test_a_home_that_nobody_has_is_a_mistake_in_usage(start: Start) -> None:
@@ -226,9 +227,9 @@ IN_THE_WAY: dict[str, tuple[Callable[[Path], object], str]] = {
     "directory": (Path.mkdir, ": Is a directory"),
     "fifo": (lambda path: os.mkfifo(path, 0o600), "is not a regular file; move it"),
     "huge": (a_file(size=chat.FILE_LIMIT + 1), "is larger than 1048576 bytes; move it"),
-    "group_writes": (a_file(0o620), r"is open to other users \(mode 0620\); run:\n  chmod go-rwx"),
-    "all_write": (a_file(0o602), r"is open to other users \(mode 0602\); run:\n  chmod go-rwx"),
-    "stranger": (a_file(owner=1), "belongs to another user; name a folder of your own with --home"),
+    "group_writes": (a_file(0o620), r"must be yours alone, .*, mode 0620\); run:\n  chmod go-rwx"),
+    "all_write": (a_file(0o602), r"must be yours alone, .*, mode 0602\); run:\n  chmod go-rwx"),
+    "stranger": (a_file(owner=1), r"must be yours alone, and is not \(owner 1, "),
 }
 
 
@@ -249,11 +250,11 @@ def test_what_is_no_file_of_ones_own_is_refused(
 def test_only_the_identity_must_not_be_readable(
     store: KeyStore, refuses: Callable[..., None], mode: int
 ) -> None:
-    store.save_group(GROUP)
+    store.write(KeyStore.GROUP, GROUP.export)
     (store.folder / "dh_parameters.pem").chmod(mode)
     assert store.load_group() == GROUP
     a_file(mode)(store.folder / "identity.pem")
-    refuses("identity.pem", rf"is open to other users \(mode 0{mode:o}\)")
+    refuses("identity.pem", rf"must be yours alone, .*, mode 0{mode:o}\)")
 
 
 # ----------------------------------------------------------------------------------------- the identity
@@ -319,7 +320,7 @@ BAD_IDENTITIES: dict[str, Callable[[RsaKey], bytes]] = {
 def test_bad_identity_is_refused_and_kept(
     store: KeyStore, refuses: Callable[..., None], keys: Keys, bad: str
 ) -> None:
-    store.write("identity.pem", BAD_IDENTITIES[bad](keys.bob))
+    store.write("identity.pem", lambda: BAD_IDENTITIES[bad](keys.bob))
     refuses("identity.pem", UNUSABLE)
 
 
@@ -344,7 +345,7 @@ AROUND: dict[str, Callable[[bytes], bytes]] = {
 def test_what_stands_around_a_key_is_passed_over(store: KeyStore, keys: Keys, what: str) -> None:
     """As RFC 7468, section 2, has it, and as OpenSSL and OpenSSH do."""
     for pem in (pem_of(keys.bob), keys.bob.export_key("PEM")):  # PKCS#8, PKCS#1
-        store.write("identity.pem", AROUND[what](pem))
+        store.write("identity.pem", functools.partial(AROUND[what], pem))
         assert store.load_identity(never) == keys.bob
 
 
@@ -383,7 +384,7 @@ CONVERTED: dict[str, Callable[[Path], object]] = {
 
 def made_by(make: Callable[[Path], object], store: KeyStore, key: RsaKey) -> Path:
     """Keep a key as another tool writes it; return its path."""
-    store.write("identity.pem", pem_of(key))
+    store.write("identity.pem", lambda: pem_of(key))
     path = store.folder / "identity.pem"
     try:
         make(path)
@@ -442,7 +443,7 @@ def test_a_passphrase_is_typed_at_a_terminal_alone_and_not_shown(
 ) -> None:
     """Standard input holds messages, and its first line may be the passphrase by chance: it is not used."""
     pem = keys.alice.export_key("PEM", pkcs=8, passphrase=b"correct horse")
-    KeyStore(homes / "alice").write("identity.pem", pem)
+    KeyStore(homes / "alice").write("identity.pem", lambda: pem)
     client = start("alice_client.py", "127.0.0.1:1", terminal=terminal)
     if not terminal:
         client.write("correct horse\n")
@@ -527,20 +528,21 @@ def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(
         raise error
 
     def half_written(path: Path, _: str, opener: Callable[[str, int], int]) -> HalfWritten:
-        file = HalfWritten(path, "x", opener=opener)
+        file = HalfWritten(path, "a", opener=opener)
         file.error = error
         return file
 
     if old is not None:
-        store.write("file", old)
+        store.write("file", lambda: old)
     with monkeypatch.context() as broken:
         if step in ("open", "write"):
             broken.setattr(chat, "open", half_written if step == "write" else fail, raising=False)
         else:
             broken.setattr(*((os, "fsync") if step == "fsync" else (Path, "replace")), fail)
         with failure(error, store.folder / "file"):
-            store.write("file", b"the new content")
-    assert [file.name for file in store.folder.iterdir()] == ["file"] * (old is not None)
+            store.write("file", lambda: b"the new content")
+    left = {file.name for file in store.folder.iterdir()} - {".lock"}
+    assert left == ({"file"} if old is not None else set())
     assert store.read("file") == old
 
 
@@ -577,7 +579,7 @@ def test_a_write_is_on_the_disk_before_it_takes_the_old_ones_place(
 
     monkeypatch.setattr(os, "fsync", fsync)
     monkeypatch.setattr(Path, "replace", lambda *paths: steps.append("replace") or replace(*paths))
-    store.write("file", b"content")
+    store.write("file", lambda: b"content")
     assert steps == [len(b"content"), "replace"]
 
 
@@ -588,7 +590,7 @@ import os, sys, pathlib
 import crypto_utils as chat
 store, status, calls = chat.KeyStore(pathlib.Path(sys.argv[1])), 1, 0
 while status:
-    store.write("file", b"old" * 10_000)
+    store.write("file", lambda: b"old" * 10_000)
     child = os.fork()
     if not child:
         left = calls
@@ -598,8 +600,7 @@ while status:
             if left < 0:
                 os._exit(1)
         sys.setprofile(die_at_the_nth_call_of_c)
-        with store.locked():
-            store.write("file", b"new" * 10_000)
+        store.write("file", lambda: b"new" * 10_000)
         sys.setprofile(None)
         os._exit(0)
     status, calls = os.waitpid(child, 0)[1], calls + 1
@@ -630,7 +631,7 @@ FOREIGN = {
 @pytest.mark.parametrize("what", FOREIGN)
 def test_parameters_that_openssl_wrote(store: KeyStore, monkeypatch: pytest.MonkeyPatch, what: str) -> None:
     """They are tested in full, and then remembered. A g may be no square mod p; 4 is one for any p."""
-    store.write("dh_parameters.pem", FOREIGN[what])
+    store.write("dh_parameters.pem", lambda: FOREIGN[what])
     rounds: list[int] = []
     monkeypatch.setattr(chat, "miller_rabin_test", lambda _, count: rounds.append(count) or True)
     for _ in range(2):
@@ -657,7 +658,7 @@ BAD_GROUPS: dict[str, tuple[bytes, str]] = {
 @pytest.mark.parametrize("bad", BAD_GROUPS)
 def test_bad_parameters_are_refused_and_kept(store: KeyStore, bad: str) -> None:
     content, reason = BAD_GROUPS[bad]
-    store.write("dh_parameters.pem", content)
+    store.write("dh_parameters.pem", lambda: content)
     path = store.folder / "dh_parameters.pem"
     with refusal(path, rf"holds no usable Diffie-Hellman parameters \(({reason}).*\); move it away$"):
         store.load_group()
@@ -836,7 +837,7 @@ def test_known_peers_that_is_not_utf_8_is_refused(
     store: KeyStore, keys: Keys, refuses: Callable[..., None], encoding: str
 ) -> None:
     """No name of another encoding is the one that is typed."""
-    store.write("known_peers", pin_of("[caf\xe9.example]:1", keys.alice).encode(encoding))
+    store.write("known_peers", lambda: pin_of("[caf\xe9.example]:1", keys.alice).encode(encoding))
     refuses("known_peers", ", line 1: not .* ssh-rsa BASE64")
 
 
@@ -858,7 +859,7 @@ def test_any_bytes_are_a_value_or_a_file_error(store: KeyStore, keys: Keys, name
         start, end = sorted(chance.choices(range(len(good) + 1), k=2))
         new = bytes(chance.choices(good if chance.random() < 0.5 else range(256), k=chance.randrange(100)))
         content = chance.choice([new, good[:start] + new + good[end:], good[:start] + new])
-        store.write(name, content)
+        store.write(name, lambda content=content: content)
         try:
             value = FILES[name][0](store, keys)
         except (FileError, TrustError) as error:
@@ -911,7 +912,7 @@ def meet(bob: StartBob, start: Start, homes: Path, keys: Keys) -> Meet:
 @alice_mostly
 def test_no_room_to_pin(meet: Meet, homes: Path, role: Role) -> None:
     """The person has named the key, but it is not pinned, and so it will be new again the next time."""
-    KeyStore(homes / role.value).write("known_peers", b"# nobody yet\n")
+    KeyStore(homes / role.value).write("known_peers", lambda: b"# nobody yet\n")
     programs = meet(role, limited(64))
     assert programs[role].wait() == 1
     reason = rf"^Stopped: cannot write {homes}/{role.value}/known_peers: File too large; {WAY_OUT[:-1]}"
@@ -927,13 +928,11 @@ def test_what_need_not_be_written_is_not(
     start: Start, bob: StartBob, homes: Path, keys: Keys, role: Role, group: str
 ) -> None:
     """A read-only disk is enough to talk to somebody whose key is pinned, with --peer too."""
-    read_only = patched(
-        "def fail(*_): raise chat.FileError('read-only')", "chat.KeyStore.write = chat.KeyStore.locked = fail"
-    )
+    read_only = patched("def fail(*_): raise chat.FileError('read-only')", "chat.KeyStore.write = fail")
     if group == "new":
         (homes / "alice" / "dh_parameters.pem").unlink()
     if group == "foreign":
-        KeyStore(homes / "bob").write("dh_parameters.pem", PARAMETERS)
+        KeyStore(homes / "bob").write("dh_parameters.pem", lambda: PARAMETERS)
     PinnedPeer(KeyStore(homes / "bob"), "alice").pin(keys.alice)
     commands = {role: {"python": read_only}, role.peer: {}}
     server, port = bob("--once", "--peer", fingerprint(keys.alice), **commands[Role.BOB])
@@ -952,7 +951,7 @@ def test_what_need_not_be_written_is_not(
 
 def test_a_tilde_is_a_home_in_every_path(start: Start, tmp_path: Path, keys: Keys) -> None:
     """With `--transcript=~/x`, the shell leaves it as it is."""
-    store_with_group(tmp_path / "chat" / "alice").write("identity.pem", pem_of(keys.alice))
+    store_with_group(tmp_path / "chat" / "alice").write("identity.pem", lambda: pem_of(keys.alice))
     arguments = ("127.0.0.1:1", "--home=~/chat", "--transcript=~/talks")
     client = start("alice_client.py", *arguments, HOME=str(tmp_path))
     fails(client, 1, "^Stopped: cannot connect")

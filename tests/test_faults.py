@@ -198,9 +198,9 @@ class End(NamedTuple):
 LEFT = End(0, r"^You left\.\n\Z")
 CUT = End(1, "^Cut off: the connection ended without a goodbye")
 CUT_INSIDE = End(1, "^Cut off: the connection ended in the middle of a message")
-CUT_EARLY = End(1, "^Cut off: the connection ended without a goodbye, during the handshake")
+CUT_EARLY = End(1, r"^Cut off: the connection ended without a goodbye\. Is bob_server\.py there")
 SERVES_ON = End(None, r"^127\.0\.0\.1: Cut off: the connection ended without a goodbye\.")
-LOST_PATIENCE = End(1, "^Cut off: the other side did not answer in time, during the handshake")
+LOST_PATIENCE = End(1, r"^Cut off: the other side did not answer in time\. Is bob_server\.py there")
 SERVES_ON_LATER = End(None, r"^127\.0\.0\.1: Cut off: the other side did not answer in time\.")
 GOODBYE_SEEN = r"(Bob|Alice) left( before .*)?\."
 

@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from threading import Lock
 from types import SimpleNamespace
-from typing import Any, Callable, Union
+from typing import Any, Callable, NamedTuple, Union
 from unittest import mock
 
 import pytest
@@ -36,7 +36,6 @@ from crypto_utils import (
     Hello,
     KeyStore,
     NoConversation,
-    Offer,
     Opener,
     PinnedPeer,
     ProtocolError,
@@ -63,10 +62,18 @@ def drawing(*values: bytes) -> Callable[[int], bytes]:
     return lambda _: left.pop(0)
 
 
+class Offer(NamedTuple):
+    """What make_hello returns."""
+
+    hello: Hello
+    exponent: bytes
+    r: bytes
+
+
 def offer_of(role: Role, keys: Keys, *values: bytes) -> Offer:
     """An offer in GROUP; `values` are the exponent, and r or Alice's nonce."""
     with mock.patch("secrets.token_bytes", drawing(*values) if values else secrets.token_bytes):
-        return Offer.make(role, getattr(keys, role.value), GROUP)
+        return Offer(*chat.make_hello(role, getattr(keys, role.value), GROUP))
 
 
 def shake(
@@ -187,6 +194,11 @@ def test_no_secret_comes_from_a_generator_that_can_be_seeded(
 # ----------------------------------------------------------------------------------- words and commitment
 
 
+def words_of(th: bytes, r: bytes) -> list[str]:
+    """The words of these two, had Bob committed to that r."""
+    return chat.make_words(th, chat.commit(r), r)
+
+
 @pytest.mark.parametrize("changed", ["nonce_A", "r"])
 def test_with_somebody_in_between_the_words_differ(keys: Keys, changed: str) -> None:
     """Two sessions that agree in all but one value have no words in common."""
@@ -195,7 +207,7 @@ def test_with_somebody_in_between_the_words_differ(keys: Keys, changed: str) -> 
     for value in (b"1" * 32, b"2" * 32):
         hers = offer_of(ALICE, keys, b"a" * 32, value if changed == "nonce_A" else b"n" * 32)
         _, th = chat.settle(bob.hello, hers.hello)
-        shown.append(chat.make_words(th, value if changed == "r" else bob.r))
+        shown.append(words_of(th, value if changed == "r" else bob.r))
     assert all(one != two for one, two in zip(*shown))
 
 
@@ -216,11 +228,11 @@ class Grinding:
     def __init__(self, keys: Keys, seed: int) -> None:
         self.random = random.Random(seed)
         with mock.patch("secrets.token_bytes", self.random.randbytes):
-            self.bob = Offer.make(BOB, keys.bob, GROUP)  # what Bob offers, to Mallory
-            self.alice = Offer.make(ALICE, keys.alice, GROUP)  # what Alice offers, to Mallory
-            self.to_bob = Offer.make(ALICE, keys.mallory, GROUP)
-            self.to_alice = Offer.make(BOB, keys.mallory, GROUP)
-        self.at_alice = chat.make_words(self.th_at_alice, self.to_alice.r)[0]
+            self.bob = Offer(*chat.make_hello(BOB, keys.bob, GROUP))  # what Bob offers, to Mallory
+            self.alice = Offer(*chat.make_hello(ALICE, keys.alice, GROUP))  # what Alice offers, to Mallory
+            self.to_bob = Offer(*chat.make_hello(ALICE, keys.mallory, GROUP))
+            self.to_alice = Offer(*chat.make_hello(BOB, keys.mallory, GROUP))
+        self.at_alice = words_of(self.th_at_alice, self.to_alice.r)[0]
 
     @property
     def th_at_alice(self) -> bytes:
@@ -237,7 +249,7 @@ class Grinding:
     def words_at_bob(self, nonce: bytes, r: bytes) -> list[str]:
         """The words on Bob's screen, if she sends that nonce and his r is this one."""
         hello = self.to_bob.hello._replace(nonce=nonce)
-        return chat.make_words(hash_of(self.bob.hello, hello), r)
+        return words_of(hash_of(self.bob.hello, hello), r)
 
     def search_with_r(self, r: bytes) -> tuple[bytes, int]:
         """The nonce for Bob that gives the word on Alice's screen, if Bob's r is this one."""
@@ -259,20 +271,23 @@ def test_towards_alice_she_has_one_r_to_show(keys: Keys) -> None:
     mallory = Grinding(keys, 3)
     wanted = mallory.words_at_bob(mallory.to_bob.hello.nonce, mallory.bob.r)[0]
     assert wanted != mallory.at_alice
-    r, _ = mallory.search(wanted, lambda r: chat.make_words(mallory.th_at_alice, r))
+    r, _ = mallory.search(wanted, lambda r: words_of(mallory.th_at_alice, r))
     _, th = chat.settle(mallory.to_alice.hello, mallory.alice.hello)
     assert th == mallory.th_at_alice
     with pytest.raises(ProtocolError, match="r does not fit"):
-        chat.check_commitment(mallory.to_alice.hello.nonce, r)
+        chat.make_words(th, mallory.to_alice.hello.nonce, r)
 
 
 def test_alice_has_no_channel_with_an_r_that_does_not_fit(
-    meet: Callable[..., Met], keys: Keys, monkeypatch: pytest.MonkeyPatch
+    meet: Callable[..., Met], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """She refuses before there are words to show; Bob finds the line cut."""
-    make_offer = Offer.make
-    offer = offer_of(BOB, keys)._replace(r=b"another r".ljust(32))
-    monkeypatch.setattr(Offer, "make", lambda role, *rest: offer if role is BOB else make_offer(role, *rest))
+    seal = Sealer.seal
+
+    def seal_another_r(sealer: Sealer, kind: RecordType, body: bytes, *rest: Any) -> bytes:
+        return seal(sealer, kind, body and b"another r".ljust(32), *rest)
+
+    monkeypatch.setattr(Sealer, "seal", seal_another_r)
     met = meet()
     assert isinstance(met[ALICE], ProtocolError)
     assert "r does not fit" in str(met[ALICE])
@@ -305,11 +320,11 @@ def test_misbinding_bob_does_not_take_alices_words_for_mallorys(keys: Keys) -> N
     She is given even the commitment. Both RSA keys are in th, so Bob's AES key is not the one of Alice's.
     """
     bob, alice = offer_of(BOB, keys), offer_of(ALICE, keys)
-    swapped = alice.hello._replace(rsa=chat.public_der(keys.mallory))
+    swapped = alice.hello._replace(rsa=keys.mallory.public_key().export_key("DER"))
     known, th_at_alice = chat.settle(bob.hello, alice.hello)
     shown, th_at_bob = chat.settle(bob.hello, swapped)
-    z = bob.shared_secret(swapped)
-    assert z == alice.shared_secret(bob.hello)
+    z = chat.shared_secret(bob.exponent, swapped)
+    assert z == chat.shared_secret(alice.exponent, bob.hello)
     record = Sealer(ALICE, keys.alice, z, th_at_alice).seal(
         READY, b"", Opener(BOB, known[BOB], z, th_at_alice)
     )
@@ -395,7 +410,7 @@ def test_a_group_is_tested_with_64_rounds_and_remembered_as_soon_as_it_passed(
     keys: Keys, tmp_path: Path, rounds: list[int]
 ) -> None:
     """Even if the handshake fails then: a slow machine would otherwise fail at every try."""
-    hello = Offer.make(BOB, keys.bob, OTHER_GROUP).hello
+    hello, _, _ = chat.make_hello(BOB, keys.bob, OTHER_GROUP)
     bad = hello._replace(public_value=bytes(256))
     store = store_with_group(tmp_path / "alice")
     with pytest.raises(ProtocolError, match="not in the subgroup"):
@@ -481,7 +496,7 @@ def reachable(thing: object) -> Iterator[object]:
 def secrets_of(monkeypatch: pytest.MonkeyPatch) -> dict[str, set[bytes]]:
     """Take note of Z, of each direction's keys, of both exponents, and of r, as they are made."""
     made: dict[str, set[bytes]] = {name: set() for name in ("z", "key", "commitment", "exponent", "r")}
-    derive, offer = chat.derive_keys, Offer.make
+    derive, make_hello = chat.derive_keys, chat.make_hello
 
     def derive_and_note(z: bytes, direction: bytes, th: bytes) -> tuple[bytes, bytes]:
         key, commitment = derive(z, direction, th)
@@ -490,14 +505,14 @@ def secrets_of(monkeypatch: pytest.MonkeyPatch) -> dict[str, set[bytes]]:
         made["commitment"].add(commitment)
         return key, commitment
 
-    def offer_and_note(*arguments: Any) -> Offer:
-        new = offer(*arguments)
-        made["exponent"].add(new.exponent)
-        made["r"] |= {new.r} - {b""}
-        return new
+    def make_and_note(*arguments: Any) -> Any:
+        hello, exponent, r = make_hello(*arguments)
+        made["exponent"].add(exponent)
+        made["r"] |= {r} - {b""}
+        return hello, exponent, r
 
     monkeypatch.setattr(chat, "derive_keys", derive_and_note)
-    monkeypatch.setattr(Offer, "make", offer_and_note)
+    monkeypatch.setattr(chat, "make_hello", make_and_note)
     return made
 
 
@@ -510,7 +525,7 @@ def test_z_and_the_exponents_are_gone_after_the_handshake(
     ends = connect(tmp_path if evidence else None)
     (z,) = made["z"]
     assert len(made["exponent"]) == 2
-    kept = [value for value in vars(chat).values() if isinstance(value, (dict, list, set, tuple, Offer))]
+    kept = [value for value in vars(chat).values() if isinstance(value, (dict, list, set, tuple))]
     for channel in ends:
         held = [bytes(thing) for thing in reachable([channel, kept]) if isinstance(thing, (bytes, bytearray))]
         assert made["key"] <= set(held), "what is held would be found"
@@ -525,10 +540,9 @@ def test_no_secret_in_any_representation(
 ) -> None:
     made = secrets_of(monkeypatch)
     bob, _ = connect()
-    offer = offer_of(BOB, keys)
     secrets = set().union(*made.values())
-    assert len(secrets) == 1 + 2 + 2 + 3 + 2
-    for thing in (offer, bob, bob.sealer, bob.opener, bob.frames, bob.trust, bob.transcript):
+    assert len(secrets) == 1 + 2 + 2 + 2 + 1
+    for thing in (bob, bob.sealer, bob.opener, bob.frames, bob.trust, bob.transcript):
         for text in (repr(thing), str(thing), f"{[thing]}"):
             assert str(keys.bob.d) not in text
             for secret in secrets:

@@ -432,7 +432,7 @@ def test_without_an_attack_she_listens(scene: Callable[..., Scene]) -> None:
         (("no-such-attack",), "no attack named no-such-attack"),
         (("--without", "tag,no-such-check", "tag"), "no check named no-such-check"),
         (
-            ("--without", "a CLOSE that names zeros,a CLOSE that crossed a record", "tag"),
+            ("--without", "words,two of three words compared", "tag"),
             "taken away together",
         ),
         (("--bob", "65432"), "an address is HOST:PORT"),

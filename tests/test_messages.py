@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import contextlib
+import os
 import re
 import socket
 import sys
@@ -200,22 +201,16 @@ USAGE = {
     "bob": "usage: bob_server.py [options]\nbob_server.py: error: ",
 }
 TO_ALICE = "Stopped: cannot connect to 127.0.0.1 port {port}: "
-NO_BOB = (
-    ", during the handshake. Is bob_server.py there, and does Bob accept your key? Your key is\n  {alice}"
-)
-NO_ADDRESS = " is no address like 192.0.2.7, 192.0.2.7:65432, [2001:db8::7]:65432."
+NO_BOB = ". Is bob_server.py there, and does Bob accept your key?"
+NO_ADDRESS = " is no address like 192.0.2.7, 192.0.2.7:65432, [2001:db8::7]:65432 (without alice@)"
 NO_GROUP = "Stopped: {homes}/bob/dh_parameters.pem holds no usable Diffie-Hellman parameters ("
 NO_TRANSCRIPT = "Broken off: this is no transcript of secure-chat.\nNothing is proven."
-ELSEWHERE = "; name a folder on another disk with --home."
 ADVICE = (
     "Let Bob read you the fingerprint on Bob's own screen, in person or by telephone (yours is shown at the "
     "start). If it is this one, start again with --peer and that one: it takes the place of a pinned key (to "
     "keep both, add a line to known_peers). If not, somebody is in between."
 )
-OF_ALICE = (
-    ". It showed {alice}. If Alice reads you that one, from her own screen, restart with --peer and it: it "
-    "takes the place of a pinned key (to keep both, add a line to known_peers). Yours is shown at the start."
-)
+OF_ALICE = f"The key that was presented: {{alice}} {ADVICE.replace('Bob', 'Alice')}"
 
 # What is done, the exit status, and the end of what is told: all of it, to the letter.
 ERRORS: dict[str, tuple[Cause, int, str]] = {
@@ -308,12 +303,13 @@ ERRORS: dict[str, tuple[Cause, int, str]] = {
     "Alice's key has changed": (
         a_line_at_bobs(pinned=True),
         -9,
-        "127.0.0.1: Refused: the key of alice is not the pinned one" + OF_ALICE,
+        "127.0.0.1: Refused: the key of alice is not the pinned one. "
+        "{mallory} ({homes}/bob/known_peers, line 1) " + OF_ALICE,
     ),
     "Alice's key is new and nobody to ask": (
         a_line_at_bobs(pinned=False),
         -9,
-        "127.0.0.1: Refused: the key of alice is new, and there is no terminal to ask at" + OF_ALICE,
+        "127.0.0.1: Refused: the key of alice is new, and there is no terminal to ask at. " + OF_ALICE,
     ),
     "a line of known_peers that is not understood": (
         known_peers("# mine\nalice ssh-rsa AAAA\n"),
@@ -351,9 +347,9 @@ ERRORS: dict[str, tuple[Cause, int, str]] = {
     "a key that others can read": (
         in_place_of(IDENTITY, None, *AS_ALICE, mode=0o644),
         1,
-        "Stopped: {homes}/alice/identity.pem is open to other users (mode 0644); run:\n"
+        "Stopped: {homes}/alice/identity.pem must be yours alone, and is not (owner {uid}, mode 0644); run:\n"
         "  chmod go-rwx {homes}/alice/identity.pem\n"
-        "If that changes nothing, this disk keeps no permissions: name a folder on another disk with --home.",
+        "If that changes nothing, name a folder on another disk with --home.",
     ),
     "a damaged key": (
         in_place_of(IDENTITY, b"-----BEGIN PRIVATE KEY-----\n", *AS_ALICE),
@@ -367,7 +363,8 @@ ERRORS: dict[str, tuple[Cause, int, str]] = {
     "a home that is a file": (
         in_place_of("file", b"", *AS_ALICE, "--home", "{homes}/file"),
         1,
-        "Stopped: cannot make {homes}/file/alice: File exists" + ELSEWHERE,
+        "Stopped: cannot read {homes}/file/alice/identity.pem: Not a directory; move it away, or name "
+        "another --home.",
     ),
     "parameters of no safe prime": (
         in_place_of(PARAMETERS, chat.Group(RFC_GROUPS["ffdhe2048"].p - 2, 4).export(), *AS_BOB),
@@ -413,7 +410,7 @@ def test_what_goes_wrong_is_told_in_one_way(world: World, name: str) -> None:
     assert program.stdout == ""
     people = {name: chat.fingerprint(key) for name, key in world.keys._asdict().items()}
     port = re.search(r"--port=?(?:', ')?(\d+)", str(program.process.args))
-    expected = told.format(port=port and port[1], homes=world.homes, **people) + "\n"
+    expected = told.format(port=port and port[1], homes=world.homes, uid=os.geteuid(), **people) + "\n"
     assert program.stderr.endswith(expected), program.stderr
 
 

@@ -128,18 +128,18 @@ def test_the_commitment_is_the_hash_of_the_specification_and_fits_one_r() -> Non
     r = bytes(range(32))
     nonce = hashlib.sha256(b"secure-chat/1 commit " + r).digest()
     assert chat.commit(r) == nonce
-    chat.check_commitment(nonce, r)
+    assert len(chat.make_words(b"", nonce, r)) == 6
     for bit in range(256):
         for of_nonce, of_r in ((1 << bit, 0), (0, 1 << bit)):
             changed = (int.from_bytes(nonce, "big") ^ of_nonce).to_bytes(32, "big")
             with pytest.raises(ProtocolError, match="r does not fit"):
-                chat.check_commitment(changed, (int.from_bytes(r, "big") ^ of_r).to_bytes(32, "big"))
+                chat.make_words(b"", changed, (int.from_bytes(r, "big") ^ of_r).to_bytes(32, "big"))
 
 
 def test_words_tell_th_and_r_apart_bit_by_bit() -> None:
     zero, bits = bytes(32), [(1 << bit).to_bytes(32, "big") for bit in range(256)]
     inputs = [(zero, zero), *((th, zero) for th in bits), *((zero, r) for r in bits)]
-    assert len({tuple(chat.make_words(th, r)) for th, r in inputs}) == 513
+    assert len({tuple(chat.make_words(th, chat.commit(r), r)) for th, r in inputs}) == 513
 
 
 # ------------------------------------------------------------------------------------- groups and primes
@@ -332,8 +332,8 @@ def test_a_private_exponent_is_random_bytes_as_many_as_the_group_needs(
     keys: Keys, name: str, length: int
 ) -> None:
     with mock.patch("secrets.token_bytes", lambda n: b"\xa5" * n):
-        offer = chat.Offer.make(chat.Role.ALICE, keys.alice, RFC_GROUPS[name])
-    assert offer.exponent == b"\xa5" * length
+        _, exponent, _ = chat.make_hello(chat.Role.ALICE, keys.alice, RFC_GROUPS[name])
+    assert exponent == b"\xa5" * length
 
 
 # ------------------------------------------------------------------------------------------------ modexp

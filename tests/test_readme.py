@@ -342,6 +342,11 @@ def test_a_goodbye_while_bob_is_asked_is_seen_at_once_only_on_linux(
             alice.sendall(said)
             alice.shutdown(socket.SHUT_WR)
             assert chat.FrameSocket(bob).has_ended() == (linux or not said)
+    bob, alice = loopback()
+    with bob:
+        alice.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+        alice.close()  # which resets the connection
+        assert chat.FrameSocket(bob).has_ended()
 
 
 def test_above_the_banner_bytes_go_in_and_bytes_come_out() -> None:

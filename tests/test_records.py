@@ -233,7 +233,7 @@ def test_every_record_in_every_state(keys: Keys, quick: None) -> None:
         counts[taken] += 1
         if taken:
             message = conversation.open(sender, record)
-            assert message == (record_type, body, in_reply_to, age == 1)
+            assert message == (record_type, body, in_reply_to, body.decode(), age == 1)
             assert far.opener.closed == (record_type is CLOSE)
         else:
             reason = REPLY if record_type is CLOSE or sender is turn else "spoke out of turn"

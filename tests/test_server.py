@@ -53,7 +53,6 @@ from crypto_utils import (
     FrameSocket,
     KeyStore,
     NoConversation,
-    Offer,
     PinnedPeer,
     RecordType,
     Role,
@@ -73,7 +72,7 @@ many_addresses = pytest.mark.skipif(
 def known_to_bob(homes: Path, *keys: RsaKey) -> None:
     """Let Bob know an Alice, or several of that name: nobody is asked."""
     lines = "".join(f"alice {chat.ssh_line(key)}\n" for key in keys)
-    KeyStore(homes / "bob").write("known_peers", lines.encode())
+    KeyStore(homes / "bob").write("known_peers", lambda: lines.encode())
 
 
 def is_dropped(connected: socket.socket) -> bool:
@@ -629,10 +628,10 @@ def test_alice_gets_past_a_crowd_that_stalls_drips_and_rants(
     loaded_bob: LoadedBob, start: Start, keys: Keys
 ) -> None:
     server, process = loaded_bob, loaded_bob.process.pid
-    offer = Offer.make(Role.ALICE, keys.alice, GROUP)  # Alice's own hello, as anybody on the line knows it
+    hello, *_ = chat.make_hello(Role.ALICE, keys.alice, GROUP)  # as anybody on the line knows it
     visit(server, start, server.port)
     before, during, times = use_of(process), [], []
-    with Crowd(server.port, chat.frame(offer.hello.encode()), source="127.0.0.2") as crowd:
+    with Crowd(server.port, chat.frame(hello.encode()), source="127.0.0.2") as crowd:
         for _ in range(5):
             times.append(visit(server, start, server.port))
             during.append(use_of(process))

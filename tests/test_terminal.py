@@ -312,7 +312,7 @@ def test_ctrl_c_and_ctrl_d_outside_of_a_conversation(
 ) -> None:
     script, arguments, pattern = PLACES[place]
     locked = keys.alice.export_key("PEM", passphrase="open", pkcs=8)
-    KeyStore(homes / "alice").write(KeyStore.IDENTITY, locked)
+    KeyStore(homes / "alice").write(KeyStore.IDENTITY, lambda: locked)
     program = start(script, *arguments, **AT_TERMINAL)
     program.expect(pattern)
     rests(program)

@@ -42,7 +42,6 @@ from crypto_utils import (
     Group,
     KeyStore,
     Message,
-    Offer,
     Opener,
     ProtocolError,
     RecordType,
@@ -254,10 +253,11 @@ def test_a_group_is_tested_in_full_whoever_vouches_for_it(
     monkeypatch.setattr(chat, "miller_rabin_test", lambda *q_n: (tested.append(q_n), miller_rabin(*q_n))[1])
     for group in (GROUP, UNSAFE):
         with mock.patch("secrets.token_bytes", fixed):
-            offers = {role: Offer.make(role, getattr(keys, role.value), group) for role in Role}
-        bob, alice = (offers[role].hello for role in Role)
-        parts = [b"b" + bob.encode(), b"a" + alice.encode(), b"z" + offers[BOB].shared_secret(alice)]
-        for role, body in ((ALICE, b""), (BOB, offers[BOB].r)):
+            bob, exponent, r = chat.make_hello(BOB, keys.bob, group)
+            alice, _, _ = chat.make_hello(ALICE, keys.alice, group)
+        z = chat.shared_secret(exponent, alice)
+        parts = [b"b" + bob.encode(), b"a" + alice.encode(), b"z" + z]
+        for role, body in ((ALICE, b""), (BOB, r)):
             sealer, heard = ends_after(parts, keys, role)
             parts.append(role.tag + sealer.seal(READY, body, heard))
         if group == GROUP:

@@ -30,8 +30,8 @@ import crypto_utils as chat
 from crypto_utils import (
     FrameSocket,
     Group,
+    Hello,
     KeyStore,
-    Offer,
     Opener,
     PinnedPeer,
     RecordType,
@@ -99,7 +99,7 @@ def test_the_examples_in_the_readme_are_right() -> None:
         ("nonce_B", chat.commit(r).hex()),
         ("SHA-256(...)", hashed.hexdigest()),
         ("first 8 bytes", f"{hashed.hexdigest()[:16]}, parity 0"),
-        ("words", " ".join(chat.make_words(bytes(32), r))),
+        ("words", " ".join(chat.make_words(bytes(32), chat.commit(r), r))),
     ]
     for role in Role:
         values = zip("KC", chat.derive_keys(b"\2\3", role.label, th))
@@ -126,20 +126,21 @@ class Session:
         self.case = case
         self.group = Group(int(case["p"], 16), int(case["g"], 16))
         self.identity = {role: private_key(case[role.value]["private_key"]) for role in Role}
-        self.offers: dict[Role, Offer] = {}
+        self.hellos: dict[Role, Hello] = {}
+        self.exponents: dict[Role, bytes] = {}
         for role, key in self.identity.items():
             random = drawn(
                 case[role.value]["exponent"], case["r"] if role is Role.BOB else case["alice"]["nonce"]
             )
             with mock.patch("secrets.token_bytes", random):
-                self.offers[role] = Offer.make(role, key, self.group)
+                self.hellos[role], self.exponents[role], _ = chat.make_hello(role, key, self.group)
         self.sealers: dict[Role, Sealer] = {}
         self.openers: dict[Role, Opener] = {}  # by who receives
-        keys, th = chat.settle(*(offer.hello for offer in self.offers.values()))
-        for role, offer in self.offers.items():
-            key, z = keys[role.peer], offer.shared_secret(self.offers[role.peer].hello)
+        keys, th = chat.settle(*self.hellos.values())
+        for role, exponent in self.exponents.items():
+            key, z = keys[role.peer], chat.shared_secret(exponent, self.hellos[role.peer])
             assert (z.hex(), th.hex()) == (case["z"], case["th"])
-            assert chat.public_der(key).hex() == case[role.peer.value]["public_key"]
+            assert key.public_key().export_key("DER").hex() == case[role.peer.value]["public_key"]
             self.sealers[role] = Sealer(role, self.identity[role], z, th)
             self.openers[role] = Opener(role.peer, key, z, th)
 
@@ -184,15 +185,15 @@ def test_crypto_utils_makes_the_same_and_opens_it_on_both_sides(name: str) -> No
     case = CASES[name]
     session = Session(case)
     chat.check_group(session.group)
-    for role, offer in session.offers.items():
+    for role, hello in session.hellos.items():
         side = case[role.value]
-        hello = offer.hello
-        assert (hello.encode().hex(), offer.exponent.hex()) == (side["hello"], side["exponent"])
+        assert (hello.encode().hex(), session.exponents[role].hex()) == (side["hello"], side["exponent"])
         assert chat.Hello.decode(hello.encode(), None if role is Role.BOB else session.group) == hello
         values = (hello.nonce.hex(), hello.public_value.hex(), hello.rsa.hex())
         assert values == (side["nonce"], side["public_value"], side["public_key"])
     assert chat.commit(unhex(case["r"])).hex() == case["bob"]["nonce"]
-    assert " ".join(chat.make_words(unhex(case["th"]), unhex(case["r"]))) == case["words"]
+    th, nonce, r = (unhex(value) for value in (case["th"], case["bob"]["nonce"], case["r"]))
+    assert " ".join(chat.make_words(th, nonce, r)) == case["words"]
     for role in Role:
         key, commitment = chat.derive_keys(unhex(case["z"]), role.label, unhex(case["th"]))
         assert case[role.label.decode()] == {"key": key.hex(), "commitment": commitment.hex()}
@@ -205,7 +206,7 @@ def stores(tmp_path_factory: pytest.TempPathFactory) -> dict[str, KeyStore]:
     made = {}
     for case in CASES.values():
         made[case["p"]] = KeyStore(tmp_path_factory.mktemp("store") / "alice")
-        made[case["p"]].save_group(Group(int(case["p"], 16), int(case["g"], 16)))
+        made[case["p"]].write(KeyStore.GROUP, Group(int(case["p"], 16), int(case["g"], 16)).export)
     return made
 
 
@@ -237,7 +238,7 @@ def test_crypto_utils_refuses_the_record_for_that_reason(name: str) -> None:
     session.exchange(refusal["after"])
     with pytest.raises(chat.ProtocolError) as refused:
         message = session.openers[receiver].open(unhex(refusal["record"]), session.sealers[receiver])
-        chat.check_commitment(unhex(case["bob"]["nonce"]), message.body)
+        chat.make_words(b"", unhex(case["bob"]["nonce"]), message.body)
     assert str(refused.value) == refusal["message"]
 
 

@@ -6,6 +6,7 @@ The values are recomputed here with hashlib and the library's AES, from the byte
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import logging
 import os
@@ -52,8 +53,8 @@ def kept(tmp_path_factory: pytest.TempPathFactory, keys: Keys) -> Iterator[Kept]
     """No test changes it."""
     home = tmp_path_factory.mktemp("homes")
     for name, key in (("bob", keys.bob), ("alice", keys.alice)):
-        KeyStore(home / name).write(KeyStore.IDENTITY, key.export_key("PEM", pkcs=8))
-        KeyStore(home / name).save_group(GROUP)
+        KeyStore(home / name).write(KeyStore.IDENTITY, functools.partial(key.export_key, "PEM", pkcs=8))
+        KeyStore(home / name).write(KeyStore.GROUP, GROUP.export)
     folders = {name: home / f"kept by {name}" for name in SCRIPTS}
     with contextlib.ExitStack() as stack:
         server = Program(
@@ -191,7 +192,7 @@ def test_every_name_under_which_a_key_is_pinned_is_told(
 
 def test_it_asks_for_no_passphrase(kept: Kept, start: Start, homes: Path, keys: Keys) -> None:
     locked = keys.alice.export_key("PEM", passphrase="open", pkcs=8)
-    KeyStore(homes / "alice").write(KeyStore.IDENTITY, locked)
+    KeyStore(homes / "alice").write(KeyStore.IDENTITY, lambda: locked)
     program = start("alice_client.py", "--verify", str(kept.files["bob"]), terminal=True, size=(24, 80))
     assert program.wait() == 0
 

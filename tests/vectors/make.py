@@ -29,7 +29,7 @@ from Crypto.PublicKey import ECC, RSA
 from Crypto.Signature import pkcs1_15, pss
 
 import crypto_utils as chat
-from crypto_utils import Group, Offer, RecordType, Role, RsaKey, Sealer, encode_fields, frame
+from crypto_utils import Group, RecordType, Role, RsaKey, Sealer, encode_fields, frame
 
 BOB, ALICE = Role.BOB, Role.ALICE
 READY, TEXT, CLOSE = RecordType
@@ -305,32 +305,32 @@ def converse(plan: Plan) -> Json:
     def labels(*names: str) -> list[str]:
         return [f"{plan.name}: {name} {dict(plan.tries).get(name, 0)}" for name in names]
 
-    offers = {}
+    hellos, exponents, r = {}, {}, b""
     for role, bits in zip(Role, plan.bits):
         drawn = labels(f"{role.value} exponent", "bob r" if role is BOB else "alice nonce")
         with mock.patch("secrets.token_bytes", drawing(*drawn)):
-            offers[role] = Offer.make(role, rsa_key(role.value, bits), plan.group)
+            hellos[role], exponents[role], made = chat.make_hello(role, rsa_key(role.value, bits), plan.group)
+        r = r or made
     case: Json = {"name": plan.name, "p": hexadecimal(plan.group.p), "g": hexadecimal(plan.group.g)}
     sealers: dict[Role, Sealer] = {}
-    for (role, offer), bits in zip(offers.items(), plan.bits):
-        hello, identity = offer.hello, rsa_key(role.value, bits)
+    _, th = chat.settle(hellos[BOB], hellos[ALICE])
+    for (role, hello), bits in zip(hellos.items(), plan.bits):
+        identity = rsa_key(role.value, bits)
         case[role.value] = {
             "private_key": identity.export_key("PEM", pkcs=8).decode(),
             "public_key": hello.rsa.hex(),
             "nonce": hello.nonce.hex(),
-            "exponent": offer.exponent.hex(),
+            "exponent": exponents[role].hex(),
             "public_value": hello.public_value.hex(),
             "hello": hello.encode().hex(),
         }
-        _, th = chat.settle(offers[BOB].hello, offers[ALICE].hello)
-        z = offer.shared_secret(offers[role.peer].hello)
+        z = chat.shared_secret(exponents[role], hellos[role.peer])
         sealers[role] = Sealer(role, identity, z, th)
-    r = offers[BOB].r
     case |= {"r": r.hex(), "th": th.hex(), "z": z.hex()}
     for role in Role:
         key, commitment = chat.derive_keys(z, role.label, th)
         case[role.label.decode()] = {"key": key.hex(), "commitment": commitment.hex()}
-    case |= {"words": " ".join(chat.make_words(th, r)), "records": []}
+    case |= {"words": " ".join(chat.make_words(th, chat.commit(r), r)), "records": []}
     for at, (sender, record_type, text, crossed) in enumerate(plan.says):
         sealer, other = sealers[sender], sealers[sender.peer]
         heard = SimpleNamespace(number=other.number, latest=other.before if crossed else other.latest)
