@@ -978,25 +978,25 @@ class KeyStore:
         From before `make` looks at the old one, every other program that uses this folder is kept out.
         """
         path, temporary = self.folder / name, self.folder / f".{name}.new"
-        with disk("write", path, ELSEWHERE):
+        with disk("make", self.folder, ELSEWHERE):
             self.folder.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             self.folder.mkdir(mode=0o700, exist_ok=True)
-            with open(self.folder / ".lock", "ab", opener=_open_private) as lock:
-                if sys.platform == "win32":
-                    _insist(lambda: msvcrt.locking(lock.fileno(), msvcrt.LK_NBLCK, 1))
-                else:
-                    fcntl.flock(lock, fcntl.LOCK_EX)
-                data = make()
-                if data is None:
-                    return
-                try:
-                    with open(temporary, "wb", opener=_open_private) as file:
-                        file.write(data)
-                        file.flush()
-                        os.fsync(file.fileno())
-                    _insist(lambda: temporary.replace(path))
-                finally:
-                    temporary.unlink(missing_ok=True)
+        with disk("write", path, ELSEWHERE), open(self.folder / ".lock", "ab", opener=_open_private) as lock:
+            if sys.platform == "win32":
+                _insist(lambda: msvcrt.locking(lock.fileno(), msvcrt.LK_NBLCK, 1))
+            else:
+                fcntl.flock(lock, fcntl.LOCK_EX)
+            data = make()
+            if data is None:
+                return
+            try:
+                with open(temporary, "wb", opener=_open_private) as file:
+                    file.write(data)
+                    file.flush()
+                    os.fsync(file.fileno())
+                _insist(lambda: temporary.replace(path))
+            finally:
+                temporary.unlink(missing_ok=True)
 
 
 def _insist(act: Callable[[], Any]) -> Any:
@@ -1043,14 +1043,14 @@ def _check_owner(path: Path, info: os.stat_result, forbidden: int) -> None:
     if sys.platform != "win32" and (info.st_uid != os.geteuid() or info.st_mode & forbidden):
         rights = f"owner {info.st_uid}, mode {stat.S_IMODE(info.st_mode):04o}"
         told = f"{path} must be yours alone, and is not ({rights}); run:\n  chmod go-rwx {quoted(path)}"
-        raise FileError(f"{told}\nIf that changes nothing, {ELSEWHERE}.")
+        raise FileError(f"{told}\nIf that changes nothing, this disk keeps no permissions: {ELSEWHERE}.")
 
 
 class Trust(NamedTuple):
     """What is known of a key that was presented, when it is not refused."""
 
-    known: bool  # it is pinned
-    settled: bool  # it is the one of --peer, or it is pinned: nobody need be asked about it
+    known: bool  # it is pinned under this name
+    settled: bool  # it is the one of --peer, or else it is known: nobody need be asked about it
     also: tuple[str, ...] = ()  # other names under which this key is pinned
 
 
