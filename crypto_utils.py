@@ -1156,10 +1156,7 @@ def printable(text: str) -> str:
 
 
 def screen_lines(text: str, columns: int | None = None) -> list[str]:
-    """Return the printable lines of a text; if `columns` is given, in rows that are no wider.
-
-    A row ends after a space where possible, and never inside a letter, emoji or flag that fits in a row.
-    """
+    """Return the printable lines of a text; given `columns`, in rows that end after a space if they can."""
     lines = [printable(line) for line in text.split("\n")]
     if columns is None:
         return lines
@@ -1170,6 +1167,7 @@ def screen_lines(text: str, columns: int | None = None) -> list[str]:
         taken = range(len(line) + 1) if plain else [0, *itertools.accumulate(map(_width, line))]
         while at < len(line) - 1 and taken[-1] - taken[at] > columns:
             full = end = max(bisect.bisect(taken, taken[at] + columns) - 1, at + 1)
+            # No row ends inside a letter, an emoji or a flag that fits in it.
             while end > at and (taken[end] == taken[end + 1] or re.match(_ONE, line[end - 1 : end + 1])):
                 end -= 1
             end = line.rfind(" ", at, end) + 1 or (end if end > at else full)
@@ -1206,10 +1204,9 @@ def is_terminal(stream: TextIO) -> bool:
 
 def columns(stream: TextIO) -> int | None:
     """Return the width of a terminal, None of anything else."""
-    try:
+    with contextlib.suppress(OSError):
         return os.get_terminal_size(stream.fileno()).columns or 80
-    except OSError:
-        return None
+    return None
 
 
 if sys.platform == "win32":
@@ -1248,13 +1245,12 @@ QUIET = 0.3  # seconds without a key, after which what was typed ahead is over
 TERMINAL_LINE = 4095  # bytes that a terminal without readline hands over at most: the rest may be lost
 QUEUE_LIMIT = 100  # lines of other threads that wait for the screen
 HANDLED_SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP", "SIGQUIT", "SIGCONT")
-END = "Ctrl-Z and Enter" if sys.platform == "win32" else "Ctrl-D"
-HELP = f"""\
+HELP = """\
 Type a line and press Enter to send it, when it is your turn.
   /words   show your three words
   /help    show this
   /quit    leave and end this program
-Ctrl-C leaves at any moment, {END} in your turn. To send a line that begins with /, put a space before it."""
+Ctrl-C leaves at any moment. To send a line that begins with /, put a space before it."""
 
 
 class UsageError(ChatError):
@@ -1310,7 +1306,7 @@ class Console:
             if self.queue.qsize() < QUEUE_LIMIT:
                 self.queue.put(text)
             return
-        width = columns(sys.stderr) or sys.maxsize
+        width = max(columns(sys.stderr) or sys.maxsize, 20)
         fill = textwrap.TextWrapper(width, break_long_words=False, break_on_hyphens=False).fill
         rows = [line if line.startswith("  ") else fill(line) for line in map(printable, text.split("\n"))]
         self.write("\n".join(rows) + "\n", sys.stderr)
@@ -1361,14 +1357,11 @@ class Console:
         return line.rstrip("\n")  # a paste may end with one, too
 
     def next_line(self, channel: Channel) -> str | None:
-        """Return what the person says, in their own turn, or None if the connection has something first.
-
-        What was typed before is dropped: it was no answer to what the screen shows now.
-        """
+        """Return what the person says, in their own turn, or None if the connection has something first."""
         if not self.has_prompt:
             return self._line_from_pipe(channel)
         while True:
-            self.drop_typed()
+            self.drop_typed()  # it was no answer to what the screen shows now
             line = self.prompt(f"{self.me}: ", channel.frames.socket)
             if line is None or not line.startswith("/"):
                 return line
@@ -1549,12 +1542,9 @@ def meet(console: Console, channel: Channel, peer: PinnedPeer) -> None:
 
 
 def ask_for_words(console: Console, channel: Channel) -> None:
-    """Ask for the words that the other side reads out, until they are typed. Raises TrustError for a no.
-
-    What was typed before the question is no answer. While it stands, Alice may be told of a goodbye.
-    """
+    """Ask for the words that the other side reads out, until they are typed. Raises TrustError for a no."""
     name, watched = console.peer, [channel.frames.socket]
-    console.drop_typed()
+    console.drop_typed()  # it was no answer to this question
     while True:
         answer = console.prompt(f"Type the words that {name} reads, or no: ", *watched)
         if answer is None:

@@ -250,8 +250,7 @@ import crypto_utils
 
 store = crypto_utils.KeyStore(pathlib.Path("writers"))
 for n in range(100):
-    with store.locked():
-        store.write("file", sys.argv[2].encode() * 50_000)
+    store.write("file", lambda: sys.argv[2].encode() * 50_000)
     data = store.read("file")
     assert data and len(data) == 50_000 and len(set(data)) == 1, data
 print("done")
