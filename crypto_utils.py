@@ -312,11 +312,25 @@ def derive_keys(z: bytes, direction: bytes, th: bytes) -> tuple[bytes, bytes]:
     return key, commitment
 
 
+@contextlib.contextmanager
+def signals_wait() -> Iterator[None]:
+    """Hold signals back: while the library makes a cipher, two objects own (and would free) one memory."""
+    if sys.platform != "win32":
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+    try:
+        yield
+    finally:
+        if sys.platform != "win32":
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+@signals_wait()
 def encrypt(key: bytes, nonce: bytes, plaintext: bytes) -> tuple[bytes, bytes]:
     """AES-256-GCM: return the ciphertext and its 16-byte tag, for a 12-byte nonce (SP 800-38D, 7.1)."""
     return AES.new(key, AES.MODE_GCM, nonce=nonce, mac_len=GCM_TAG).encrypt_and_digest(plaintext)
 
 
+@signals_wait()
 def decrypt(key: bytes, nonce: bytes, ciphertext: bytes, tag: bytes) -> bytes:
     """Undo `encrypt` (SP 800-38D, 7.2). Raises ValueError, and returns nothing, if the tag is not valid."""
     return AES.new(key, AES.MODE_GCM, nonce=nonce, mac_len=GCM_TAG).decrypt_and_verify(ciphertext, tag)

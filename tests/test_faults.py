@@ -430,6 +430,25 @@ def test_a_signal_while_a_record_is_made_or_opened(
     assert client.stdout == ""
 
 
+def test_a_signal_while_the_library_makes_a_cipher(bob: StartBob, start: Start) -> None:
+    """What it raised there would leave two owners of one memory, and the program would abort at its end."""
+    python = patched(
+        "import os",
+        "def look(frame, event, argument):",
+        "    if event == 'call' and frame.f_code.co_name == 'release':",
+        "        sys.setprofile(None)",
+        "        os.kill(os.getpid(), 15)",
+        "receive = chat.Channel.receive",
+        "chat.Channel.receive = lambda channel: (sys.setprofile(look), receive(channel))[1]",
+    )
+    server, client = talk(bob("--once"), start, python=python)
+    client.write("request\n")
+    server.expect("^Alice: request\n")
+    server.write("reply\n")
+    assert (client.wait(), server.wait()) == (0, 0)
+    server.expect(GOODBYE_SEEN, "stderr")
+
+
 def test_a_signal_whose_exception_is_lost_counts_all_the_same(bob: StartBob, start: Start) -> None:
     """Python drops what is raised in a finalizer."""
     python = patched(
