@@ -1017,9 +1017,12 @@ class KeyStore:
 def _insist(act: Callable[[], Any]) -> Any:
     """Try again for 3 s on Windows, which refuses where others wait: a lock, a file that is in use."""
     for _ in range(60 if sys.platform == "win32" else 0):
-        with contextlib.suppress(PermissionError):
+        try:
             return act()
-        time.sleep(SLICE)
+        except FileNotFoundError:
+            raise
+        except OSError:  # it need not be a PermissionError
+            time.sleep(SLICE)
     return act()
 
 
