@@ -94,6 +94,9 @@ def run(console: chat.Console, options: argparse.Namespace) -> int:
                 console.notice(f"Meanwhile others called: {door.called - called}.")
         if options.once and status is not None:
             return status
+        with contextlib.suppress(queue.Empty):
+            while True:
+                console.queue.get_nowait()  # steps of others' handshakes, which -v shows
         door.place.release()
 
 

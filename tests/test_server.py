@@ -91,8 +91,8 @@ def is_dropped(connected: socket.socket) -> bool:
 def test_another_alice_is_told_that_bob_is_busy(
     bob: StartBob, homes: Path, keys: Keys, stranger: Stranger
 ) -> None:
-    """And nothing of her reaches the conversation; afterwards, Bob is told how many called."""
-    server, port = bob()
+    """And nothing of her is ever shown, also with -v; afterwards, Bob is told how many called."""
+    server, port = bob("-v")
     known_to_bob(homes, keys.alice, keys.mallory)
     first = stranger(port, keys.alice)
     one_round(server, first, "first")
@@ -109,6 +109,7 @@ def test_another_alice_is_told_that_bob_is_busy(
     first.close()
     server.expect(r"^Alice left\.\nMeanwhile others called: 3\.\nWaiting for Alice", "stderr")
     one_round(server, stranger(port, keys.mallory), "third")
+    assert server.stderr.count("hello_bob is made") == 2  # for those two with whom he talked
 
 
 @pytest.mark.parametrize("at", ["the question", "his turn"])
