@@ -51,10 +51,11 @@ def handshake(
 def run(console: chat.Console, options: argparse.Namespace) -> int:
     """Alice's side, from Bob's address to the exit status."""
     address = options.host
-    if address is None and console.has_prompt:
-        address = console.prompt("Bob's address (Enter: this machine): ")
+    if address is None:
+        asked = console.prompt("Bob's address (Enter: this machine): ") if console.has_prompt else None
+        address = (asked or "").strip() or "127.0.0.1"
         console.set_quiet(False)
-    host, port = parse_address((address or "").strip() or "127.0.0.1", options.port)
+    host, port = parse_address(address, options.port)
     store, identity = chat.open_home(console, options)
     bob = chat.PinnedPeer(store, f"[{host}]:{port}".lower(), options.peer, console.can_ask)
     console.show_row(f"Connecting to {host} port {port} ...")
@@ -75,7 +76,7 @@ def parse_address(text: str, port: int) -> tuple[str, int]:
     host, number = text, str(port)
     if text.count(":") == 1 or "]:" in text:
         host, _, number = text.rpartition(":")
-    host = host.strip("[]")
+    host = re.sub(r"^\[(.*)\]$", r"\1", host)
     if host.isdigit() or not re.fullmatch(r"[\w.:%-]+", host) or number not in map(str, range(65536)):
         examples = "192.0.2.7, 192.0.2.7:65432, [2001:db8::7]:65432 (without alice@)"
         raise chat.UsageError(f"{text} is no address like {examples}")

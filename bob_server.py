@@ -110,7 +110,8 @@ class Door:
         self._console = console
         self._let_in = let_in
         self.place = threading.Lock()  # who holds it talks to Bob, or Bob is asked about their key
-        self.called = 0  # who called while the place was taken
+        self.called = 0  # strangers whose handshake ended while the place was taken
+        self._counting = threading.Lock()
         threading.Thread(target=self._accept_connections, daemon=True).start()
 
     def guest(self) -> chat.Channel:
@@ -126,7 +127,7 @@ class Door:
             raise KeyboardInterrupt  # a signal whose exception was lost
         except BaseException:  # say goodbye to whoever has been sent READY, or is being sent it
             with contextlib.suppress(queue.Empty):
-                while self.place.locked():
+                while not self.place.acquire(blocking=False):  # once we have it, nobody is sent READY
                     item = self._console.queue.get(timeout=chat.GOODBYE_SECONDS)
                     if isinstance(item, chat.Channel):
                         item.close()
@@ -151,9 +152,7 @@ class Door:
                 with contextlib.suppress(OSError):
                     handshakes[oldest].shutdown(socket.SHUT_RDWR)
                 oldest.join()
-            busy = self.place.locked()
-            self.called += busy
-            thread = threading.Thread(target=self._meet, args=(connected, address, busy), daemon=True)
+            thread = threading.Thread(target=self._meet, args=(connected, address), daemon=True)
             thread.name = source(address)
             try:
                 thread.start()
@@ -161,13 +160,16 @@ class Door:
             except RuntimeError:  # no thread is free now
                 connected.close()
 
-    def _meet(self, connected: socket.socket, address: str, busy: bool) -> None:
+    def _meet(self, connected: socket.socket, address: str) -> None:
         """Hold the handshake with one stranger; hand over the channel, or say what came of it."""
         frames, where = chat.FrameSocket(connected), address.removeprefix("::ffff:")
         try:
             self._console.queue.put(self._let_in(frames, self.place))
         except (chat.ChatError, MemoryError) as error:
-            if not busy:  # who comes during a conversation is only counted, and others cost one line
+            with self._counting:
+                busy = self.place.locked()
+                self.called += busy
+            if not busy:  # during a conversation strangers are only counted; at other times each costs a line
                 self._console.notice(" ".join(f"{where}: {chat.explain(error, 'Alice')}".split()))
             frames.hang_up(chat.GOODBYE_SECONDS if isinstance(error, chat.NoConversation) else 0.0)
 

@@ -1004,8 +1004,9 @@ class KeyStore:
             data = make()
             if data is None:
                 return
+            temporary.unlink(missing_ok=True)  # left by a program that was killed here
             try:
-                with open(temporary, "wb", opener=_open_private) as file:
+                with open(temporary, "xb", opener=_open_private) as file:
                     file.write(data)
                     file.flush()
                     os.fsync(file.fileno())
@@ -1061,7 +1062,7 @@ def _check_owner(path: Path, info: os.stat_result, forbidden: int) -> None:
     if sys.platform != "win32" and (info.st_uid != os.geteuid() or info.st_mode & forbidden):
         rights = f"owner {info.st_uid}, mode {stat.S_IMODE(info.st_mode):04o}"
         told = f"{path} must be yours alone, and is not ({rights}); run:\n  chmod go-rwx {quoted(path)}"
-        raise FileError(f"{told}\nIf that changes nothing, this disk keeps no permissions: {ELSEWHERE}.")
+        raise FileError(f"{told}\nIf that does not help (some disks keep no permissions), {ELSEWHERE}.")
 
 
 class Trust(NamedTuple):
@@ -1362,14 +1363,16 @@ class Console:
             self._row, self._editing = question, True
         self.set_quiet(False)
         try:
-            line = input(question if edits else "")
+            line = input(question) if edits else sys.stdin.readline()
+            if not (line or edits):
+                raise EOFError
         except (EOFError, SystemError):  # this one if a second handler runs in input() after one has raised
             self.screen.write("\n")  # keep what stands in this row
             raise KeyboardInterrupt from None
         finally:
             self._editing, self._row = False, ""
             self.set_quiet(True)
-        if len(os.fsencode(line)) >= TERMINAL_LINE and not edits:
+        if len(os.fsencode(line)) > TERMINAL_LINE and not edits:
             raise MessageError("the line is too long for this terminal, and its end may be lost; use a pipe")
         return line.rstrip("\n")  # a paste may end with one, too
 
@@ -1470,12 +1473,14 @@ class Console:
 
     @contextlib.contextmanager
     def to_its_end(self) -> Iterator[None]:
-        """Let no signal interrupt what is done, but the next wait: no record is left half sent."""
+        """Let no signal interrupt what is done: no record is left half sent without a second one."""
         self._holds_signals = True
         try:
             yield
         finally:
             self._holds_signals = False
+        if self.leaving:
+            raise KeyboardInterrupt
 
 
 def show_step(console: Console, whole: bool, record: logging.LogRecord) -> bool:
@@ -1790,11 +1795,11 @@ def run_program(parser: argparse.ArgumentParser, run: Callable[..., int]) -> NoR
             handler = console.on_continue if number.name == "SIGCONT" else console.on_signal
             if number.name in HANDLED_SIGNALS and signal.getsignal(number) is not signal.SIG_IGN:  # nohup
                 signal.signal(number, handler)
-        # Messengers make one dash of two, and spaces that do not part two words for a shell.
-        words = (word for argument in sys.argv[1:] for word in argument.split("\u00a0"))
-        arguments = [re.sub(r"^[\u2010-\u2015\u2212]", "--", word) for word in words]
+        for argument in sys.argv[1:]:
+            if re.match(r"[\u2010-\u2015\u2212]|.*\s--|--[a-z]+\s", argument):
+                parser.error(f"{printable(argument)}: a messenger changed a dash or a space; type it with --")
         try:
-            options = parser.parse_args(arguments)
+            options = parser.parse_args()
             log.addFilter(functools.partial(show_step, console, options.verbose > 1))
             log.setLevel(logging.INFO if options.verbose else logging.WARNING)
             status = (verify_file if options.verify else run)(console, options)
@@ -1810,5 +1815,6 @@ def run_program(parser: argparse.ArgumentParser, run: Callable[..., int]) -> NoR
         with contextlib.suppress(OSError):
             if not console.leaving:  # a stopped screen must not hold up the end
                 stream.flush()
-        os.dup2(os.open(os.devnull, os.O_RDWR), stream.fileno())  # Python flushes once more, at its end
+        with contextlib.suppress(OSError):
+            os.dup2(os.open(os.devnull, os.O_RDWR), stream.fileno())  # Python flushes once more, at its end
     sys.exit(status or int(console.lost_a_line or b"\n" in console.typed))

@@ -164,6 +164,17 @@ def test_home_is_refused_when_others_can_write_to_it(tmp_path: Path, mode: int) 
     assert KeyStore(folder).read("file") is None
 
 
+@posix
+@pytest.mark.parametrize("link", [False, True], ids=["a file", "a link"])
+def test_what_a_program_that_was_killed_has_left_is_not_used(store: KeyStore, link: bool) -> None:
+    left, elsewhere = store.folder / ".file.new", store.folder / "elsewhere"
+    elsewhere.touch(0o644)
+    left.symlink_to(elsewhere) if link else left.touch(0o644)
+    store.write("file", lambda: b"data")
+    assert (store.read("file"), mode_of(store.folder / "file")) == (b"data", 0o600)
+    assert (left.exists(), elsewhere.read_bytes()) == (False, b"")
+
+
 @root
 def test_home_of_another_user_is_refused(store: KeyStore) -> None:
     os.chown(store.folder, 1, 1)

@@ -430,6 +430,29 @@ def test_a_signal_while_a_record_is_made_or_opened(
     assert client.stdout == ""
 
 
+def test_a_signal_that_was_held_counts_as_soon_as_it_may() -> None:
+    console = chat.Console(Role.ALICE)
+    with pytest.raises(KeyboardInterrupt), console.to_its_end():
+        console.on_signal(signal.SIGINT, None)
+
+
+def test_the_end_needs_no_free_descriptor(bob: StartBob, start: Start) -> None:
+    python = patched(
+        "import os",
+        "def refuse(path, *rest, usual=os.open):",
+        "    if path == os.devnull:",
+        "        raise OSError(24, 'Too many open files')",
+        "    return usual(path, *rest)",
+        "os.open = refuse",
+    )
+    server, client = talk(bob("--once"), start, python=python)
+    client.write("request\n")
+    server.expect("^Alice: request\n")
+    server.end_input()
+    assert (client.wait(), server.wait()) == (0, 0)
+    assert "Traceback" not in client.stderr
+
+
 def test_a_signal_while_the_library_makes_a_cipher(bob: StartBob, start: Start) -> None:
     """What it raised there would leave two owners of one memory, and the program would abort at its end."""
     python = patched(

@@ -349,7 +349,7 @@ ERRORS: dict[str, tuple[Cause, int, str]] = {
         1,
         "Stopped: {homes}/alice/identity.pem must be yours alone, and is not (owner {uid}, mode 0644); run:\n"
         "  chmod go-rwx {homes}/alice/identity.pem\n"
-        "If that changes nothing, this disk keeps no permissions: name a folder on another disk with --home.",
+        "If that does not help (some disks keep no permissions), name a folder on another disk with --home.",
     ),
     "a damaged key": (
         in_place_of(IDENTITY, b"-----BEGIN PRIVATE KEY-----\n", *AS_ALICE),

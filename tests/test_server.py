@@ -112,6 +112,29 @@ def test_another_alice_is_told_that_bob_is_busy(
     assert server.stderr.count("hello_bob is made") == 2  # for those two with whom he talked
 
 
+def test_a_stranger_is_counted_or_told_of_by_when_the_handshake_ends(
+    bob: StartBob, homes: Path, keys: Keys, stranger: Stranger
+) -> None:
+    server, port = bob()
+    known_to_bob(homes, keys.alice)
+
+    def connect() -> socket.socket:
+        connected = socket.create_connection(("127.0.0.1", int(port)), timeout=DEADLINE)
+        FrameSocket(connected).receive(chat.HELLO_LIMIT)
+        return connected
+
+    with connect() as before:
+        guest = stranger(port, keys.alice)
+        one_round(server, guest, "hello")
+        before.sendall(b"\xff" * 8)
+        assert before.recv(1) == b""
+        with connect() as during:
+            guest.close()
+            server.expect(r"^Alice left\.\nMeanwhile others called: 1\.\nWaiting for Alice", "stderr")
+            during.sendall(b"\xff" * 8)
+            server.expect(r"^127\.0\.0\.1: Broken off: ", "stderr")
+
+
 @pytest.mark.parametrize("at", ["the question", "his turn"])
 def test_who_calls_meanwhile_does_not_touch_what_is_half_typed(
     bob: StartBob, homes: Path, keys: Keys, stranger: Stranger, at: str
@@ -341,6 +364,16 @@ def test_the_oldest_of_the_address_that_has_the_most_gives_way(
     for stranger in strangers:
         stranger.setblocking(False)
         assert not is_dropped(stranger)
+
+
+def test_when_bob_leaves_nobody_is_sent_ready_any_more(hall: Callable[[int], Hall]) -> None:
+    """Nobody would say goodbye to them."""
+    bob = hall(4)
+    bob.enter(M)
+    bob.console.leaving = True
+    with pytest.raises(KeyboardInterrupt):
+        bob.door.guest()
+    assert bob.door.place.locked()
 
 
 def test_a_thread_that_cannot_be_started_costs_one_connection(

@@ -111,6 +111,13 @@ def test_a_whole_conversation(bob: StartBob, start: Start, python: tuple[str, ..
     assert (client.stdout.count("\a"), server.stdout.count("\a")) == (3, 3)
 
 
+@pytest.mark.parametrize("python", [WITHOUT_READLINE, TEE], ids=NAMES[1:])
+def test_a_nul_in_a_line_is_no_end_of_it(terminals: Terminals, python: tuple[str, ...]) -> None:
+    server, client = terminals("--once", python=python, NO_COLOR="1")
+    client.write("one\0two\r")
+    server.expect(r"Alice.* one\\x00two\r\n")
+
+
 @pytest.mark.parametrize("count", [10, *exhaustive(150)])
 def test_every_line_that_is_typed_in_ones_turn_arrives_whole(terminals: Terminals, count: int) -> None:
     """All keys come at once: the first of them is waited for, and the line editor reads it.
