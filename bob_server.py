@@ -79,25 +79,26 @@ def run(console: chat.Console, options: argparse.Namespace) -> int:
     console.notice(f"Send this command to Alice. It has your fingerprint in it.\n\n  python3 {command}\n")
     console.notice(f"Listening on port {number}.")
     door = Door(listener, console, let_in)
-    while True:
-        called, status = door.called, None
-        guest = door.guest()
-        try:
-            status = chat.talk(console, guest, alice)
-        except (chat.TrustError, chat.NoConversation) as error:
-            console.notice(chat.explain(error, "Alice"))
-        except (chat.ConnectionCut, chat.ProtocolError) as error:
-            console.notice(chat.explain(error, "Alice"))
-            status = error.status
-        finally:
-            if door.called > called:
-                console.notice(f"Meanwhile others called: {door.called - called}.")
-        if options.once and status is not None:
-            return status
-        with contextlib.suppress(queue.Empty):
-            while True:
-                console.queue.get_nowait()  # steps of others' handshakes, which -v shows
-        door.place.release()
+    with listener:  # closed in the end: who comes then finds nobody, and its descriptor is free
+        while True:
+            called, status = door.called, None
+            guest = door.guest()
+            try:
+                status = chat.talk(console, guest, alice)
+            except (chat.TrustError, chat.NoConversation) as error:
+                console.notice(chat.explain(error, "Alice"))
+            except (chat.ConnectionCut, chat.ProtocolError) as error:
+                console.notice(chat.explain(error, "Alice"))
+                status = error.status
+            finally:
+                if door.called > called:
+                    console.notice(f"Meanwhile others called: {door.called - called}.")
+            if options.once and status is not None:
+                return status
+            with contextlib.suppress(queue.Empty):
+                while True:
+                    console.queue.get_nowait()  # steps of others' handshakes, which -v shows
+            door.place.release()
 
 
 class Door:

@@ -1438,7 +1438,7 @@ class Console:
             if b"\n" in self.typed:
                 line, _, self.typed = self.typed.partition(b"\n")
                 return line.removesuffix(b"\r").decode(sys.stdin.encoding, "surrogateescape")
-            if sys.stdin in self._wait(sys.stdin, channel.frames.socket):
+            if channel.frames.socket not in self._wait(sys.stdin, channel.frames.socket):
                 data = os.read(sys.stdin.fileno(), 65536)
                 if not (data or self.typed):
                     raise KeyboardInterrupt
@@ -1815,6 +1815,6 @@ def run_program(parser: argparse.ArgumentParser, run: Callable[..., int]) -> NoR
         with contextlib.suppress(OSError):
             if not console.leaving:  # a stopped screen must not hold up the end
                 stream.flush()
-        with contextlib.suppress(OSError):
-            os.dup2(os.open(os.devnull, os.O_RDWR), stream.fileno())  # Python flushes once more, at its end
+        with contextlib.suppress(OSError), Path(os.devnull).open("wb") as nowhere:
+            os.dup2(nowhere.fileno(), stream.fileno())  # Python flushes once more, at its end
     sys.exit(status or int(console.lost_a_line or b"\n" in console.typed))
