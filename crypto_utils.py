@@ -937,9 +937,9 @@ class KeyStore:
             except UNPARSABLE:
                 break
         raise FileError(
-            f"{path} is damaged, or is no RSA key of two primes, 2048 to 4096 bits and exponent 65537, in a "
-            "form that is supported. Keep a copy. (Without this file, the next start makes a new key.) These "
-            "convert keys, the first one those of PuTTY:\n"
+            f"{path} is not supported: no RSA key of two primes, 2048 to 4096 bits and exponent 65537, in a "
+            "form and cipher that can be read, or not whole. Keep a copy. (Without this file, the next start "
+            "makes a new key.) These convert keys, the first one those of PuTTY:\n"
             "  puttygen KEY.ppk -O private-openssh -o identity.pem\n"
             f"  ssh-keygen -p -m PKCS8 -f {quoted(path)}"
         )

@@ -307,7 +307,7 @@ def zero_q(key: RsaKey) -> bytes:
 
 
 UNUSABLE = (
-    r"is damaged, or is no RSA key .* supported\. Keep a copy\. .*:\n"
+    r"is not supported: no RSA key .* that can be read, or not whole\. Keep a copy\. .*:\n"
     r"  puttygen KEY\.ppk -O private-openssh -o identity\.pem\n  ssh-keygen -p -m PKCS8 -f .*$"
 )
 BAD_IDENTITIES: dict[str, Callable[[RsaKey], bytes]] = {
