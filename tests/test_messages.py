@@ -354,9 +354,9 @@ ERRORS: dict[str, tuple[Cause, int, str]] = {
     "a damaged key": (
         in_place_of(IDENTITY, b"-----BEGIN PRIVATE KEY-----\n", *AS_ALICE),
         1,
-        "Stopped: {homes}/alice/identity.pem is not supported: no RSA key of two primes, 2048 to 4096 bits and "
-        "exponent 65537, in a form and cipher that can be read, or not whole. Keep a copy. (Without this file, "
-        "the next start makes a new key.) These convert keys, the first one those of PuTTY:\n"
+        "Stopped: {homes}/alice/identity.pem is not supported: no RSA key of two primes, 2048 to 4096 bits "
+        "and exponent 65537, in a form and cipher that can be read, or not whole. Keep a copy. (Without this "
+        "file, the next start makes a new key.) These convert keys, the first one those of PuTTY:\n"
         "  puttygen KEY.ppk -O private-openssh -o identity.pem\n"
         "  ssh-keygen -p -m PKCS8 -f {homes}/alice/identity.pem",
     ),
