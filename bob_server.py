@@ -137,7 +137,7 @@ class Door:
 
     def _accept_connections(self) -> None:
         if sys.platform != "win32":  # a signal has to interrupt the main thread, whatever that waits for
-            signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+            signal.pthread_sigmask(signal.SIG_BLOCK, chat.SIGNALS)
         handshakes: dict[threading.Thread, socket.socket] = {}  # named after where from; the oldest first
         while True:
             try:

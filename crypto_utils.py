@@ -116,6 +116,8 @@ TESTED = b"Diffie-Hellman parameters that secure-chat has tested:\n"  # before t
 NOTHING = bytes(32)  # what Alice's READY replies to: she has received no record yet
 PATIENCE = 30.0  # seconds: for the whole handshake; without progress in a frame; without a byte going out
 GOODBYE_SECONDS = 2.0  # for a CLOSE to reach the other side before we hang up
+NAMES = "SIGINT", "SIGTERM", "SIGHUP", "SIGQUIT", "SIGCONT"
+SIGNALS = [number for number in signal.Signals if number.name in NAMES]  # those that are handled
 
 # What is sent leaves at once. A dead line is noticed after 30 s: idle (seconds), or sending (milliseconds).
 TCP_OPTIONS = {
@@ -316,7 +318,7 @@ def derive_keys(z: bytes, direction: bytes, th: bytes) -> tuple[bytes, bytes]:
 def signals_wait() -> Iterator[None]:
     """Hold signals back: while the library makes a cipher, two objects own (and would free) one memory."""
     if sys.platform != "win32":
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     try:
         yield
     finally:
@@ -1262,7 +1264,6 @@ if sys.platform != "win32" and sys.implementation.name == "cpython":
 QUIET = 0.3  # seconds without a key, after which what was typed ahead is over
 TERMINAL_LINE = 4095  # bytes that a terminal without readline hands over at most: the rest may be lost
 QUEUE_LIMIT = 100  # lines of other threads that wait for the screen
-HANDLED_SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP", "SIGQUIT", "SIGCONT")
 HELP = """\
 Type a line and press Enter to send it, when it is your turn.
   /words   show your three words
@@ -1791,10 +1792,9 @@ def run_program(parser: argparse.ArgumentParser, run: Callable[..., int]) -> NoR
     console = Console(parser.get_default("role"))
     sys.unraisablehook = lambda _: None  # Ctrl-C in a finalizer: `leaving` is set all the same
     try:
-        for number in signal.Signals:
-            handler = console.on_continue if number.name == "SIGCONT" else console.on_signal
-            if number.name in HANDLED_SIGNALS and signal.getsignal(number) is not signal.SIG_IGN:  # nohup
-                signal.signal(number, handler)
+        for number in SIGNALS:
+            if signal.getsignal(number) is not signal.SIG_IGN:  # nohup
+                signal.signal(number, console.on_continue if number.name == "SIGCONT" else console.on_signal)
         for argument in sys.argv[1:]:
             if re.match(r"[\u2010-\u2015\u2212]|.*\s--|--[a-z]+\s", argument):
                 parser.error(f"{printable(argument)}: a messenger changed a dash or a space; type it with --")
