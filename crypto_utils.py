@@ -137,12 +137,14 @@ class ChatError(Exception):
     told, status = "Stopped", 1
 
 
-class ProtocolError(ChatError):  # by the peer, or somebody in between; the connection is over
+class ProtocolError(ChatError):
+    """The peer, or somebody in between, broke the protocol. The connection is over."""
+
     told, status = "Broken off", 3
 
 
 class TrustError(ChatError):
-    """The `presented` key is not to be trusted; each that is `expected` stands with where it is pinned."""
+    """The key with the fingerprint `presented` is not trusted. `expected`: those that are, and why."""
 
     told, status = "Refused", 3
 
@@ -151,7 +153,9 @@ class TrustError(ChatError):
         self.presented, self.expected = presented, expected
 
 
-class ConnectionCut(ChatError):  # the connection ended or stalled without a goodbye
+class ConnectionCut(ChatError):
+    """The connection ended or stalled without a goodbye."""
+
     told = "Cut off"
 
 
@@ -159,7 +163,9 @@ class FileError(ChatError):
     """A file or folder cannot be used as it is, and was left as it was. The text says what to do."""
 
 
-class MessageError(ChatError):  # this text cannot be sent, but the conversation can go on
+class MessageError(ChatError):
+    """This text cannot be sent, but the conversation can go on."""
+
     told = "Not sent"
 
 
@@ -1270,15 +1276,15 @@ Type a line and press Enter to send it, when it is your turn.
 Ctrl-C leaves at any moment. To send a line that begins with /, put a space before it."""
 
 
-class UsageError(ChatError):
+class UsageError(ChatError):  # the command line asks for what cannot be
     told, status = "Usage", 2
 
 
-class NoConversation(ChatError):  # though there is a connection
+class NoConversation(ChatError):  # one side is busy, or left before the other had answered its question
     told = "No conversation"
 
 
-class PersonLeft(ChatError):  # the one at this terminal
+class PersonLeft(ChatError):  # this side's user ended the conversation
     told, status = "You left", 0
 
 
