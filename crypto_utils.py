@@ -176,7 +176,7 @@ def require(condition: bool, reason: str) -> None:
 
 
 def trace(step: str, **values: bytes | int) -> None:
-    """Log a step that the calling function does, with its values: no secrets but our own texts."""
+    """Log a step of the calling function, with values. Of live sessions, no secrets but texts and words."""
     log.info(step, extra={"values": values}, stacklevel=2)
 
 
@@ -208,7 +208,7 @@ def modexp(base: int, exponent: bytes, modulus: int) -> bytes:
     """Return base^exponent mod modulus, left-padded to the length of the modulus.
 
     The time depends on the lengths alone: the exponent is bytes, and the library's Integer is constant-time
-    (or this module cannot be imported). No other function sees a secret Diffie-Hellman exponent.
+    (else the import above has ended the program). Nothing else computes with a secret exponent.
     """
     power = pow(Integer(base), Integer.from_bytes(exponent), Integer(modulus))
     return power.to_bytes(len(to_bytes(modulus)))
@@ -435,12 +435,12 @@ class FrameSocket:
         return bytes(received)
 
     def has_ended(self, seconds: float = 0.0) -> bool:
-        """Whether the peer hangs up within `seconds`; on Linux, also behind something that is unread."""
+        """Whether the peer has hung up. Linux waits `seconds` for that, and sees it behind unread bytes."""
         if sys.platform == "linux":
             poll = select.poll()
             poll.register(self.socket, select.POLLRDHUP)
             return bool(poll.poll(1000 * seconds))
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError):  # here, this is called when something has come: else it would wait
             return self.socket.recv(1, socket.MSG_PEEK) == b""
         return True  # it was reset
 
@@ -813,8 +813,8 @@ class Channel:
 class Transcript:
     """Proves who said what in one conversation: its frames, and Z to open them with.
 
-    An entry is a frame that begins with a tag: the hello of Bob (`b`) or Alice (`a`), Z (`z`), a record of
-    his (`B`) or hers (`A`). Every signature covers C, and C commits to the key that Z makes, so nobody can
+    An entry is a frame. Its payload begins with a tag: Bob's hello (`b`), Alice's (`a`), Z (`z`), a record of
+    his (`B`) or of hers (`A`). Every signature covers C, and C commits to the key that Z makes, so nobody can
     claim another text for a record. All is in memory until the conversation begins; without a folder, nothing
     is kept at all. Whatever cannot be written raises FileError.
     """
@@ -923,7 +923,7 @@ class KeyStore:
     IDENTITY, GROUP, KNOWN_PEERS = "identity.pem", "dh_parameters.pem", "known_peers"
 
     def load_identity(self, ask_passphrase: Callable[[str], str]) -> RsaKey | None:
-        """Return the private RSA key, or None if there is none yet. A passphrase may be tried three times."""
+        """Return the private RSA key, or None if there is none. A passphrase may be typed three times."""
         path, data = self.folder / self.IDENTITY, self.read(self.IDENTITY, forbidden=0o077)
         if data is None:
             return None
@@ -1520,7 +1520,8 @@ def value_rows(name: str, data: bytes, whole: bool) -> list[str]:
 def talk(console: Console, channel: Channel, peer: PinnedPeer) -> int:
     """Meet, converse, and return the exit status; hang up in any case, after a goodbye if the line holds.
 
-    Raises TrustError or NoConversation if no conversation began; later, ConnectionCut and ProtocolError.
+    Raises PersonLeft when this side's user leaves. TrustError and NoConversation: none began. Any other
+    ChatError may come at any time.
     """
     try:
         meet(console, channel, peer)
@@ -1542,7 +1543,7 @@ def talk(console: Console, channel: Channel, peer: PinnedPeer) -> int:
 
 
 def meet(console: Console, channel: Channel, peer: PinnedPeer) -> None:
-    """Settle who is at the other end, pin a new key, and say how to begin. Raises TrustError for a no."""
+    """Settle who is at the other end, pin a new key, and say how to begin. Raises as `ask_for_words`."""
     trust, name = channel.trust, console.peer
     key = f"a key that you know as {', '.join(trust.also)}" if trust.also else "a key that is new to you"
     read = f"Read these words to {name}, by telephone or in person:"
@@ -1565,7 +1566,7 @@ def meet(console: Console, channel: Channel, peer: PinnedPeer) -> None:
 
 
 def ask_for_words(console: Console, channel: Channel) -> None:
-    """Ask for the words that the other side reads out, until they are typed. Raises TrustError for a no."""
+    """Ask until the other side's words are typed. Raises TrustError for a no, NoConversation if it left."""
     name, watched = console.peer, [channel.frames.socket]
     console.drop_typed()  # it was no answer to this question
     while True:
@@ -1704,7 +1705,7 @@ def common_options(role: Role, usage: str, description: str) -> argparse.Argumen
 
 
 def open_home(console: Console, options: argparse.Namespace) -> tuple[KeyStore, RsaKey]:
-    """Return one's own folder and key; both are made on the first run. Look at --peer and --transcript."""
+    """Return one's own folder and key; both are made on the first run. Checks --peer and --transcript."""
     store = KeyStore(options.home / str(options.role.value))
     identity = store.load_identity(ask_passphrase)
     if identity is None:
@@ -1744,7 +1745,7 @@ nothing. Whoever has both keys can have made all of it."""
 
 
 def verify_file(console: Console, options: argparse.Namespace) -> int:
-    """Show what a transcript proves. Raises what is wrong with it."""
+    """Show what a transcript proves. Raises ProtocolError if it is not sound, TrustError for --peer."""
     proven = "Nothing is proven"
     try:
         for opener, message in read_transcript(options.verify):
