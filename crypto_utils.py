@@ -522,6 +522,26 @@ class Hello(NamedTuple):
         log.info(f"hello_{name} {what}", extra={"values": shown}, stacklevel=2)
 
 
+def commit(r: bytes) -> bytes:
+    """Return nonce_B, 32 bytes. With it, Bob commits to r before he sees Alice's hello."""
+    return SHA256.new(VERSION + b" commit " + r).digest()
+
+
+def make_hello(role: Role, identity: RsaKey, group: Group) -> tuple[Hello, bytes, bytes]:
+    """Return a hello for one session, the private exponent, and r, to which Bob's nonce commits (Alice: b"").
+
+    The exponent has 256 bits for a 2048-bit group, over twice its strength. (0, which SP 800-56A, 5.6.1.1
+    excludes, has a chance of 2^-256, and the peer would refuse g^0 = 1.)
+    """
+    exponent = secrets.token_bytes(len(to_bytes(group.p)) // 8)
+    drawn = secrets.token_bytes(NONCE_BYTES)
+    r, nonce = (drawn, commit(drawn)) if role is Role.BOB else (b"", drawn)
+    rsa = identity.public_key().export_key("DER")
+    hello = Hello(role, group, nonce, modexp(group.g, exponent, group.p), rsa)
+    hello.trace(f"is made. Not shown: the exponent {role.value[0]}, {8 * len(exponent)} random bits")
+    return hello, exponent, r
+
+
 def settle(bob: Hello, alice: Hello) -> tuple[dict[Role, RsaKey], bytes]:
     """Check the keys and public values of both hellos, whose group has passed `check_group`.
 
@@ -540,32 +560,12 @@ def settle(bob: Hello, alice: Hello) -> tuple[dict[Role, RsaKey], bytes]:
     return keys, th
 
 
-def make_hello(role: Role, identity: RsaKey, group: Group) -> tuple[Hello, bytes, bytes]:
-    """Return a hello for one session, the private exponent, and r, to which Bob's nonce commits (Alice: b"").
-
-    The exponent has 256 bits for a 2048-bit group, over twice its strength. (0, which SP 800-56A, 5.6.1.1
-    excludes, has a chance of 2^-256, and the peer would refuse g^0 = 1.)
-    """
-    exponent = secrets.token_bytes(len(to_bytes(group.p)) // 8)
-    drawn = secrets.token_bytes(NONCE_BYTES)
-    r, nonce = (drawn, commit(drawn)) if role is Role.BOB else (b"", drawn)
-    rsa = identity.public_key().export_key("DER")
-    hello = Hello(role, group, nonce, modexp(group.g, exponent, group.p), rsa)
-    hello.trace(f"is made. Not shown: the exponent {role.value[0]}, {8 * len(exponent)} random bits")
-    return hello, exponent, r
-
-
 def shared_secret(exponent: bytes, theirs: Hello) -> bytes:
     """Return Z = g^ab, as long as p (SP 800-56A, 5.7.1.1). The other side's hello has passed `settle`."""
     z = modexp(int.from_bytes(theirs.public_value, "big"), exponent, theirs.group.p)
     power = f"{theirs.sender.name[0]}^{theirs.sender.peer.value[0]} mod p"
     trace(f"Z = {power}. SHA-256 over Z and th gives K and C. Not shown: whoever has Z can read everything")
     return z
-
-
-def commit(r: bytes) -> bytes:
-    """Return nonce_B, 32 bytes. With it, Bob commits to r before he sees Alice's hello."""
-    return SHA256.new(VERSION + b" commit " + r).digest()
 
 
 def make_words(th: bytes, nonce_b: bytes, r: bytes) -> list[str]:
@@ -854,6 +854,9 @@ class Transcript:
                 raise
 
 
+BEGINNING = "a transcript begins with both hellos, Z and both READY"
+
+
 def verify_transcript(file: BinaryIO) -> Iterator[tuple[Opener, Message]]:
     """Yield what a transcript proves, trusting nobody: who signed (`sender`, `signer`), and what.
 
@@ -881,9 +884,6 @@ def verify_transcript(file: BinaryIO) -> Iterator[tuple[Opener, Message]]:
         if message.type is RecordType.CLOSE:
             require(not file.read(1), "something follows the goodbye")
             return
-
-
-BEGINNING = "a transcript begins with both hellos, Z and both READY"
 
 
 def _entries(file: BinaryIO) -> Iterator[tuple[bytes, bytes]]:
@@ -1178,6 +1178,25 @@ def printable(text: str) -> str:
     return re.sub(_ESCAPE, lambda m: m[0] if m["harmless"] else m[0].encode("unicode_escape").decode(), text)
 
 
+# Two characters that no row parts: of one emoji (joined, or with a colour or a skin's), or of a flag.
+_ONE = "\u200d[^\0-\x7f]|.[\ufe0f\U0001f3fb-\U0001f3ff]|[\U0001f1e6-\U0001f1ff]{2}"
+# Two columns in Unicode 16 or in the C library, though not in the tables of each Python.
+_WIDE = "[\u2630-\u2637\u268a-\u268f\u3248-\u324f\u4dc0-\u4dff\U0001d300-\U0001d356\U0001d360-\U0001d376]"
+
+
+@functools.lru_cache(maxsize=4096)
+def _width(character: str) -> int:
+    """Return how many columns a character takes at the most."""
+    if character == "\t":
+        return 8
+    category, wide = unicodedata.category(character), unicodedata.east_asian_width(character)
+    joins = character in "\u200c\u200d" or "\U000e0000" <= character <= "\U000e007f"
+    if category in ("Mn", "Me") or joins:  # but U+FE0F makes an emoji of what it follows
+        return int(character == "\ufe0f")
+    ambiguous = wide == "A" and locale.setlocale(locale.LC_CTYPE)[:2] in ("zh", "ja", "ko")
+    return 2 if wide in ("W", "F") or category == "Cn" or ambiguous or re.match(_WIDE, character) else 1
+
+
 def screen_lines(text: str, columns: int | None = None) -> list[str]:
     """Return the printable lines of a text; given `columns`, in rows that end after a space if they can."""
     lines = [printable(line) for line in text.split("\n")]
@@ -1198,25 +1217,6 @@ def screen_lines(text: str, columns: int | None = None) -> list[str]:
             at = end
         rows.append(line[at:].expandtabs())
     return rows
-
-
-# Two characters of one emoji (joined; in its colours, or a skin's) or of a flag.
-_ONE = "\u200d[^\0-\x7f]|.[\ufe0f\U0001f3fb-\U0001f3ff]|[\U0001f1e6-\U0001f1ff]{2}"
-# Two columns in Unicode 16 or in the C library, though not in the tables of each Python.
-_WIDE = "[\u2630-\u2637\u268a-\u268f\u3248-\u324f\u4dc0-\u4dff\U0001d300-\U0001d356\U0001d360-\U0001d376]"
-
-
-@functools.lru_cache(maxsize=4096)
-def _width(character: str) -> int:
-    """Return how many columns a character takes at the most."""
-    if character == "\t":
-        return 8
-    category, wide = unicodedata.category(character), unicodedata.east_asian_width(character)
-    joins = character in "\u200c\u200d" or "\U000e0000" <= character <= "\U000e007f"
-    if category in ("Mn", "Me") or joins:  # but U+FE0F makes an emoji of what it follows
-        return int(character == "\ufe0f")
-    ambiguous = wide == "A" and locale.setlocale(locale.LC_CTYPE)[:2] in ("zh", "ja", "ko")
-    return 2 if wide in ("W", "F") or category == "Cn" or ambiguous or re.match(_WIDE, character) else 1
 
 
 def is_terminal(stream: TextIO) -> bool:
