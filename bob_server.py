@@ -136,7 +136,7 @@ class Door:
     def _accept_connections(self) -> None:
         if sys.platform != "win32":  # a signal has to interrupt the main thread, whatever that waits for
             signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
-        handshakes: dict[threading.Thread, socket.socket] = {}  # named after where from; the oldest first
+        handshakes: dict[threading.Thread, socket.socket] = {}  # the oldest first; a name is a `source`
         while True:
             try:
                 connected, (address, *_) = self._listener.accept()
@@ -153,7 +153,7 @@ class Door:
                 oldest.join()
             busy = self.place.locked()
             self.called += busy
-            thread = threading.Thread(target=self._meet, args=(connected, address, busy), daemon=True)
+            thread = threading.Thread(target=self._greet, args=(connected, address, busy), daemon=True)
             thread.name = source(address)
             try:
                 thread.start()
@@ -161,7 +161,7 @@ class Door:
             except RuntimeError:  # no thread is free now
                 connected.close()
 
-    def _meet(self, connected: socket.socket, address: str, busy: bool) -> None:
+    def _greet(self, connected: socket.socket, address: str, busy: bool) -> None:
         """Hold the handshake with one stranger; hand over the channel, or say what came of it."""
         frames, where = chat.FrameSocket(connected), address.removeprefix("::ffff:")
         try:

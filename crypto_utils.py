@@ -657,7 +657,8 @@ class Sealer(Direction):
         Raises ValueError out of turn, in a direction that is closed, and for a CLOSE that would name nothing.
         """
         closing = kind is RecordType.CLOSE
-        if not (other.latest != NOTHING if closing else self.has_the_turn(other)):
+        allowed = other.latest != NOTHING if closing else self.has_the_turn(other)
+        if not allowed:
             raise ValueError("it is the other side's turn")
         nonce = self._begin()
         plaintext = pad(bytes([kind]) + other.latest + body, PADDING, style="iso7816")
@@ -712,16 +713,17 @@ class Opener(Direction):
         return message._replace(crossed=message.in_reply_to != other.latest)
 
     def _parse(self, plaintext: bytes) -> Message:
+        """Take a plaintext apart: type[1] || in_reply_to[32] || body || padding. Raises ProtocolError."""
         try:
             content = unpad(plaintext, PADDING, style="iso7816")
         except ValueError:
             raise ProtocolError("the record's padding is not valid") from None
-        require(len(content) > len(NOTHING), "the record is too short")
+        require(len(content) >= 33, "the record is too short")
         require(content[0] in list(RecordType), "the record is of no known type")
-        kind, body, bob = RecordType(content[0]), content[33:], self.sender is Role.BOB
-        busy = kind is RecordType.CLOSE and bob  # Bob may say it in the place of READY
+        kind, body, is_bob = RecordType(content[0]), content[33:], self.sender is Role.BOB
+        busy = kind is RecordType.CLOSE and is_bob  # Bob may say it in the place of READY
         require((kind is RecordType.READY) == (self.number == 0) or busy, "READY is record 0, and no other")
-        lengths = {RecordType.READY: [NONCE_BYTES if bob else 0], RecordType.TEXT: range(TEXT_LIMIT + 1)}
+        lengths = {RecordType.READY: [NONCE_BYTES if is_bob else 0], RecordType.TEXT: range(TEXT_LIMIT + 1)}
         require(len(body) in lengths.get(kind, [0]), "the record's body has a wrong length")
         try:
             text = body.decode() if kind is RecordType.TEXT else ""
@@ -758,7 +760,7 @@ class Channel:
 
     @property
     def texts(self) -> int:
-        """How many TEXTs have been sent and received."""
+        """How many TEXTs have been sent and received. Read it before `close`, which counts as one more."""
         return self.sealer.number + self.opener.number - 2 - self.opener.closed  # both READY, a goodbye
 
     @property
@@ -900,7 +902,7 @@ def _entries(file: BinaryIO) -> Iterator[tuple[bytes, bytes]]:
         elif not header:
             return
         else:
-            require(len(header) == 5 or header == bytes(4), cut)
+            require(len(header) == 5 or header == bytes(4), cut)  # four zeros: an empty frame, with no tag
             require(tag in (b"A", b"B"), "an entry is of no known kind, or not where it belongs")
         length = int.from_bytes(header[:4], "big") - 1  # without the tag
         require(length <= limit, f"an entry of {length} bytes, over the limit of {limit}")
@@ -1137,7 +1139,7 @@ class PinnedPeer:
         pins = []
         for number, line in enumerate(io.BytesIO(self.store.read(KeyStore.KNOWN_PEERS) or b""), 1):
             where = f"{self.store.folder / KeyStore.KNOWN_PEERS}, line {number}"
-            name, *words = line.decode("utf-8-sig", "replace").split()[:3] or ["#"]
+            name, *words = line.decode("utf-8-sig", "replace").split()[:3] or ["#"]  # blank: as a comment
             if name.startswith("#"):
                 pins.append(Pin(line, where))
                 continue
@@ -1511,7 +1513,9 @@ def value_rows(name: str, data: bytes, whole: bool) -> list[str]:
     if len(rows) > 1 and not whole:
         rows, texts = [f"{shown[: width - 8].hex()}... ({len(data)} bytes)"], texts[:1]
     rows += [f'"{text}"' for text in texts]
-    return rows + [f"{len(data) - len(shown)} zero bytes"] * (data != shown) or ["(empty)"]
+    if data != shown:
+        rows.append(f"{len(data) - len(shown)} zero bytes")
+    return rows or ["(empty)"]
 
 
 # ---------------------------------------------------- a conversation, from the question to the goodbye
@@ -1618,8 +1622,9 @@ def converse(console: Console, channel: Channel) -> int:
         raise ConnectionCut(f"{cut}{lost}") from None
     except KeyboardInterrupt:
         raise PersonLeft from None
-    if channel.texts > message.crossed:
-        console.notice(f"{name} left{' before your last message had arrived' * message.crossed}.")
+    unread = " before your last message had arrived" if message.crossed else ""
+    if channel.texts - message.crossed > 0:  # a text has arrived; one that crossed the goodbye has not
+        console.notice(f"{name} left{unread}.")
         return 0
     deciding = "" if channel.trust.known else "before accepting your key, or "
     console.notice(f"{name} left {deciding}before anything was said.")
@@ -1758,7 +1763,8 @@ def verify_file(console: Console, options: argparse.Namespace) -> int:
             elif message.type is RecordType.TEXT:
                 console.show(name, message.text)
             else:
-                console.notice(f"{name} left{' before the last message had arrived' * message.crossed}.")
+                unread = " before the last message had arrived" if message.crossed else ""
+                console.notice(f"{name} left{unread}.")
     except ProtocolError as error:
         raise ProtocolError(f"{error}.\n{proven}") from None
     console.notice(VERDICT)
