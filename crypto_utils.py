@@ -112,7 +112,7 @@ GCM_NONCE, GCM_TAG = 12, 16
 RECORD_LIMIT = GCM_NONCE + (TEXT_LIMIT // PADDING + 1) * PADDING + GCM_TAG + RSA_BITS[-1] // 8
 FILE_LIMIT = 1024 * 1024  # of a file in a home folder
 
-TESTED = b"Diffie-Hellman parameters that secure-chat has tested:\n"  # before them, in a file of ours
+TESTED = b"Diffie-Hellman parameters that secure-chat has tested:\n"  # first line of a file that we wrote
 NOTHING = bytes(32)  # what Alice's READY replies to: she has received no record yet
 PATIENCE = 30.0  # seconds: for the whole handshake; without progress in a frame; without a byte going out
 GOODBYE_SECONDS = 2.0  # for a CLOSE to reach the other side before we hang up
@@ -181,7 +181,7 @@ def trace(step: str, **values: bytes | int) -> None:
 
 
 class Role(enum.Enum):
-    """Which side one is. It orders the hellos and labels the keys."""
+    """Which of the two sides. Everything that is derived for one direction is labelled with its sender."""
 
     BOB = "bob"
     ALICE = "alice"
@@ -255,7 +255,7 @@ class Group(NamedTuple):
 def check_group(group: Group, rounds: int = 64) -> None:
     """Raise ProtocolError unless p is a safe prime of 2048 to 4096 bits and g generates the subgroup.
 
-    For a p that has passed and was kept, no `rounds` are needed: `4^q = 1 mod p` tells a damaged file.
+    A p that has passed once and was kept needs no `rounds`: if the file is damaged, `4^q = 1 mod p` fails.
     """
     p, g = group.p, group.g
     require(p.bit_length() in GROUP_BITS, f"p has {p.bit_length()} bits, not 2048 to 4096")
@@ -278,8 +278,9 @@ def generate_group(bits: int = 2048, progress: Callable[[], None] = lambda: None
     """Make new parameters: the first safe prime p of exactly `bits` bits after a random start; g = 2.
 
     Every p here is 24k - 1. Then q = 12k - 1, neither is divisible by 2 or 3, and 2 is a square mod p
-    (p = 7 mod 8). Four million k are sieved of small factors of p and q. What is left is tested, one thread
-    per core (the library's arithmetic releases the interpreter lock); `progress` is called after each test.
+    (p = 7 mod 8). Of each four million k, those with a small factor of p or q are sieved out. What is left is
+    tested, one thread per core (the library's arithmetic releases the interpreter lock). `progress` is called
+    after each test. Raises RuntimeError if no thread can be started.
     """
     pool = ThreadPoolExecutor(max_workers=os.cpu_count())
     try:
@@ -320,7 +321,7 @@ def derive_keys(z: bytes, direction: bytes, th: bytes) -> tuple[bytes, bytes]:
 
 @contextlib.contextmanager
 def signals_wait() -> Iterator[None]:
-    """Hold signals back: while the library makes a cipher, two objects own (and would free) one memory."""
+    """Hold signals back: an exception while the library makes a cipher would let it free memory twice."""
     if sys.platform != "win32":
         before = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
     try:
@@ -361,7 +362,7 @@ def verify(key: RsaKey, message: SHA256.SHA256Hash, signature: bytes) -> bool:
 def load_public_key(der: bytes) -> RsaKey:
     """Parse and check a peer's RSA key, a SubjectPublicKeyInfo (RFC 8017, A.1). Raises ProtocolError."""
     require(len(der) <= 1024, "the RSA key is larger than 1 KiB")  # 131 KB took 25 s to parse
-    rsa_encryption = bytes.fromhex("300d06092a864886f70d0101010500")  # with NULL: its AlgorithmIdentifier
+    rsa_encryption = bytes.fromhex("300d06092a864886f70d0101010500")  # AlgorithmIdentifier, with NULL
     require(rsa_encryption in der[:19], "the key is not an RSA SubjectPublicKeyInfo")
     try:
         key = RSA.import_key(der)  # which refuses an n that is even, or a multiple of e
@@ -485,14 +486,14 @@ def decode_fields(data: bytes) -> list[bytes]:
 
 
 class Hello(NamedTuple):
-    """The first message of each side. Bob's brings the group; in Alice's, it is the one of his."""
+    """The first message of each side. Bob's carries the group; in Alice's, `group` is the one he sent."""
 
     sender: Role
     group: Group
-    nonce: bytes
-    public_value: bytes
-    rsa: bytes
-    received: bytes = b""  # as it came: so th covers each bit of it
+    nonce: bytes  # 32 bytes
+    public_value: bytes  # A or B, as many bytes as p
+    rsa: bytes  # the public key, a DER SubjectPublicKeyInfo
+    received: bytes = b""  # the payload as it came, if it did: so th covers each bit of it
 
     def encode(self) -> bytes:
         group = map(to_bytes, self.group) if self.sender is Role.BOB else ()
@@ -500,7 +501,7 @@ class Hello(NamedTuple):
 
     @classmethod
     def decode(cls, data: bytes, group: Group | None = None) -> Hello:
-        """Undo `encode`: Bob's hello, or Alice's to his `group`. Checks forms alone. Raises ProtocolError."""
+        """Undo `encode`: Bob's hello, or Alice's to his `group`. Checks no values. Raises ProtocolError."""
         fields = decode_fields(data)
         require(fields[:1] == [VERSION], "the other side does not speak secure-chat/1")
         require(len(fields) == (4 if group else 6), "the hello has too many or too few fields")
@@ -620,7 +621,7 @@ class Direction:
         self.latest = self.before = NOTHING
 
     def has_the_turn(self, other: Direction) -> bool:
-        """Whether READY or TEXT may come next. Alice's record n is a request, Bob's record n the reply."""
+        """Whether READY or TEXT may come next: from Alice at equal numbers, from Bob if hers is one ahead."""
         return self.number - other.number == (0 if self.sender is Role.ALICE else -1)
 
     def _begin(self) -> bytes:
@@ -975,7 +976,7 @@ class KeyStore:
         return group
 
     def accept_group(self, group: Group) -> Group:
-        """Check a group, unless it is the one that is kept; keep it once it has passed."""
+        """Check a group, unless it is the one that is kept; then keep it. Raises ProtocolError."""
         if self.read(self.GROUP) != group.export():
             check_group(group)
             with contextlib.suppress(FileError):  # then it is tested again the next time
@@ -983,7 +984,7 @@ class KeyStore:
         return group
 
     def read(self, name: str, forbidden: int = 0o022) -> bytes | None:
-        """Return a file's bytes, None if there is none. By default, nobody else may be able to write it."""
+        """Return a file's bytes, or None. No others may have `forbidden` rights to it (default: to write)."""
         path, missing = self.folder / name, contextlib.suppress(FileNotFoundError)
         with disk("read", path, "move it away, or name another --home"), missing:
             _check_owner(self.folder, self.folder.stat(), 0o022)
@@ -1035,7 +1036,7 @@ def _insist(act: Callable[[], Any]) -> Any:
 
 
 def _open_private(path: str, flags: int) -> int:
-    """Open not through a symbolic link, and without waiting for a pipe; make what nobody else can read."""
+    """For `open`: follow no symbolic link, wait for no pipe; a new file is for its owner alone (0600)."""
     flags |= getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
     return int(_insist(lambda: os.open(path, flags, 0o600)))
 
@@ -1076,7 +1077,7 @@ class Trust(NamedTuple):
     """What is known of a key that was presented, when it is not refused."""
 
     known: bool  # it is pinned under this name
-    settled: bool  # it is the one of --peer, or else it is known: nobody need be asked about it
+    settled: bool  # it is the one of --peer, or, without --peer, it is known: nobody need be asked
     also: tuple[str, ...] = ()  # other names under which this key is pinned
 
 
@@ -1353,7 +1354,8 @@ class Console:
         """Return the line that a person types, or None as soon as a connection has something first.
 
         The first key is waited for, and left unread for input(), which does all the editing. (Without
-        readline, such a key would be lost: only input() waits.) The end of the input is a KeyboardInterrupt.
+        readline, it would be lost: then input() alone waits, and no connection is watched.) The end of the
+        input is a KeyboardInterrupt.
         """
         edits = self.screen is sys.stdout and (HAS_READLINE or os.name == "nt")
         self.set_quiet(edits)
@@ -1438,7 +1440,7 @@ class Console:
         return select.select(sources, [], [], seconds)[0]
 
     def _line_from_pipe(self, channel: Channel) -> str | None:
-        """Return the next line of standard input, whole whatever interrupts the reading."""
+        """Return the next line of standard input, or None if the connection has something first."""
         while not channel.has_something:
             if b"\n" in self.typed:
                 line, _, self.typed = self.typed.partition(b"\n")
@@ -1478,7 +1480,7 @@ class Console:
 
     @contextlib.contextmanager
     def to_its_end(self) -> Iterator[None]:
-        """Let no signal interrupt what is done, but the next wait: no record is left half sent."""
+        """A signal waits for the end of what is done here, and ends the next wait: no record is half sent."""
         self._holds_signals = True
         try:
             yield
@@ -1487,7 +1489,7 @@ class Console:
 
 
 def show_step(console: Console, whole: bool, record: logging.LogRecord) -> bool:
-    """Show a step of the protocol, with its values shortened or whole. A filter of `log`: it has no lock."""
+    """Show a step of the protocol, values short or whole. A filter of `log`: a handler would hold a lock."""
     rows = [f"{record.getMessage()}. [{record.filename}: {record.funcName}]"]
     for name, value in getattr(record, "values", {}).items():
         data = to_bytes(value) if isinstance(value, int) else value
