@@ -208,7 +208,7 @@ def modexp(base: int, exponent: bytes, modulus: int) -> bytes:
     """Return base^exponent mod modulus, left-padded to the length of the modulus.
 
     The time depends on the lengths alone: the exponent is bytes, and the library's Integer is constant-time
-    (else the import above has ended the program). Nothing else computes with a secret exponent.
+    (which is checked above, at the import). Nothing else computes with a secret exponent.
     """
     power = pow(Integer(base), Integer.from_bytes(exponent), Integer(modulus))
     return power.to_bytes(len(to_bytes(modulus)))
@@ -436,7 +436,7 @@ class FrameSocket:
         return bytes(received)
 
     def has_ended(self, seconds: float = 0.0) -> bool:
-        """Whether the peer has hung up. Linux waits `seconds` for that, and sees it behind unread bytes."""
+        """Whether the peer has hung up. Linux waits up to `seconds`, and sees it behind unread bytes."""
         if sys.platform == "linux":
             poll = select.poll()
             poll.register(self.socket, select.POLLRDHUP)
@@ -976,7 +976,7 @@ class KeyStore:
         return group
 
     def accept_group(self, group: Group) -> Group:
-        """Check a group, unless it is the one that is kept; then keep it. Raises ProtocolError."""
+        """Check a group that is not the one kept, and keep it if it passes. Else raises ProtocolError."""
         if self.read(self.GROUP) != group.export():
             check_group(group)
             with contextlib.suppress(FileError):  # then it is tested again the next time
@@ -1283,7 +1283,7 @@ class UsageError(ChatError):  # the command line asks for what cannot be
     told, status = "Usage", 2
 
 
-class NoConversation(ChatError):  # one side is busy, or left before the other had answered its question
+class NoConversation(ChatError):  # Bob is busy, or the other side left while its key was asked about
     told = "No conversation"
 
 
