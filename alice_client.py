@@ -24,8 +24,8 @@ def handshake(
 ) -> chat.Channel:
     """Alice's side. She signs nothing until Bob's parameters have passed and his key may be trusted.
 
-    Raises ProtocolError, TrustError, ConnectionCut, FileError for known_peers, and NoConversation if Bob is
-    busy.
+    Raises ProtocolError, TrustError, ConnectionCut, FileError for what is in her folder, and NoConversation
+    if Bob is busy.
     """
     theirs = chat.Hello.decode(frames.receive(chat.HELLO_LIMIT))  # --> hello_bob
     group = bob.store.accept_group(theirs.group)  # before it meets a secret exponent

@@ -138,7 +138,7 @@ class Door:
     def _accept_connections(self) -> None:
         if sys.platform != "win32":  # a signal has to interrupt the main thread, whatever that waits for
             signal.pthread_sigmask(signal.SIG_BLOCK, chat.SIGNALS)
-        handshakes: dict[threading.Thread, socket.socket] = {}  # named after where from; the oldest first
+        handshakes: dict[threading.Thread, socket.socket] = {}  # the oldest first; a name is a `source`
         while True:
             try:
                 connected, (address, *_) = self._listener.accept()
@@ -153,7 +153,7 @@ class Door:
                 with contextlib.suppress(OSError):
                     handshakes[oldest].shutdown(socket.SHUT_RDWR)
                 oldest.join()
-            thread = threading.Thread(target=self._meet, args=(connected, address), daemon=True)
+            thread = threading.Thread(target=self._greet, args=(connected, address), daemon=True)
             thread.name = source(address)
             try:
                 thread.start()
@@ -161,7 +161,7 @@ class Door:
             except RuntimeError:  # no thread is free now
                 connected.close()
 
-    def _meet(self, connected: socket.socket, address: str) -> None:
+    def _greet(self, connected: socket.socket, address: str) -> None:
         """Hold the handshake with one stranger; hand over the channel, or say what came of it."""
         frames, where = chat.FrameSocket(connected), address.removeprefix("::ffff:")
         try:

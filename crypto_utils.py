@@ -112,7 +112,7 @@ GCM_NONCE, GCM_TAG = 12, 16
 RECORD_LIMIT = GCM_NONCE + (TEXT_LIMIT // PADDING + 1) * PADDING + GCM_TAG + RSA_BITS[-1] // 8
 FILE_LIMIT = 1024 * 1024  # of a file in a home folder
 
-TESTED = b"Diffie-Hellman parameters that secure-chat has tested:\n"  # before them, in a file of ours
+TESTED = b"Diffie-Hellman parameters that secure-chat has tested:\n"  # first line of a file that we wrote
 NOTHING = bytes(32)  # what Alice's READY replies to: she has received no record yet
 PATIENCE = 30.0  # seconds: for the whole handshake; without progress in a frame; without a byte going out
 GOODBYE_SECONDS = 2.0  # for a CLOSE to reach the other side before we hang up
@@ -139,12 +139,14 @@ class ChatError(Exception):
     told, status = "Stopped", 1
 
 
-class ProtocolError(ChatError):  # by the peer, or somebody in between; the connection is over
+class ProtocolError(ChatError):
+    """The peer, or somebody in between, broke the protocol. The connection is over."""
+
     told, status = "Broken off", 3
 
 
 class TrustError(ChatError):
-    """The `presented` key is not to be trusted; each that is `expected` stands with where it is pinned."""
+    """The key with the fingerprint `presented` is not trusted. `expected`: those that are, and why."""
 
     told, status = "Refused", 3
 
@@ -153,7 +155,9 @@ class TrustError(ChatError):
         self.presented, self.expected = presented, expected
 
 
-class ConnectionCut(ChatError):  # the connection ended or stalled without a goodbye
+class ConnectionCut(ChatError):
+    """The connection ended or stalled without a goodbye."""
+
     told = "Cut off"
 
 
@@ -161,7 +165,9 @@ class FileError(ChatError):
     """A file or folder cannot be used as it is, and was left as it was. The text says what to do."""
 
 
-class MessageError(ChatError):  # this text cannot be sent, but the conversation can go on
+class MessageError(ChatError):
+    """This text cannot be sent, but the conversation can go on."""
+
     told = "Not sent"
 
 
@@ -172,12 +178,12 @@ def require(condition: bool, reason: str) -> None:
 
 
 def trace(step: str, **values: bytes | int) -> None:
-    """Log a step that the calling function does, with its values: no secrets but our own texts."""
+    """Log a step of the calling function, with values. Of live sessions, no secrets but texts and words."""
     log.info(step, extra={"values": values}, stacklevel=2)
 
 
 class Role(enum.Enum):
-    """Which side one is. It orders the hellos and labels the keys."""
+    """Which of the two sides. Everything that is derived for one direction is labelled with its sender."""
 
     BOB = "bob"
     ALICE = "alice"
@@ -204,7 +210,7 @@ def modexp(base: int, exponent: bytes, modulus: int) -> bytes:
     """Return base^exponent mod modulus, left-padded to the length of the modulus.
 
     The time depends on the lengths alone: the exponent is bytes, and the library's Integer is constant-time
-    (or this module cannot be imported). No other function sees a secret Diffie-Hellman exponent.
+    (which is checked above, at the import). Nothing else computes with a secret exponent.
     """
     power = pow(Integer(base), Integer.from_bytes(exponent), Integer(modulus))
     return power.to_bytes(len(to_bytes(modulus)))
@@ -251,7 +257,7 @@ class Group(NamedTuple):
 def check_group(group: Group, rounds: int = 64) -> None:
     """Raise ProtocolError unless p is a safe prime of 2048 to 4096 bits and g generates the subgroup.
 
-    For a p that has passed and was kept, no `rounds` are needed: `4^q = 1 mod p` tells a damaged file.
+    A p that has passed once and was kept needs no `rounds`: if the file is damaged, `4^q = 1 mod p` fails.
     """
     p, g = group.p, group.g
     require(p.bit_length() in GROUP_BITS, f"p has {p.bit_length()} bits, not 2048 to 4096")
@@ -274,8 +280,9 @@ def generate_group(bits: int = 2048, progress: Callable[[], None] = lambda: None
     """Make new parameters: the first safe prime p of exactly `bits` bits after a random start; g = 2.
 
     Every p here is 24k - 1. Then q = 12k - 1, neither is divisible by 2 or 3, and 2 is a square mod p
-    (p = 7 mod 8). Four million k are sieved of small factors of p and q. What is left is tested, one thread
-    per core (the library's arithmetic releases the interpreter lock); `progress` is called after each test.
+    (p = 7 mod 8). Of each four million k, those with a small factor of p or q are sieved out. What is left is
+    tested, one thread per core (the library's arithmetic releases the interpreter lock). `progress` is called
+    after each test. Raises RuntimeError if no thread can be started.
     """
     pool = ThreadPoolExecutor(max_workers=os.cpu_count())
     try:
@@ -316,7 +323,7 @@ def derive_keys(z: bytes, direction: bytes, th: bytes) -> tuple[bytes, bytes]:
 
 @contextlib.contextmanager
 def signals_wait() -> Iterator[None]:
-    """Hold signals back: while the library makes a cipher, two objects own (and would free) one memory."""
+    """Hold signals back: an exception while the library makes a cipher would let it free memory twice."""
     if sys.platform != "win32":
         before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     try:
@@ -357,7 +364,7 @@ def verify(key: RsaKey, message: SHA256.SHA256Hash, signature: bytes) -> bool:
 def load_public_key(der: bytes) -> RsaKey:
     """Parse and check a peer's RSA key, a SubjectPublicKeyInfo (RFC 8017, A.1). Raises ProtocolError."""
     require(len(der) <= 1024, "the RSA key is larger than 1 KiB")  # 131 KB took 25 s to parse
-    rsa_encryption = bytes.fromhex("300d06092a864886f70d0101010500")  # with NULL: its AlgorithmIdentifier
+    rsa_encryption = bytes.fromhex("300d06092a864886f70d0101010500")  # AlgorithmIdentifier, with NULL
     require(rsa_encryption in der[:19], "the key is not an RSA SubjectPublicKeyInfo")
     try:
         key = RSA.import_key(der)  # which refuses an n that is even, or a multiple of e
@@ -431,12 +438,12 @@ class FrameSocket:
         return bytes(received)
 
     def has_ended(self, seconds: float = 0.0) -> bool:
-        """Whether the peer hangs up within `seconds`; on Linux, also behind something that is unread."""
+        """Whether the peer has hung up. Linux waits up to `seconds`, and sees it behind unread bytes."""
         if sys.platform == "linux":
             poll = select.poll()
             poll.register(self.socket, select.POLLRDHUP)
             return bool(poll.poll(1000 * seconds))
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError):  # here, this is called when something has come: else it would wait
             return self.socket.recv(1, socket.MSG_PEEK) == b""
         return True  # it was reset
 
@@ -481,14 +488,14 @@ def decode_fields(data: bytes) -> list[bytes]:
 
 
 class Hello(NamedTuple):
-    """The first message of each side. Bob's brings the group; in Alice's, it is the one of his."""
+    """The first message of each side. Bob's carries the group; in Alice's, `group` is the one he sent."""
 
     sender: Role
     group: Group
-    nonce: bytes
-    public_value: bytes
-    rsa: bytes
-    received: bytes = b""  # as it came: so th covers each bit of it
+    nonce: bytes  # 32 bytes
+    public_value: bytes  # A or B, as many bytes as p
+    rsa: bytes  # the public key, a DER SubjectPublicKeyInfo
+    received: bytes = b""  # the payload as it came, if it did: so th covers each bit of it
 
     def encode(self) -> bytes:
         group = map(to_bytes, self.group) if self.sender is Role.BOB else ()
@@ -496,7 +503,7 @@ class Hello(NamedTuple):
 
     @classmethod
     def decode(cls, data: bytes, group: Group | None = None) -> Hello:
-        """Undo `encode`: Bob's hello, or Alice's to his `group`. Checks forms alone. Raises ProtocolError."""
+        """Undo `encode`: Bob's hello, or Alice's to his `group`. Checks no values. Raises ProtocolError."""
         fields = decode_fields(data)
         require(fields[:1] == [VERSION], "the other side does not speak secure-chat/1")
         require(len(fields) == (4 if group else 6), "the hello has too many or too few fields")
@@ -518,6 +525,26 @@ class Hello(NamedTuple):
         log.info(f"hello_{name} {what}", extra={"values": shown}, stacklevel=2)
 
 
+def commit(r: bytes) -> bytes:
+    """Return nonce_B, 32 bytes. With it, Bob commits to r before he sees Alice's hello."""
+    return SHA256.new(VERSION + b" commit " + r).digest()
+
+
+def make_hello(role: Role, identity: RsaKey, group: Group) -> tuple[Hello, bytes, bytes]:
+    """Return a hello for one session, the private exponent, and r, to which Bob's nonce commits (Alice: b"").
+
+    The exponent has 256 bits for a 2048-bit group, over twice its strength. (0, which SP 800-56A, 5.6.1.1
+    excludes, has a chance of 2^-256, and the peer would refuse g^0 = 1.)
+    """
+    exponent = secrets.token_bytes(len(to_bytes(group.p)) // 8)
+    drawn = secrets.token_bytes(NONCE_BYTES)
+    r, nonce = (drawn, commit(drawn)) if role is Role.BOB else (b"", drawn)
+    rsa = identity.public_key().export_key("DER")
+    hello = Hello(role, group, nonce, modexp(group.g, exponent, group.p), rsa)
+    hello.trace(f"is made. Not shown: the exponent {role.value[0]}, {8 * len(exponent)} random bits")
+    return hello, exponent, r
+
+
 def settle(bob: Hello, alice: Hello) -> tuple[dict[Role, RsaKey], bytes]:
     """Check the keys and public values of both hellos, whose group has passed `check_group`.
 
@@ -536,32 +563,12 @@ def settle(bob: Hello, alice: Hello) -> tuple[dict[Role, RsaKey], bytes]:
     return keys, th
 
 
-def make_hello(role: Role, identity: RsaKey, group: Group) -> tuple[Hello, bytes, bytes]:
-    """Return a hello for one session, the private exponent, and r, to which Bob's nonce commits (Alice: b"").
-
-    The exponent has 256 bits for a 2048-bit group, over twice its strength. (0, which SP 800-56A, 5.6.1.1
-    excludes, has a chance of 2^-256, and the peer would refuse g^0 = 1.)
-    """
-    exponent = secrets.token_bytes(len(to_bytes(group.p)) // 8)
-    drawn = secrets.token_bytes(NONCE_BYTES)
-    r, nonce = (drawn, commit(drawn)) if role is Role.BOB else (b"", drawn)
-    rsa = identity.public_key().export_key("DER")
-    hello = Hello(role, group, nonce, modexp(group.g, exponent, group.p), rsa)
-    hello.trace(f"is made. Not shown: the exponent {role.value[0]}, {8 * len(exponent)} random bits")
-    return hello, exponent, r
-
-
 def shared_secret(exponent: bytes, theirs: Hello) -> bytes:
     """Return Z = g^ab, as long as p (SP 800-56A, 5.7.1.1). The other side's hello has passed `settle`."""
     z = modexp(int.from_bytes(theirs.public_value, "big"), exponent, theirs.group.p)
     power = f"{theirs.sender.name[0]}^{theirs.sender.peer.value[0]} mod p"
     trace(f"Z = {power}. SHA-256 over Z and th gives K and C. Not shown: whoever has Z can read everything")
     return z
-
-
-def commit(r: bytes) -> bytes:
-    """Return nonce_B, 32 bytes. With it, Bob commits to r before he sees Alice's hello."""
-    return SHA256.new(VERSION + b" commit " + r).digest()
 
 
 def make_words(th: bytes, nonce_b: bytes, r: bytes) -> list[str]:
@@ -616,7 +623,7 @@ class Direction:
         self.latest = self.before = NOTHING
 
     def has_the_turn(self, other: Direction) -> bool:
-        """Whether READY or TEXT may come next. Alice's record n is a request, Bob's record n the reply."""
+        """Whether READY or TEXT may come next: from Alice at equal numbers, from Bob if hers is one ahead."""
         return self.number - other.number == (0 if self.sender is Role.ALICE else -1)
 
     def _begin(self) -> bytes:
@@ -653,7 +660,8 @@ class Sealer(Direction):
         Raises ValueError out of turn, in a direction that is closed, and for a CLOSE that would name nothing.
         """
         closing = kind is RecordType.CLOSE
-        if not (other.latest != NOTHING if closing else self.has_the_turn(other)):
+        allowed = other.latest != NOTHING if closing else self.has_the_turn(other)
+        if not allowed:
             raise ValueError("it is the other side's turn")
         nonce = self._begin()
         plaintext = pad(bytes([kind]) + other.latest + body, PADDING, style="iso7816")
@@ -708,16 +716,17 @@ class Opener(Direction):
         return message._replace(crossed=message.in_reply_to != other.latest)
 
     def _parse(self, plaintext: bytes) -> Message:
+        """Take a plaintext apart: type[1] || in_reply_to[32] || body || padding. Raises ProtocolError."""
         try:
             content = unpad(plaintext, PADDING, style="iso7816")
         except ValueError:
             raise ProtocolError("the record's padding is not valid") from None
-        require(len(content) > len(NOTHING), "the record is too short")
+        require(len(content) >= 33, "the record is too short")
         require(content[0] in list(RecordType), "the record is of no known type")
-        kind, body, bob = RecordType(content[0]), content[33:], self.sender is Role.BOB
-        busy = kind is RecordType.CLOSE and bob  # Bob may say it in the place of READY
+        kind, body, is_bob = RecordType(content[0]), content[33:], self.sender is Role.BOB
+        busy = kind is RecordType.CLOSE and is_bob  # Bob may say it in the place of READY
         require((kind is RecordType.READY) == (self.number == 0) or busy, "READY is record 0, and no other")
-        lengths = {RecordType.READY: [NONCE_BYTES if bob else 0], RecordType.TEXT: range(TEXT_LIMIT + 1)}
+        lengths = {RecordType.READY: [NONCE_BYTES if is_bob else 0], RecordType.TEXT: range(TEXT_LIMIT + 1)}
         require(len(body) in lengths.get(kind, [0]), "the record's body has a wrong length")
         try:
             text = body.decode() if kind is RecordType.TEXT else ""
@@ -754,7 +763,7 @@ class Channel:
 
     @property
     def texts(self) -> int:
-        """How many TEXTs have been sent and received."""
+        """How many TEXTs have been sent and received. Read it before `close`, which counts as one more."""
         return self.sealer.number + self.opener.number - 2 - self.opener.closed  # both READY, a goodbye
 
     @property
@@ -809,8 +818,8 @@ class Channel:
 class Transcript:
     """Proves who said what in one conversation: its frames, and Z to open them with.
 
-    An entry is a frame that begins with a tag: the hello of Bob (`b`) or Alice (`a`), Z (`z`), a record of
-    his (`B`) or hers (`A`). Every signature covers C, and C commits to the key that Z makes, so nobody can
+    An entry is a frame. Its payload begins with a tag: Bob's hello (`b`), Alice's (`a`), Z (`z`), a record of
+    his (`B`) or of hers (`A`). Every signature covers C, and C commits to the key that Z makes, so nobody can
     claim another text for a record. All is in memory until the conversation begins; without a folder, nothing
     is kept at all. Whatever cannot be written raises FileError.
     """
@@ -850,6 +859,9 @@ class Transcript:
                 raise
 
 
+BEGINNING = "a transcript begins with both hellos, Z and both READY"
+
+
 def verify_transcript(file: BinaryIO) -> Iterator[tuple[Opener, Message]]:
     """Yield what a transcript proves, trusting nobody: who signed (`sender`, `signer`), and what.
 
@@ -879,9 +891,6 @@ def verify_transcript(file: BinaryIO) -> Iterator[tuple[Opener, Message]]:
             return
 
 
-BEGINNING = "a transcript begins with both hellos, Z and both READY"
-
-
 def _entries(file: BinaryIO) -> Iterator[tuple[bytes, bytes]]:
     """Yield the tag of each entry, which must be one that may stand there, and what it marks."""
     first = [(b"b", HELLO_LIMIT), (b"a", HELLO_LIMIT), (b"z", GROUP_BITS[-1] // 8)]
@@ -896,7 +905,7 @@ def _entries(file: BinaryIO) -> Iterator[tuple[bytes, bytes]]:
         elif not header:
             return
         else:
-            require(len(header) == 5 or header == bytes(4), cut)
+            require(len(header) == 5 or header == bytes(4), cut)  # four zeros: an empty frame, with no tag
             require(tag in (b"A", b"B"), "an entry is of no known kind, or not where it belongs")
         length = int.from_bytes(header[:4], "big") - 1  # without the tag
         require(length <= limit, f"an entry of {length} bytes, over the limit of {limit}")
@@ -919,7 +928,7 @@ class KeyStore:
     IDENTITY, GROUP, KNOWN_PEERS = "identity.pem", "dh_parameters.pem", "known_peers"
 
     def load_identity(self, ask_passphrase: Callable[[str], str]) -> RsaKey | None:
-        """Return the private RSA key, or None if there is none yet. A passphrase may be tried three times."""
+        """Return the private RSA key, or None if there is none. A passphrase may be typed three times."""
         path, data = self.folder / self.IDENTITY, self.read(self.IDENTITY, forbidden=0o077)
         if data is None:
             return None
@@ -969,7 +978,7 @@ class KeyStore:
         return group
 
     def accept_group(self, group: Group) -> Group:
-        """Check a group, unless it is the one that is kept; keep it once it has passed."""
+        """Check a group that is not the one kept, and keep it if it passes. Else raises ProtocolError."""
         if self.read(self.GROUP) != group.export():
             check_group(group)
             with contextlib.suppress(FileError):  # then it is tested again the next time
@@ -977,7 +986,7 @@ class KeyStore:
         return group
 
     def read(self, name: str, forbidden: int = 0o022) -> bytes | None:
-        """Return a file's bytes, None if there is none. By default, nobody else may be able to write it."""
+        """Return a file's bytes, or None. No others may have `forbidden` rights to it (default: to write)."""
         path, missing = self.folder / name, contextlib.suppress(FileNotFoundError)
         with disk("read", path, "move it away, or name another --home"), missing:
             _check_owner(self.folder, self.folder.stat(), 0o022)
@@ -1030,7 +1039,7 @@ def _insist(act: Callable[[], Any]) -> Any:
 
 
 def _open_private(path: str, flags: int) -> int:
-    """Open not through a symbolic link, and without waiting for a pipe; make what nobody else can read."""
+    """For `open`: follow no symbolic link, wait for no pipe; a new file is for its owner alone (0600)."""
     flags |= getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
     return int(_insist(lambda: os.open(path, flags, 0o600)))
 
@@ -1071,7 +1080,7 @@ class Trust(NamedTuple):
     """What is known of a key that was presented, when it is not refused."""
 
     known: bool  # it is pinned under this name
-    settled: bool  # it is the one of --peer, or else it is known: nobody need be asked about it
+    settled: bool  # it is the one of --peer, or, without --peer, it is known: nobody need be asked
     also: tuple[str, ...] = ()  # other names under which this key is pinned
 
 
@@ -1134,7 +1143,7 @@ class PinnedPeer:
         pins = []
         for number, line in enumerate(io.BytesIO(self.store.read(KeyStore.KNOWN_PEERS) or b""), 1):
             where = f"{self.store.folder / KeyStore.KNOWN_PEERS}, line {number}"
-            name, *words = line.decode("utf-8-sig", "replace").split()[:3] or ["#"]
+            name, *words = line.decode("utf-8-sig", "replace").split()[:3] or ["#"]  # blank: as a comment
             if name.startswith("#"):
                 pins.append(Pin(line, where))
                 continue
@@ -1175,6 +1184,25 @@ def printable(text: str) -> str:
     return re.sub(_ESCAPE, lambda m: m[0] if m["harmless"] else m[0].encode("unicode_escape").decode(), text)
 
 
+# Two characters that no row parts: of one emoji (joined, or with a colour or a skin's), or of a flag.
+_ONE = "\u200d[^\0-\x7f]|.[\ufe0f\U0001f3fb-\U0001f3ff]|[\U0001f1e6-\U0001f1ff]{2}"
+# Two columns in Unicode 16 or in the C library, though not in the tables of each Python.
+_WIDE = "[\u2630-\u2637\u268a-\u268f\u3248-\u324f\u4dc0-\u4dff\U0001d300-\U0001d356\U0001d360-\U0001d376]"
+
+
+@functools.lru_cache(maxsize=4096)
+def _width(character: str) -> int:
+    """Return how many columns a character takes at the most."""
+    if character == "\t":
+        return 8
+    category, wide = unicodedata.category(character), unicodedata.east_asian_width(character)
+    joins = character in "\u200c\u200d" or "\U000e0000" <= character <= "\U000e007f"
+    if category in ("Mn", "Me") or joins:  # but U+FE0F makes an emoji of what it follows
+        return int(character == "\ufe0f")
+    ambiguous = wide == "A" and locale.setlocale(locale.LC_CTYPE)[:2] in ("zh", "ja", "ko")
+    return 2 if wide in ("W", "F") or category == "Cn" or ambiguous or re.match(_WIDE, character) else 1
+
+
 def screen_lines(text: str, columns: int | None = None) -> list[str]:
     """Return the printable lines of a text; given `columns`, in rows that end after a space if they can."""
     lines = [printable(line) for line in text.split("\n")]
@@ -1195,25 +1223,6 @@ def screen_lines(text: str, columns: int | None = None) -> list[str]:
             at = end
         rows.append(line[at:].expandtabs())
     return rows
-
-
-# Two characters of one emoji (joined; in its colours, or a skin's) or of a flag.
-_ONE = "\u200d[^\0-\x7f]|.[\ufe0f\U0001f3fb-\U0001f3ff]|[\U0001f1e6-\U0001f1ff]{2}"
-# Two columns in Unicode 16 or in the C library, though not in the tables of each Python.
-_WIDE = "[\u2630-\u2637\u268a-\u268f\u3248-\u324f\u4dc0-\u4dff\U0001d300-\U0001d356\U0001d360-\U0001d376]"
-
-
-@functools.lru_cache(maxsize=4096)
-def _width(character: str) -> int:
-    """Return how many columns a character takes at the most."""
-    if character == "\t":
-        return 8
-    category, wide = unicodedata.category(character), unicodedata.east_asian_width(character)
-    joins = character in "\u200c\u200d" or "\U000e0000" <= character <= "\U000e007f"
-    if category in ("Mn", "Me") or joins:  # but U+FE0F makes an emoji of what it follows
-        return int(character == "\ufe0f")
-    ambiguous = wide == "A" and locale.setlocale(locale.LC_CTYPE)[:2] in ("zh", "ja", "ko")
-    return 2 if wide in ("W", "F") or category == "Cn" or ambiguous or re.match(_WIDE, character) else 1
 
 
 def is_terminal(stream: TextIO) -> bool:
@@ -1272,15 +1281,15 @@ Type a line and press Enter to send it, when it is your turn.
 Ctrl-C leaves at any moment. To send a line that begins with /, put a space before it."""
 
 
-class UsageError(ChatError):
+class UsageError(ChatError):  # the command line asks for what cannot be
     told, status = "Usage", 2
 
 
-class NoConversation(ChatError):  # though there is a connection
+class NoConversation(ChatError):  # Bob is busy, or the other side left while its key was asked about
     told = "No conversation"
 
 
-class PersonLeft(ChatError):  # the one at this terminal
+class PersonLeft(ChatError):  # this side's user ended the conversation
     told, status = "You left", 0
 
 
@@ -1347,7 +1356,8 @@ class Console:
         """Return the line that a person types, or None as soon as a connection has something first.
 
         The first key is waited for, and left unread for input(), which does all the editing. (Without
-        readline, such a key would be lost: only input() waits.) The end of the input is a KeyboardInterrupt.
+        readline, it would be lost: then input() alone waits, and no connection is watched.) The end of the
+        input is a KeyboardInterrupt.
         """
         edits = self.screen is sys.stdout and (HAS_READLINE or os.name == "nt")
         self.set_quiet(edits)
@@ -1434,7 +1444,7 @@ class Console:
         return select.select(sources, [], [], seconds)[0]
 
     def _line_from_pipe(self, channel: Channel) -> str | None:
-        """Return the next line of standard input, whole whatever interrupts the reading."""
+        """Return the next line of standard input, or None if the connection has something first."""
         while not channel.has_something:
             if b"\n" in self.typed:
                 line, _, self.typed = self.typed.partition(b"\n")
@@ -1474,7 +1484,7 @@ class Console:
 
     @contextlib.contextmanager
     def to_its_end(self) -> Iterator[None]:
-        """Let no signal interrupt what is done: no record is left half sent without a second one."""
+        """A signal waits for the end of what is done here: no record is left half sent without a second one."""
         self._holds_signals = True
         try:
             yield
@@ -1485,7 +1495,7 @@ class Console:
 
 
 def show_step(console: Console, whole: bool, record: logging.LogRecord) -> bool:
-    """Show a step of the protocol, with its values shortened or whole. A filter of `log`: it has no lock."""
+    """Show a step of the protocol, values short or whole. A filter of `log`: a handler would hold a lock."""
     rows = [f"{record.getMessage()}. [{record.filename}: {record.funcName}]"]
     for name, value in getattr(record, "values", {}).items():
         data = to_bytes(value) if isinstance(value, int) else value
@@ -1511,7 +1521,9 @@ def value_rows(name: str, data: bytes, whole: bool) -> list[str]:
     if len(rows) > 1 and not whole:
         rows, texts = [f"{shown[: width - 8].hex()}... ({len(data)} bytes)"], texts[:1]
     rows += [f'"{text}"' for text in texts]
-    return rows + [f"{len(data) - len(shown)} zero bytes"] * (data != shown) or ["(empty)"]
+    if data != shown:
+        rows.append(f"{len(data) - len(shown)} zero bytes")
+    return rows or ["(empty)"]
 
 
 # ---------------------------------------------------- a conversation, from the question to the goodbye
@@ -1520,7 +1532,8 @@ def value_rows(name: str, data: bytes, whole: bool) -> list[str]:
 def talk(console: Console, channel: Channel, peer: PinnedPeer) -> int:
     """Meet, converse, and return the exit status; hang up in any case, after a goodbye if the line holds.
 
-    Raises TrustError or NoConversation if no conversation began; later, ConnectionCut and ProtocolError.
+    Raises PersonLeft when this side's user leaves. TrustError and NoConversation: none began. Any other
+    ChatError may come at any time.
     """
     try:
         meet(console, channel, peer)
@@ -1542,7 +1555,7 @@ def talk(console: Console, channel: Channel, peer: PinnedPeer) -> int:
 
 
 def meet(console: Console, channel: Channel, peer: PinnedPeer) -> None:
-    """Settle who is at the other end, pin a new key, and say how to begin. Raises TrustError for a no."""
+    """Settle who is at the other end, pin a new key, and say how to begin. Raises as `ask_for_words`."""
     trust, name = channel.trust, console.peer
     key = f"a key that you know as {', '.join(trust.also)}" if trust.also else "a key that is new to you"
     read = f"Read these words to {name}, by telephone or in person:"
@@ -1565,7 +1578,7 @@ def meet(console: Console, channel: Channel, peer: PinnedPeer) -> None:
 
 
 def ask_for_words(console: Console, channel: Channel) -> None:
-    """Ask for the words that the other side reads out, until they are typed. Raises TrustError for a no."""
+    """Ask until the other side's words are typed. Raises TrustError for a no, NoConversation if it left."""
     name, watched = console.peer, [channel.frames.socket]
     console.drop_typed()  # it was no answer to this question
     while True:
@@ -1617,8 +1630,9 @@ def converse(console: Console, channel: Channel) -> int:
         raise ConnectionCut(f"{cut}{lost}") from None
     except KeyboardInterrupt:
         raise PersonLeft from None
-    if channel.texts > message.crossed:
-        console.notice(f"{name} left{' before your last message had arrived' * message.crossed}.")
+    unread = " before your last message had arrived" if message.crossed else ""
+    if channel.texts - message.crossed > 0:  # a text has arrived; one that crossed the goodbye has not
+        console.notice(f"{name} left{unread}.")
         return 0
     deciding = "" if channel.trust.known else "before accepting your key, or "
     console.notice(f"{name} left {deciding}before anything was said.")
@@ -1704,7 +1718,7 @@ def common_options(role: Role, usage: str, description: str) -> argparse.Argumen
 
 
 def open_home(console: Console, options: argparse.Namespace) -> tuple[KeyStore, RsaKey]:
-    """Return one's own folder and key; both are made on the first run. Look at --peer and --transcript."""
+    """Return one's own folder and key; both are made on the first run. Checks --peer and --transcript."""
     store = KeyStore(options.home / str(options.role.value))
     identity = store.load_identity(ask_passphrase)
     if identity is None:
@@ -1744,7 +1758,7 @@ nothing. Whoever has both keys can have made all of it."""
 
 
 def verify_file(console: Console, options: argparse.Namespace) -> int:
-    """Show what a transcript proves. Raises what is wrong with it."""
+    """Show what a transcript proves. Raises ProtocolError if it is not sound, TrustError for --peer."""
     proven = "Nothing is proven"
     try:
         for opener, message in read_transcript(options.verify):
@@ -1757,7 +1771,8 @@ def verify_file(console: Console, options: argparse.Namespace) -> int:
             elif message.type is RecordType.TEXT:
                 console.show(name, message.text)
             else:
-                console.notice(f"{name} left{' before the last message had arrived' * message.crossed}.")
+                unread = " before the last message had arrived" if message.crossed else ""
+                console.notice(f"{name} left{unread}.")
     except ProtocolError as error:
         raise ProtocolError(f"{error}.\n{proven}") from None
     console.notice(VERDICT)
