@@ -1208,15 +1208,17 @@ def screen_lines(text: str, columns: int | None = None) -> list[str]:
     lines = [printable(line) for line in text.split("\n")]
     if columns is None:
         return lines
-    rows = []
+    rows, one = [], re.compile(_ONE)
     for line in lines:
-        at, plain = 0, line.isascii() and "\t" not in line
+        at, plain = 0, line.isascii()
+        line = line.expandtabs() if plain else line
         # How many columns each character has before it.
         taken = range(len(line) + 1) if plain else [0, *itertools.accumulate(map(_width, line))]
         while at < len(line) - 1 and taken[-1] - taken[at] > columns:
-            full = end = max(bisect.bisect(taken, taken[at] + columns) - 1, at + 1)
+            fits = at + columns if plain else bisect.bisect(taken, taken[at] + columns, at) - 1
+            full = end = max(fits, at + 1)
             # No row ends inside a letter, an emoji or a flag that fits in it.
-            while end > at and (taken[end] == taken[end + 1] or re.match(_ONE, line[end - 1 : end + 1])):
+            while end > at and (taken[end] == taken[end + 1] or one.match(line, end - 1, end + 1)):
                 end -= 1
             end = line.rfind(" ", at, end) + 1 or (end if end > at else full)
             rows.append(line[at:end].expandtabs())
@@ -1484,7 +1486,7 @@ class Console:
 
     @contextlib.contextmanager
     def to_its_end(self) -> Iterator[None]:
-        """A signal waits for the end of what is done here: no record is left half sent without a second one."""
+        """A signal waits until this is done: without a second one, no record is left half sent."""
         self._holds_signals = True
         try:
             yield
