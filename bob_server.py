@@ -15,6 +15,7 @@ import errno
 import functools
 import ipaddress
 import queue
+import re
 import socket
 import threading
 import time
@@ -170,8 +171,12 @@ class Door:
             with self._counting:
                 busy = self.place.locked()
                 self.called += busy
+            told = chat.explain(error, "Alice")
+            if isinstance(error, chat.ConnectionCut):
+                told += " If this was Alice, her screen says why."
             if not busy:  # during a conversation strangers are only counted; at other times each costs a line
-                self._console.notice(" ".join(f"{where}: {chat.explain(error, 'Alice')}".split()))
+                sentences = re.sub(r"\.?\n\b", ". ", told)
+                self._console.notice(f"{where}: {' '.join(sentences.split())}")
             frames.hang_up(chat.GOODBYE_SECONDS if isinstance(error, chat.NoConversation) else 0.0)
 
 

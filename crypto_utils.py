@@ -559,7 +559,7 @@ def settle(bob: Hello, alice: Hello) -> tuple[dict[Role, RsaKey], bytes]:
         require(bob.group.contains(y), "the public value is not in the subgroup of order q")
     require(bob.rsa != alice.rsa, "both sides present the same key: a reflection")
     th = SHA256.new(frame(bob.encode()) + frame(alice.encode())).digest()
-    trace("Both hellos have passed every check. th is SHA-256 over both frames", th=th)
+    trace("Both hellos are sound. th is SHA-256 over both frames", th=th)
     return keys, th
 
 
@@ -643,8 +643,7 @@ class Direction:
         self.number += 1
 
     def _trace(self, kind: RecordType, what: str, **values: bytes) -> None:
-        if kind is RecordType.READY and self.sender is Role.BOB:
-            values.pop("plaintext", None)
+        if kind is RecordType.READY and self.sender is Role.BOB and values.pop("plaintext", b""):
             what += ". Not shown here: r, of which the words are made"
         step = f"Record {self.number}, {self.sender.label.decode()}, {kind.name}: {what}"
         log.info(step, extra={"values": values}, stacklevel=2)
@@ -1031,7 +1030,7 @@ def _insist(act: Callable[[], Any]) -> Any:
     for _ in range(60 if sys.platform == "win32" else 0):
         try:
             return act()
-        except FileNotFoundError:
+        except (FileNotFoundError, FileExistsError):
             raise
         except OSError:  # it need not be a PermissionError
             time.sleep(SLICE)
@@ -1304,7 +1303,8 @@ class Console:
         self.has_prompt = is_terminal(sys.stdin) and is_terminal(self.screen)
         self.can_ask = is_terminal(sys.stdin) and is_terminal(sys.stderr)
         self.queue: queue.SimpleQueue[str | Channel] = queue.SimpleQueue()  # from other threads
-        self._editing = False  # whether input() edits a line
+        self._edits = self.screen is sys.stdout and (HAS_READLINE or os.name == "nt")  # input() edits lines
+        self._editing = False  # it does so now
         self._row = ""  # a prompt, or progress, that stands in the last row of the screen
         self.typed = bytearray()  # read from a pipe, and not used yet
         self.lost_a_line = False  # whether one from a pipe could not be sent: then the exit status is not 0
@@ -1361,10 +1361,9 @@ class Console:
         readline, it would be lost: then input() alone waits, and no connection is watched.) The end of the
         input is a KeyboardInterrupt.
         """
-        edits = self.screen is sys.stdout and (HAS_READLINE or os.name == "nt")
-        self.set_quiet(edits)
+        self.set_quiet(self._edits)
         self.show_row(question)
-        if edits:
+        if self._edits:
             try:
                 self.screen.write(PASTE_ON)
                 self.screen.flush()
@@ -1376,8 +1375,8 @@ class Console:
             self._row, self._editing = question, True
         self.set_quiet(False)
         try:
-            line = input(question) if edits else sys.stdin.readline()
-            if not (line or edits):
+            line = input(question) if self._edits else sys.stdin.readline()
+            if not (line or self._edits):
                 raise EOFError
         except (EOFError, SystemError):  # this one if a second handler runs in input() after one has raised
             self.screen.write("\n")  # keep what stands in this row
@@ -1385,8 +1384,6 @@ class Console:
         finally:
             self._editing, self._row = False, ""
             self.set_quiet(True)
-        if len(os.fsencode(line)) > TERMINAL_LINE and not edits:
-            raise MessageError("the line is too long for this terminal, and its end may be lost; use a pipe")
         return line.rstrip("\n")  # a paste may end with one, too
 
     def next_line(self, channel: Channel) -> str | None:
@@ -1396,6 +1393,8 @@ class Console:
         while True:
             self.drop_typed()  # it was no answer to what the screen shows now
             line = self.prompt(f"{self.me}: ", channel.frames.socket)
+            if not self._edits and len(os.fsencode(line or "")) >= TERMINAL_LINE:
+                raise MessageError("the line is too long for this terminal; its end may be lost. Use a pipe")
             if line is None or not line.startswith("/"):
                 return line
             command = line.strip().lower()
@@ -1589,7 +1588,7 @@ def ask_for_words(console: Console, channel: Channel) -> None:
             if channel.my_turn:
                 channel.receive()  # a goodbye, or else an error
             if channel.over or channel.frames.has_ended(1.0):  # a goodbye is followed by the end at once
-                raise NoConversation(f"{name} was gone before you answered; nothing is pinned")
+                raise NoConversation(f"{name} left, or said no, before you answered; nothing is pinned")
             watched = []  # what it is waits until the question is answered
             console.notice(f"{name} has said something, or has left. You see it after your answer.")
             continue
@@ -1608,7 +1607,7 @@ def ask_for_words(console: Console, channel: Channel) -> None:
         if words in (channel.own_words, ["words"]):
             told = f"Those are your words, to read to {name}:  {' '.join(channel.own_words)}"
         elif len(words) != 3:
-            told = "These are not three words."
+            told = "These are not three words (/words shows yours, /quit leaves)."
         console.notice(told)
 
 

@@ -164,6 +164,22 @@ def test_home_is_refused_when_others_can_write_to_it(tmp_path: Path, mode: int) 
     assert KeyStore(folder).read("file") is None
 
 
+@pytest.mark.parametrize("error", [FileExistsError, FileNotFoundError])
+def test_on_windows_what_no_waiting_can_change_is_told_at_once(
+    monkeypatch: pytest.MonkeyPatch, error: type[OSError]
+) -> None:
+    tries = []
+
+    def act() -> None:
+        tries.append("a try")
+        raise error
+
+    monkeypatch.setattr(sys, "platform", "win32")
+    with pytest.raises(error):
+        chat._insist(act)
+    assert len(tries) == 1
+
+
 @posix
 @pytest.mark.parametrize("link", [False, True], ids=["a file", "a link"])
 def test_what_a_program_that_was_killed_has_left_is_not_used(store: KeyStore, link: bool) -> None:

@@ -582,7 +582,7 @@ def test_a_closed_terminal(bob: StartBob, start: Start, homes: Path, victim: Rol
             server.expect("Bob: ")
     hang_up_terminal(programs[victim])
     if at == "at the question":
-        server.expect("Alice was gone before you answered; nothing is\\s+pinned")
+        server.expect("Alice left, or said no, before you answered; nothing is\\s+pinned")
         assert not list(homes.glob("*/known_peers"))
     else:
         programs[victim.peer].expect(GOODBYE_SEEN)

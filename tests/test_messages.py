@@ -210,7 +210,7 @@ ADVICE = (
     "start). If it is this one, start again with --peer and that one: it takes the place of a pinned key (to "
     "keep both, add a line to known_peers). If not, somebody is in between."
 )
-OF_ALICE = f"The key that was presented: {{alice}} {ADVICE.replace('Bob', 'Alice')}"
+OF_ALICE = f"The key that was presented: {{alice}}. {ADVICE.replace('Bob', 'Alice')}"
 
 # What is done, the exit status, and the end of what is told: all of it, to the letter.
 ERRORS: dict[str, tuple[Cause, int, str]] = {
@@ -304,7 +304,7 @@ ERRORS: dict[str, tuple[Cause, int, str]] = {
         a_line_at_bobs(pinned=True),
         -9,
         "127.0.0.1: Refused: the key of alice is not the pinned one. "
-        "{mallory} ({homes}/bob/known_peers, line 1) " + OF_ALICE,
+        "{mallory} ({homes}/bob/known_peers, line 1). " + OF_ALICE,
     ),
     "Alice's key is new and nobody to ask": (
         a_line_at_bobs(pinned=False),
@@ -445,7 +445,7 @@ def test_a_conversation_at_terminals_to_the_letter(
             f"Bob is here, with a key that is new to you:\n  {chat.fingerprint(keys.bob)}\n"
             f"Read these words to Bob, by telephone or in person:  {own[client]}\n"
             "Type the words that Bob reads, or no: perhaps\n"
-            "These are not three words.\n"
+            "These are not three words (/words shows yours, /quit leaves).\n"
             "Type the words that Bob reads, or no: abed able abut\n"
             "These words do not belong to this connection. A word was misheard, or somebody is in between. "
             "Let Bob read them once more. If they are the same again, answer no.\n"

@@ -118,6 +118,18 @@ def test_a_nul_in_a_line_is_no_end_of_it(terminals: Terminals, python: tuple[str
     server.expect(r"Alice.* one\\x00two\r\n")
 
 
+@pytest.mark.parametrize("python", [WITHOUT_READLINE, TEE], ids=NAMES[1:])
+def test_an_answer_that_is_too_long_is_a_wrong_one(
+    bob: StartBob, keys: Keys, stranger: Stranger, python: tuple[str, ...]
+) -> None:
+    server, port = bob(python=python, **AT_TERMINAL)
+    guest = stranger(port, keys.alice)
+    server.expect(QUESTION)
+    server.write(5000 * "x" + "\r")
+    server.expect("These are not three words")
+    guest.close()
+
+
 @pytest.mark.parametrize("count", [10, *exhaustive(150)])
 def test_every_line_that_is_typed_in_ones_turn_arrives_whole(terminals: Terminals, count: int) -> None:
     """All keys come at once: the first of them is waited for, and the line editor reads it.

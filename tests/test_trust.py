@@ -31,7 +31,7 @@ from crypto_utils import FrameSocket, KeyStore, PinnedPeer, RecordType, Role, Tr
 WITHOUT_COLOURS = {**AT_TERMINAL, "NO_COLOR": "1"}
 QUESTION = r"Type the words that (Alice|Bob) reads, or no: "
 OTHER_WORDS = r"do not belong to this\s+connection"
-THREE_WORDS = r"These are not three words\."
+THREE_WORDS = r"These are not three words"
 
 Strangers = Callable[..., "tuple[Program, Program, str]"]
 
@@ -113,7 +113,7 @@ def test_the_right_words_are_the_right_words_however_they_are_written(
 def test_a_goodbye_at_alices_question_ends_it_whether_or_not_the_line_ends(ends: Ends) -> None:
     """The rest of the line's end may come late, or never."""
     ends.bob.sealer.seal(RecordType.CLOSE, b"", ends.bob.opener, ends.bob.frames.send)
-    with pytest.raises(chat.NoConversation, match="was gone before you answered; nothing is pinned"):
+    with pytest.raises(chat.NoConversation, match="left, or said no, before you answered; nothing is pinned"):
         chat.ask_for_words(Person(None, " ".join(ends.bob.own_words)), ends.alice)
 
 
@@ -125,7 +125,7 @@ def test_who_types_other_words_is_told_so_and_never_a_right_one(ends: Ends) -> N
         "These words do not belong to this connection. A word was misheard, or somebody is in between. "
         "Let Alice read them once more. If they are the same again, answer no."
     )
-    usage = "These are not three words."
+    usage = "These are not three words (/words shows yours, /quit leaves)."
     asked = [
         *((words, misheard) for words in (other, [wrong[0], *right[1:]], [right[0], wrong[1], right[2]])),
         (right[::-1], misheard),
@@ -207,7 +207,7 @@ def test_alice_says_no(strangers: Strangers, homes: Path, no: str, refuses: bool
         client.expect(r"start\s+again\s+with\s+--peer\s+and\s+that\s+one")
     assert client.wait() == (3 if refuses else 130)
     assert re.search(r"[\r\n](\x1b\[\?2004[hl]\r?)*\Z", client.stdout)  # at the start of a row
-    server.expect("Alice was gone before you answered; nothing is\\s+pinned")
+    server.expect("Alice left, or said no, before you answered; nothing is\\s+pinned")
     server.expect("Waiting for Alice")  # a question is no conversation, so --once still waits for one
     assert not is_pinned(homes, Role.ALICE)
     assert not is_pinned(homes, Role.BOB)
@@ -242,7 +242,7 @@ def test_bob_leaves_while_alice_is_asked(strangers: Strangers, homes: Path) -> N
     """His goodbye ends her question at once, and the terminal is as it was."""
     server, client, _ = strangers()
     server.write("no\r")
-    client.expect("Bob was gone before you answered; nothing is\\s+pinned")
+    client.expect("Bob left, or said no, before you answered; nothing is\\s+pinned")
     assert client.wait() == 1
     assert not is_pinned(homes, Role.ALICE)
 
@@ -285,7 +285,7 @@ def test_the_words_of_one_connection_are_none_of_the_next(
     first = stranger(port, keys.alice)
     server.expect(QUESTION)
     reset(first.frames.socket)
-    server.expect("Alice was gone before you answered")
+    server.expect("Alice left, or said no, before you answered")
     server.expect("Waiting for Alice")
     server.write(f"{' '.join(first.own_words)}\r")  # a moment too late
     second = stranger(port, keys.mallory)
@@ -319,7 +319,7 @@ def test_a_stranger_who_is_gone_at_once_is_never_pinned(
         ready = chat.Sealer(Role.ALICE, keys.mallory, z, th).seal(RecordType.READY, b"", opener)
         frames.send(hers.encode(), ready)
         reset(frames.socket)
-        server.expect("Cut off|Alice was gone before you answered")
+        server.expect("Cut off|Alice left, or said no, before you answered")
     stranger(port, keys.mallory)
     server.expect("a key that is new to you")
     server.expect(QUESTION)

@@ -328,8 +328,8 @@ def test_each_side_tells_its_steps_in_the_order_in_which_they_are_done(kept: Kep
             if name == "bob"
             else ("hello_bob came", "hello_alice is made")
         )
-        assert told.index(hellos[0]) < told.index(hellos[1]) < told.index("Both hellos have passed")
-        assert told.index("Both hellos have passed") < told.index("Z = ") < told.index("Record 0")
+        assert told.index(hellos[0]) < told.index(hellos[1]) < told.index("Both hellos are sound")
+        assert told.index("Both hellos are sound") < told.index("Z = ") < told.index("Record 0")
 
 
 def test_quotes_stand_around_texts_only() -> None:
