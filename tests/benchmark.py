@@ -228,7 +228,7 @@ def handshakes(people: People) -> None:
                 Bare(connected, *keys).shake_hands()
                 return time.perf_counter() - begun
 
-        ratio("a handshake / bare", 1.50, 60, ours, bare)
+        ratio("a handshake / bare", 1.75, 60, ours, bare)
 
 
 def starts(people: People) -> None:
@@ -275,7 +275,7 @@ def terminals(people: People) -> None:
         chat.screen_lines(text, 80 - len("Alice + "))
         taken_by[kind].append(1000 * (time.perf_counter() - begun))
     slowest, times = max(taken_by.items(), key=lambda item: statistics.median(item[1]))
-    row(f"1 MiB laid out at 80 columns, ms (the slowest is {slowest!a})", times, 400)
+    row(f"1 MiB laid out at 80 columns, ms (the slowest is {slowest!a})", times, 300)
 
 
 def chance(bits: int, bound: int) -> float:
