@@ -116,8 +116,8 @@ TESTED = b"Diffie-Hellman parameters that secure-chat has tested:\n"  # first li
 NOTHING = bytes(32)  # what Alice's READY replies to: she has received no record yet
 PATIENCE = 30.0  # seconds: for the whole handshake; without progress in a frame; without a byte going out
 GOODBYE_SECONDS = 2.0  # for a CLOSE to reach the other side before we hang up
-NAMES = "SIGINT", "SIGTERM", "SIGHUP", "SIGQUIT", "SIGCONT"
-SIGNALS = [number for number in signal.Signals if number.name in NAMES]  # those that are handled
+SIGNAL_NAMES = "SIGINT", "SIGTERM", "SIGHUP", "SIGQUIT", "SIGCONT"
+SIGNALS = [number for number in signal.Signals if number.name in SIGNAL_NAMES]  # those that are handled
 
 # What is sent leaves at once. A dead line is noticed after 30 s: idle (seconds), or sending (milliseconds).
 TCP_OPTIONS = {
