@@ -346,7 +346,7 @@ def test_the_exercises_of_the_readme_one_after_the_other(
         hers.expect(WORDS)
         typed(his, "Alice", "no")
         his.expect("nothing is pinned")
-        hers.expect("Bob\\s+was\\s+gone\\s+before\\s+you\\s+answered")
+        hers.expect("Bob\\s+left,\\s+or\\s+said\\s+no,\\s+before\\s+you\\s+answered")
         assert (she.wait(), hers.wait()) == (0, 1)
         leaves(his)
         # 7. Do not compare.
