@@ -1185,8 +1185,8 @@ def printable(text: str) -> str:
 
 # Two characters that no row parts: of one emoji (joined, or with a colour or a skin's), or of a flag.
 _ONE = "\u200d[^\0-\x7f]|.[\ufe0f\U0001f3fb-\U0001f3ff]|[\U0001f1e6-\U0001f1ff]{2}"
-# Two columns in Unicode 16 or in the C library, though not in the tables of each Python.
-_WIDE = "[\u2630-\u2637\u268a-\u268f\u3248-\u324f\u4dc0-\u4dff\U0001d300-\U0001d356\U0001d360-\U0001d376]"
+# Two columns in Unicode 16, the C library or (a flag's letter alone) some terminals, though not in Python.
+_WIDE = "[\u2630-\u2637\u268a-\u268f\u3248-\u324f\u4dc0-\u4dff\U0001d300-\U0001d376\U0001f1e6-\U0001f1ff]"
 
 
 @functools.lru_cache(maxsize=4096)
@@ -1348,7 +1348,7 @@ class Console:
             mark = f"{name} \N{CHECK MARK} " if "utf" in sys.stdout.encoding.lower() else f"{name} + "
             form = "\x1b[32m{}\x1b[0m" if CAN_DRAW and "NO_COLOR" not in os.environ else "{}"
         elif stat.S_ISFIFO(os.fstat(sys.stdout.fileno()).st_mode) and is_terminal(sys.stdin):
-            width = columns(sys.stderr)  # as with `| tee`
+            width = columns(sys.stderr) or columns(sys.stdin)  # as with `| tee`
         text = text.encode(sys.stdout.encoding, "backslashreplace").decode(sys.stdout.encoding)  # as printed
         rows = screen_lines(text, width and max(width - len(mark), 2))
         bar = f"\n{'|':>{len(mark) - 1}} "  # no row passes for one of the program's

@@ -500,6 +500,19 @@ def test_no_word_of_a_message_is_lost_in_windows_of_any_size(
     assert [word for row in shown[first:last] for word in row[7:].split()] == words
 
 
+def test_through_tee_every_further_row_has_its_bar_though_the_steps_go_elsewhere(
+    bob: StartBob, start: Start, homes: Path
+) -> None:
+    server, port = bob("--once")
+    pin_each_other(homes, port)
+    python = ("bash", "-c", f'{PYTHON} "$0" "$@" 2> /dev/null | tee')
+    client = start("alice_client.py", "127.0.0.1", "--port", port, python=python, **AT_TERMINAL)
+    client.write("hello\r")
+    server.expect("^Alice: hello$")
+    server.write(20 * "Bob says " + "\n")
+    client.expect(r"Bob: (Bob says )+\r\n   \| Bob says ")
+
+
 def is_broken_at_words(program: Program) -> bool:
     """Whether no row is wider than the terminal but for fingerprints, paths, commands and what was typed."""
     rows = re.split(r"[\r\n]", re.sub(r"\x1b\[[?0-9;]*[a-zA-Z]", "", program.stdout))
@@ -570,6 +583,7 @@ FAMILY = "\U0001f468\u200d\U0001f469\u200d\U0001f467"  # man, woman, girl, joine
         ("en_US", "\u00fcber n\u0303 e\u0301t\u00e9", 10),
         ("en_US", "\u6f22\u5b57\u3000\uff01\ud55c\U0001f600", 12),
         ("en_US", "\u0939\u093f", 2),  # Hindi: a letter, and a vowel that takes a column of its own
+        ("en_US", "\U0001f1e9.", 3),  # half a flag
         *((locale, "\u00b1\u03b1\u042f\u2460x", 9) for locale in ("ja_JP.UTF-8", "zh_TW.UTF-8", "ko_KR")),
         ("de_DE", "\u00b1\u03b1\u042f\u2460x", 5),
     ],
