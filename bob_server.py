@@ -127,7 +127,7 @@ class Door:
                         return item
                     self._console.notice(item)
             raise KeyboardInterrupt  # a signal whose exception was lost
-        except BaseException:  # say goodbye to whoever has been sent READY, or is being sent it
+        except BaseException:  # say goodbye to a guest in the queue, or on the way there
             with contextlib.suppress(queue.Empty):
                 while not self.place.acquire(blocking=False):  # once we have it, nobody is sent READY
                     item = self._console.queue.get(timeout=chat.GOODBYE_SECONDS)
@@ -144,7 +144,7 @@ class Door:
             try:
                 connected, (address, *_) = self._listener.accept()
             except OSError:
-                time.sleep(0.05)  # until a descriptor is free, accept() fails at once
+                time.sleep(0.05)  # accept() fails at once, until a descriptor is free or Bob has ended
                 continue
             handshakes = {thread: end for thread, end in handshakes.items() if thread.is_alive()}
             if len(handshakes) >= HANDSHAKES:
